@@ -5,6 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tasks.pipeline.files import sha256_file, sha256_json
+
+
+def journal_key(inputs: Any) -> str:
+    """Hash of a step's inputs (a JSON value) and of the code of all steps: parts made by other code are not reused."""
+    code = Path(__file__).parents[1]
+    return sha256_json([inputs, {str(path.relative_to(code)): sha256_file(path) for path in code.rglob("*.py")}])
+
 
 class Journal:
     """Finished parts by name, appended one JSON line each and flushed to disk.

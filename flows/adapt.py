@@ -1,0 +1,124 @@
+"""The Prefect flow that adapts a model to a benchmark: one task per DVC stage, then the registry.
+
+DVC decides what is stale; the flow decides when it runs, what is tried again, and shows it.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows.environment import step_timeout
+from flows.results import Result, as_markdown, read_result
+from flows.stages import Busy, Outcome, StepFailed, run_command, run_stage, stages_of
+from flows.tracking import tracking_uri
+from tasks.pipeline.cell import Cell, open_cell
+
+# Another process may hold a stage for as long as a download takes; for longer, a person should decide.
+RETRIES = 60
+RETRY_DELAY = 10.0  # seconds
+
+
+def _is_busy(task: Any, task_run: Any, state: State[Any]) -> bool:
+    """Prefect's retry condition: only what another process blocks is tried again."""
+    try:
+        state.result()
+    except Busy:
+        return True
+    except BaseException:
+        return False
+    return False
+
+
+def _say(name: str, what: str) -> None:
+    """One line for the person who watches, and for the run's log on the server."""
+    get_run_logger().info("%s: %s", name, what)
+    print(f"{name:<9} {what}", flush=True)
+
+
+def _tell(line: str) -> None:
+    """A line of a step's own output."""
+    if line.strip():
+        print(f"  {line}", flush=True)
+
+
+@task(cache_policy=NO_CACHE, retries=RETRIES, retry_delay_seconds=RETRY_DELAY, retry_condition_fn=_is_busy)
+def bring_up_to_date(step: str, stage: str) -> State[Outcome]:
+    """Runs one DVC stage if it is stale. The state's name says what was done: Ran, Cached or Restored."""
+    started = time.monotonic()
+    logger = get_run_logger()
+
+    def log(line: str) -> None:
+        logger.info(line)
+        _tell(line)
+
+    try:
+        outcome = run_stage(stage, Path.cwd(), timeout=step_timeout(), log=log)
+    except Busy as busy:
+        _say(step, f"waits for another process: {busy}")
+        raise
+    except StepFailed as failure:
+        logger.error("%s\n%s", failure, "\n".join(failure.lines))
+        raise
+    _say(step, f"{outcome:<9} {time.monotonic() - started:6.1f} s")
+    return Completed(name=outcome.capitalize(), data=outcome, message=f"{stage}: {outcome}")
+
+
+@task(name="register", cache_policy=NO_CACHE)
+def register(model: str, benchmark: str) -> None:
+    """Puts the result into MLflow, unless the same content is there already."""
+    started = time.monotonic()
+    logger = get_run_logger()
+
+    def log(line: str) -> None:
+        logger.info(line)
+        _tell(line)
+
+    arguments = ["--model", model, "--benchmark", benchmark]
+    run_command("register", "tasks.register", arguments, Path.cwd(), timeout=step_timeout(), log=log)
+    _say("register", f"{'done':<9} {time.monotonic() - started:6.1f} s")
+
+
+@flow(name="adapt", flow_run_name="{model} {benchmark}", validate_parameters=False)
+def adapt(model: str, benchmark: str) -> Result:
+    """Brings every stage of the cell up to date, registers the result and shows it in Prefect.
+
+    The project is the working directory, as for `dvc`; both names are declared in its params.yaml and stand in its
+    pipeline lists.
+
+    Raises:
+        InputError: a step found bad input.
+        StepFailed: a step failed otherwise, or took too long.
+        Busy: another process kept a stage's files for longer than the retries last.
+    """
+    cell = open_cell(model, benchmark)
+    for stage in stages_of(model, benchmark):
+        step = stage.partition("@")[0]
+        of_what = {"model": model, "data": benchmark}.get(step, f"{model} {benchmark}")
+        bring_up_to_date.with_options(name=step, task_run_name=f"{step} {of_what}")(step, stage)
+    register.with_options(task_run_name=f"register {model} {benchmark}")(model, benchmark)
+    result = read_result(cell)
+    if result is None:
+        raise StepFailed("adapt", "all stages are up to date and yet there is no result")
+    show(cell, result)
+    return result
+
+
+def show(cell: Cell, result: Result) -> None:
+    """The result as a Prefect artifact: table and links."""
+    uri = tracking_uri(cell.root)
+    mlflow = f"[{uri}]({uri})" if uri.startswith("http") else f"`{uri}` (see it with `dsm ui`)"
+    create_markdown_artifact(
+        key=f"{cell.model}-{cell.benchmark}".lower().replace("_", "-"),
+        description=f"{cell.model} on {cell.benchmark}",
+        markdown=f"{as_markdown([result])}\n\n"
+        f"± standard error; p: exact McNemar test, pruned against base; random: mean over {result.random_seeds} seeds\n\n"
+        f"- report: [{cell.report}]({cell.report.as_uri()})\n"
+        f"- recipe: [{cell.pruned}]({cell.pruned.as_uri()})\n"
+        f"- MLflow: {mlflow}\n",
+    )

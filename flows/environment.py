@@ -1,0 +1,56 @@
+"""The environment of everything that a flow starts."""
+
+import os
+import sys
+from pathlib import Path
+
+from tasks.pipeline.errors import InputError
+
+# Nothing that is started here calls home.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+TIMEOUT = "DSM_STEP_TIMEOUT"
+
+
+def prepare() -> None:
+    """Settings that Prefect reads when it is imported; what the caller's environment says stands.
+
+    The run is logged to Prefect's server in full; the terminal shows the flow's own lines instead.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    if "PREFECT_API_URL" not in os.environ:
+        os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
+
+
+def child_environment() -> dict[str, str]:
+    """For `dvc` and the steps under it.
+
+    dvc.yaml says `python`: that must be this interpreter, also when its virtual environment is not activated.
+    DSM_FLOW_PID tells a step whom to watch: see `tasks.pipeline.step`.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**QUIET, **os.environ, "PATH": path, "DSM_FLOW_PID": str(os.getpid())}
+
+
+def step_timeout() -> float:
+    """Seconds that one step may take: the variable DSM_STEP_TIMEOUT, otherwise a day.
+
+    Raises:
+        InputError: it is not a positive number.
+    """
+    text = os.environ.get(TIMEOUT, "86400")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise InputError(TIMEOUT, f"must be a positive number of seconds, not {text!r}")
+    return seconds

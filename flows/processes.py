@@ -1,0 +1,203 @@
+"""Child processes that are never left behind: each in a session of its own, ended as a whole group."""
+
+import errno
+import fcntl
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from flows.environment import child_environment
+
+# SIGINT first: a step then removes its temporary files and dvc releases its locks. The others are for those who ignore it.
+SIGNALS = ((signal.SIGINT, 5.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 10.0))  # and the seconds each is given
+
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours and cursor movements
+
+SHOW_CURSOR = b"\x1b[?25h"
+
+# A step's own error line, and what dvc says about it: the caller tells it again, once and short.
+HELD_BACK = re.compile(r"(error|ERROR): ")
+LONGEST_PREFIX = len("error: ")
+
+
+@dataclass
+class Finished:
+    """How a process ended, and the lines it wrote (without colours)."""
+
+    code: int
+    stdout: list[str] = field(default_factory=list)
+    stderr: list[str] = field(default_factory=list)
+
+
+def run(argv: Sequence[str], *, cwd: Path, timeout: float, line: Callable[[str], None]) -> Finished:
+    """Runs `argv` in `cwd` and waits until it and everything that writes to its output is gone.
+
+    On a terminal its stderr is shown as it comes, progress bars too; elsewhere each line of it goes to `line`. Either
+    way lines that start with `error: ` are held back: they are in the result. Lines of stdout always go to `line`.
+
+    On every way out but a normal one (timeout, cancellation, Ctrl-C, any exception) the whole group is ended first.
+
+    Raises:
+        TimeoutError: it took longer than `timeout` seconds.
+    """
+    terminal = sys.stderr.isatty()
+    ours, theirs = _pseudo_terminal() if terminal else os.pipe()
+    finished = Finished(0)
+    try:
+        process = subprocess.Popen(
+            argv,
+            cwd=cwd,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    assert process.stdout is not None
+    ending = threading.Event()  # nobody wants to see the tracebacks of what we interrupt ourselves
+
+    def tell(text: str) -> None:
+        if not ending.is_set():
+            line(text)
+
+    def show(data: bytes) -> None:
+        if not ending.is_set():
+            _show(data)
+
+    readers = [
+        threading.Thread(target=_read, args=(process.stdout.fileno(), finished.stdout, tell), daemon=True),
+        threading.Thread(target=_read, args=(ours, finished.stderr, tell, show if terminal else None), daemon=True),
+    ]
+    deadline = time.monotonic() + timeout
+    try:
+        for reader in readers:
+            reader.start()
+        finished.code = process.wait(timeout)
+        for reader in readers:
+            reader.join(max(0.0, deadline - time.monotonic()))
+        if any(reader.is_alive() for reader in readers):
+            raise TimeoutError
+    except subprocess.TimeoutExpired:
+        ending.set()
+        end_group(process)
+        raise TimeoutError from None
+    except BaseException:
+        ending.set()
+        end_group(process)
+        raise
+    finally:
+        if terminal:
+            _show(SHOW_CURSOR)  # a progress bar that was ended could not do it
+        for reader in readers:
+            reader.join(1.0)
+        if not any(reader.is_alive() for reader in readers):  # else a process that left the group still holds them
+            process.stdout.close()
+            os.close(ours)
+    return finished
+
+
+def end_group(process: "subprocess.Popen[bytes]") -> None:
+    """Ends the process, which leads its group, and every other member of that group."""
+    try:
+        for signal_, grace in SIGNALS:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal_)
+            give_up = time.monotonic() + grace
+            while time.monotonic() < give_up:
+                process.poll()
+                if not _members(process.pid):
+                    return
+                time.sleep(0.05)
+    except BaseException:  # a second Ctrl-C: no more patience
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.poll()
+        raise
+
+
+def _members(group: int) -> list[int]:
+    """The living processes of a group. A zombie is none: its parent may be one that never collects it."""
+    found = []
+    for member in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(member.pid) == group and member.status() != psutil.STATUS_ZOMBIE:
+                found.append(member.pid)
+    return found
+
+
+def _pseudo_terminal() -> tuple[int, int]:
+    """Our end and the child's, as wide as the real terminal; line ends pass unchanged."""
+    ours, theirs = pty.openpty()
+    with suppress(OSError):
+        size = fcntl.ioctl(sys.stderr.fileno(), termios.TIOCGWINSZ, bytes(8))
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+    attributes = termios.tcgetattr(theirs)
+    attributes[1] &= ~termios.OPOST
+    termios.tcsetattr(theirs, termios.TCSANOW, attributes)
+    return ours, theirs
+
+
+def _show(data: bytes) -> None:
+    with suppress(OSError):
+        os.write(sys.stderr.fileno(), data)
+
+
+def _read(
+    source: int, lines: list[str], line: Callable[[str], None], show: Callable[[bytes], None] | None = None
+) -> None:
+    """Splits a stream into `lines`; each goes to `line`, or the raw bytes to `show`, which sees unfinished lines too."""
+    rest = b""  # of the line not yet ended
+    shown = 0  # how much of it
+    while data := _more(source):
+        *whole, rest_now = (rest + data).split(b"\n")
+        for raw in whole:
+            text = _text(raw)
+            lines.append(text)
+            if not HELD_BACK.match(text):
+                if show:
+                    show(raw[shown:] + b"\n")
+                else:
+                    line(text)
+            shown = 0
+        rest = rest_now
+        if show and shown < len(rest) and len(_text(rest)) >= LONGEST_PREFIX and not HELD_BACK.match(_text(rest)):
+            show(rest[shown:])
+            shown = len(rest)
+    if rest:
+        lines.append(_text(rest))
+        if not HELD_BACK.match(lines[-1]):
+            if show:
+                show(rest[shown:])
+            else:
+                line(lines[-1])
+
+
+def _more(source: int) -> bytes:
+    try:
+        return os.read(source, 65536)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.EBADF):  # Linux: the last process on the other side of the pty is gone
+            return b""
+        raise
+
+
+def _text(raw: bytes) -> str:
+    """What a terminal would show of the line in the end."""
+    return CONTROL.sub("", raw.decode(errors="replace")).rstrip("\r").rsplit("\r", 1)[-1]

@@ -1,0 +1,174 @@
+"""The one door to DVC: which stages a cell has, which are stale, and running one of them."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from flows import processes
+from flows.processes import Finished
+from tasks.pipeline.errors import InputError
+
+STEPS = ("model", "data", "sample", "score", "search", "prune", "evaluate", "transfer", "report")
+
+Outcome = Literal["ran", "cached", "restored"]
+Status = Literal["run", "cached", "restore"]
+Changes = list[str | dict[str, dict[str, object]]]  # of one stage, as `dvc status --json` tells them
+
+STATUS_TIMEOUT = 3600.0  # seconds; the first status of a large model computes its hash
+BUSY = re.compile(r"ERROR: .*(is busy|Unable to acquire lock)")
+STEP_EXIT = re.compile(r"ERROR: .*failed to run: .* exited with (-?\d+)$")  # dvc about the command of a stage
+EDGE = re.compile(r'"(.+)" -> "(.+)";')
+
+
+class Busy(Exception):
+    """Another process works on the stage's files: worth another attempt."""
+
+
+class StepFailed(Exception):
+    """A stage or command failed. The text is one line; `lines` holds the last ones that it wrote."""
+
+    def __init__(self, name: str, problem: str, lines: Sequence[str] = ()):
+        self.lines = list(lines)
+        super().__init__(f"{name}: {problem}")
+
+
+def stages_of(model: str, benchmark: str) -> list[str]:
+    """The DVC stages of a cell, each after those it needs."""
+    cell = f"{model}-{benchmark}"
+    suffix = {"model": model, "data": benchmark}
+    return [f"{step}@{suffix.get(step, cell)}" for step in STEPS]
+
+
+def run_stage(stage: str, root: Path, *, timeout: float, log: Callable[[str], None]) -> Outcome:
+    """Brings one stage of the project in `root` up to date, given that those before it are.
+
+    Returns:
+        cached: nothing to do; restored: its outputs came from DVC's cache; ran: its command ran.
+
+    Raises:
+        Busy: another process works on its files.
+        InputError: the step found bad input; carries the step's line.
+        StepFailed: anything else, a timeout too.
+    """
+    # `repro` locks the outputs for writing even if there is nothing to do, and so would be busy for as long as another
+    # cell computes with the same model. `status` reads only.
+    if not _status([stage], root):
+        return "cached"
+    finished = _run(stage, ["--wait-for-lock", "repro", "--single-item", stage], root, timeout, log)
+    if finished.code:
+        raise _failure(stage, finished)
+    for line in finished.stdout:
+        if line.startswith(f"Running stage '{stage}'"):
+            return "ran"
+        if line.startswith(f"Stage '{stage}' is cached"):
+            return "restored"
+        if line.startswith(f"Stage '{stage}' didn't change"):  # another process was faster
+            return "cached"
+    raise StepFailed(stage, "dvc did not say what it did", finished.stdout)
+
+
+def run_command(name: str, module: str, arguments: Sequence[str], root: Path, *, timeout: float, log: Callable[[str], None]) -> None:
+    """Runs `python -m module`, a step that is no DVC stage, under the same rules as a stage. Raises like `run_stage`."""
+    finished = _run(name, [sys.executable, "-m", module, *arguments], root, timeout, log, dvc=False)
+    if finished.code:
+        raise _failure(name, finished)
+
+
+def plan_stages(stages: Sequence[str], root: Path) -> dict[str, Status]:
+    """What `run_stage` would do with each of these stages, given in order and all declared in dvc.yaml.
+
+    Where the inputs of a stage will change, `run` is a prediction: DVC may know them from an earlier run and restore.
+    """
+    changes = _status(stages, root)
+    upstream = _upstream(stages[-1], root)
+    locked = _locked(root)
+    plan: dict[str, Status] = {}
+    for stage in stages:
+        before = {plan[name] for name in upstream.get(stage, set()) if name in plan}
+        if "run" in before or (stage in changes and (stage not in locked or not _restorable(changes[stage], before))):
+            plan[stage] = "run"
+        else:
+            plan[stage] = "restore" if stage in changes else "cached"
+    return plan
+
+
+def _restorable(changes: Changes, before: set[Status]) -> bool:
+    """Whether only files are missing, the outputs are in the cache, and the inputs are among what will be restored."""
+    for change in changes:
+        if isinstance(change, str):  # "changed command", "always changed"
+            return False
+        for kind, files in change.items():
+            # "not in cache" goes before "deleted" and "modified": an output of either kind is in the cache.
+            outputs = kind == "changed outs" and all(how in ("deleted", "modified") for how in files.values())
+            inputs = kind == "changed deps" and all(how == "deleted" for how in files.values()) and "restore" in before
+            if not outputs and not inputs:
+                return False
+    return True
+
+
+def _status(stages: Sequence[str], root: Path) -> dict[str, Changes]:
+    finished = _run("dvc status", ["--wait-for-lock", "status", "--json", *stages], root, STATUS_TIMEOUT, _ignore)
+    if finished.code:
+        raise _failure(stages[0] if len(stages) == 1 else "dvc status", finished)
+    changes: dict[str, Changes] = json.loads("\n".join(finished.stdout))
+    return changes
+
+
+def _upstream(stage: str, root: Path) -> dict[str, set[str]]:
+    """The direct predecessors of the stage and of each one before it."""
+    finished = _run("dvc dag", ["dag", "--dot", stage], root, STATUS_TIMEOUT, _ignore)
+    if finished.code:
+        raise _failure("dvc dag", finished)
+    upstream: dict[str, set[str]] = {}
+    for line in finished.stdout:
+        if edge := EDGE.match(line.strip()):
+            upstream.setdefault(edge[2], set()).add(edge[1])
+    return upstream
+
+
+def _locked(root: Path) -> set[str]:
+    """The stages that ran at least once."""
+    path = root / "dvc.lock"
+    lock = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    return set((lock or {}).get("stages") or {})
+
+
+def _ignore(line: str) -> None:
+    pass
+
+
+def _run(
+    name: str, argv: list[str], root: Path, timeout: float, log: Callable[[str], None], *, dvc: bool = True
+) -> Finished:
+    if dvc:
+        # -P: the project's own folders (data, tasks) must not hide a package of that name from dvc.
+        argv = [sys.executable, "-P", "-m", "dvc", *argv]
+    try:
+        return processes.run(argv, cwd=root, timeout=timeout, line=log)
+    except TimeoutError:
+        raise StepFailed(name, f"took longer than {timeout:g} s and was ended (DSM_STEP_TIMEOUT)") from None
+
+
+def _failure(name: str, finished: Finished) -> Exception:
+    """The exception that says why a process failed."""
+    lines = [line for line in finished.stderr if line.strip()]
+    for number, line in enumerate(lines):
+        if BUSY.match(line):
+            blockers = [blocker.strip() for blocker in lines[number + 1 :] if blocker.startswith("  (PID ")]
+            return Busy(" ".join([line.removeprefix("ERROR: "), *blockers]))
+    by_dvc = [line for line in lines if line.startswith("ERROR: ")]
+    by_step = [line.strip() for line in lines if not line.startswith("ERROR: ")]
+    exits = [int(match[1]) for line in by_dvc if (match := STEP_EXIT.match(line))]
+    if by_dvc and not exits:  # dvc itself refused
+        return StepFailed(name, by_dvc[-1].removeprefix("ERROR: "), lines[-40:])
+    code = exits[-1] if exits else finished.code
+    told = [line.removeprefix("error: ") for line in by_step if line.startswith("error: ")]
+    if code == 2 and told and ": " in told[-1]:
+        return InputError(*told[-1].split(": ", 1))
+    last = f": {by_step[-1]}" if by_step else ""
+    return StepFailed(name, f"exited with {code}{last}", (finished.stdout + lines)[-40:])

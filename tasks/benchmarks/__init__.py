@@ -1,0 +1,1 @@
+"""Benchmarks: rows, prompts, options, and how a model answers them."""

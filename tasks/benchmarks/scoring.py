@@ -1,0 +1,124 @@
+"""How a model answers a multiple-choice row: the log-probability of each option, given the prompt."""
+
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.benchmarks.encoding import Encoded, encode
+from tasks.models.loading import Loaded
+from tasks.models.packing import Pack, Unit
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of C edited models to n rows.
+
+    Attributes:
+        logprobs: for each row, float32 [C, options]: sum of the log-probabilities of the option's tokens.
+        greedy: for each row, int64 [C, options, tokens]: the token with the largest logit at each position of an
+            option, the tokens before it being the option's own (-1 behind a shorter option).
+    """
+
+    logprobs: list[np.ndarray]
+    greedy: list[np.ndarray]
+
+    def predicted(self) -> np.ndarray:
+        """Index of the most probable option, int64 [C, n]. Of equal ones, the first."""
+        return np.stack([logprobs.argmax(-1) for logprobs in self.logprobs], axis=1)
+
+    def margins(self, gold: Sequence[int]) -> np.ndarray:
+        """Log-probability of the gold option minus that of the best other one, float64 [C, n]."""
+        columns = []
+        for logprobs, index in zip(self.logprobs, gold, strict=True):
+            others = np.delete(logprobs, index, axis=-1).max(-1)
+            columns.append(logprobs[:, index].astype(np.float64) - others)
+        return np.stack(columns, axis=1)
+
+
+def unit(row: Encoded) -> Unit:
+    """What has to be run to read a row: the prompt with each option up to its last token."""
+    last = len(row.prompt) - 1
+    return [([*row.prompt, *option[:-1]], range(last, last + len(option))) for option in row.options]
+
+
+def read_options(packed: Pack, rows: Sequence[Encoded], logits: Tensor) -> Answers:
+    """The answers to the rows of a pack.
+
+    Args:
+        rows: all rows that were packed; the pack says which of them are its own.
+        logits: [C, R, vocabulary].
+
+    Raises:
+        InputError: a logit is NaN or infinite.
+    """
+    if not torch.isfinite(logits).all():
+        raise InputError("model", "its logits are NaN or infinite")
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    top = logits.argmax(-1).cpu().numpy()
+    answers = Answers([], [])
+    for index in packed.units:
+        options = rows[index].options
+        last = len(rows[index].prompt) - 1
+        sums = np.zeros((len(logits), len(options)), dtype=np.float32)
+        greedy = np.full((len(logits), len(options), max(map(len, options))), -1, dtype=np.int64)
+        for number, option in enumerate(options):
+            reads = [packed.read_of[index, number, last + i] for i in range(len(option))]
+            sums[:, number] = logprobs[:, reads, option].sum(-1).cpu().numpy()
+            greedy[:, number, : len(option)] = top[:, reads]
+        answers.logprobs.append(sums)
+        answers.greedy.append(greedy)
+    return answers
+
+
+def exact_match(tokenizer: Any, option: str, greedy: Sequence[int]) -> bool:
+    """Whether the unrestricted greedy tokens spell the option, but for case, spaces and punctuation (as SADI)."""
+    return _plain(tokenizer.decode([token for token in greedy if token >= 0])) == _plain(option)
+
+
+def _plain(text: str) -> str:
+    return text.strip().strip(string.punctuation).strip().lower()
+
+
+def answers_edited(
+    stack: DecoderStack, rows: Sequence[Encoded], layer: int, scale: Tensor, *, advance: Callable[[int], None]
+) -> Answers:
+    """Answers of C edits of one layer to all rows (`DecoderStack.edited`), all edits in the same batches.
+
+    Args:
+        scale: [C, d_ff].
+        advance: called with the number of rows done.
+    """
+    answers = Answers([], [])
+    for packed in stack.pack([unit(row) for row in rows]):
+        part = read_options(packed, rows, stack.predict(stack.clean(packed), layer, scale))
+        answers.logprobs.extend(part.logprobs)
+        answers.greedy.extend(part.greedy)
+        advance(len(packed.units))
+    return answers
+
+
+def answers_unedited(stack: DecoderStack, rows: Sequence[Encoded]) -> Answers:
+    """Answers of the model as it is; C is 1."""
+    answers = Answers([], [])
+    for packed in stack.pack([unit(row) for row in rows]):
+        part = read_options(packed, rows, stack.clean(packed).logits[None])
+        answers.logprobs.extend(part.logprobs)
+        answers.greedy.extend(part.greedy)
+    return answers
+
+
+def option_logprobs(loaded: Loaded, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[np.ndarray]:
+    """Log-probability of each option given its prompt, float32 [options] for each row, by the model as it is."""
+    stack = DecoderStack(loaded.model)
+    rows = [
+        encode(loaded.tokenizer, prompt, choices, stack.context)
+        for prompt, choices in zip(prompts, options, strict=True)
+    ]
+    return [logprobs[0] for logprobs in answers_unedited(stack, rows).logprobs]

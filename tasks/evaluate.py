@@ -1,0 +1,104 @@
+"""evaluate: base, pruned and randomly pruned model on the held-out test rows."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tasks.benchmarks.scoring import Answers, answers_edited, exact_match
+from tasks.benchmarks.table import Rows, encode_rows, read_split
+from tasks.evidence.statistics import mcnemar, standard_error
+from tasks.models.loading import load
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.files import write_json, write_parquet
+from tasks.pipeline.progress import progress
+from tasks.pipeline.step import run_step
+from tasks.pruning.masks import random_neurons, scales
+from tasks.pruning.recipe import read_recipe
+
+NOTHING = np.array([], dtype=np.int64)
+
+
+def evaluate(cell: Cell) -> None:
+    """Writes the predictions of every system and what they come to. All systems run in the same batches."""
+    recipe = read_recipe(cell.pruned)
+    seeds = cell.settings.evaluation.control_seeds
+    loaded = load(cell.model_dir)
+    stack = DecoderStack(loaded.model)
+    table = read_split(cell.test, cell.benchmark_spec.limits.test)
+    rows = encode_rows(table, loaded.tokenizer, stack.context)
+    controls = [random_neurons(recipe.d_ff, len(recipe.neurons), seed) for seed in seeds]
+    masks = scales([NOTHING, np.array(recipe.neurons), *controls], recipe.d_ff)
+    with progress("evaluate", len(table)) as advance:
+        answers = answers_edited(stack, rows.encoded, recipe.layer, masks, advance=advance)
+
+    systems = ["base", "pruned", *(f"random_{seed}" for seed in seeds)]
+    predicted = dict(zip(systems, answers.predicted(), strict=True))
+    margins = answers.margins(rows.gold)
+    frame = table[["id", "prompt", "gold"]].assign(**predicted)
+    for i, system in enumerate(("base", "pruned")):
+        frame[f"{system}_exact"] = _exact(loaded.tokenizer, rows, answers, i)
+        frame[f"{system}_logprobs"] = [logprobs[i].tolist() for logprobs in answers.logprobs]
+    write_parquet(cell.predictions, frame)
+    result = summary(frame, table, seeds)
+    for i, system in enumerate(("base", "pruned")):
+        result["systems"][system]["mean_margin"] = float(margins[i].mean())
+    write_json(cell.evaluation, result)
+
+
+def _exact(tokenizer: Any, rows: Rows, answers: Answers, system: int) -> list[bool]:
+    return [
+        exact_match(tokenizer, options[gold], greedy[system, gold].tolist())
+        for options, gold, greedy in zip(rows.table["options"], rows.gold, answers.greedy, strict=True)
+    ]
+
+
+def summary(frame: pd.DataFrame, table: pd.DataFrame, seeds: list[int]) -> dict[str, Any]:
+    """Accuracies with their standard errors, counts, and paired tests, from the predictions on n rows."""
+    n, gold = len(frame), frame["gold"].to_numpy()
+    right = {name: frame[name].to_numpy() == gold for name in frame if name in ("base", "pruned") or "random_" in name}
+    width = max(map(len, table["options"]))
+    shared = table["options"].map(tuple).nunique() == 1
+
+    def counts(name: str) -> list[int]:
+        return np.bincount(frame[name], minlength=width).tolist()
+
+    def system(name: str) -> dict[str, Any]:
+        accuracy, exact = float(right[name].mean()), float(frame[f"{name}_exact"].mean())
+        confusion = np.zeros((width, width), dtype=int)
+        np.add.at(confusion, (gold, frame[name].to_numpy()), 1)
+        return {
+            "accuracy": accuracy,
+            "stderr": standard_error(accuracy, n),
+            "exact_match": exact,
+            "exact_match_stderr": standard_error(exact, n),
+            "predicted": counts(name),
+            "confusion": confusion.tolist(),
+        }
+
+    by_seed = {str(seed): float(right[f"random_{seed}"].mean()) for seed in seeds}
+    mean = float(np.mean(list(by_seed.values())))
+    return {
+        "n": n,
+        "options": list(table["options"].iloc[0]) if shared else None,
+        "systems": {
+            "base": system("base"),
+            "pruned": system("pruned"),
+            "random": {
+                "accuracy": mean,
+                "stderr": standard_error(mean, n),
+                "between_seeds": float(np.std(list(by_seed.values()), ddof=1)) if len(seeds) > 1 else None,
+                "by_seed": by_seed,
+                "predicted": {str(seed): counts(f"random_{seed}") for seed in seeds},
+            },
+        },
+        "comparisons": {
+            "pruned_vs_base": mcnemar(right["pruned"], right["base"]),
+            "pruned_vs_random": {str(seed): mcnemar(right["pruned"], right[f"random_{seed}"]) for seed in seeds},
+        },
+    }
+
+
+if __name__ == "__main__":
+    run_step(evaluate, description=__doc__)

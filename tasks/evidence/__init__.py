@@ -1,0 +1,1 @@
+"""Evidence: statistics, figures, and the report that shows them."""

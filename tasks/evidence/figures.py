@@ -1,0 +1,276 @@
+"""The figures of a cell as SVG text.
+
+The same data give the same bytes. Ink and lines are CSS variables with a fallback and colour maps fade to
+transparent, so a figure reads on a light and on a dark page, and by itself.
+"""
+
+import io
+import re
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, Normalize, SymLogNorm, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+from tasks.evidence.reading import Evidence, Scores
+from tasks.evidence.statistics import standard_error
+
+# Stand-ins that occur nowhere else, replaced by the page's own colours in the SVG text.
+INK, MUTED, LINE, SURFACE, ACCENT, WARN = (f"#01020{i}" for i in range(6))
+_VARIABLES = {
+    INK: "var(--ink, #1c2128)",
+    MUTED: "var(--muted, #5b6470)",
+    LINE: "var(--line, #d5dae1)",
+    SURFACE: "var(--surface, #ffffff)",
+    ACCENT: "var(--accent, #1d4ed8)",
+    WARN: "var(--warn, #b45309)",
+}
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "text.color": INK,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+_LOW, _HIGH = "#ea7317", "#3b7cf0"  # orange and blue: told apart by every common colour vision, on white and on black
+_DIVERGING = LinearSegmentedColormap.from_list(
+    "diverging", [(0.0, to_rgba(_LOW, 1)), (0.5, to_rgba(_LOW, 0)), (0.5, to_rgba(_HIGH, 0)), (1.0, to_rgba(_HIGH, 1))]
+)
+_BINS = 192  # columns of the score map: more than these a screen does not show
+
+
+def figures(evidence: Evidence) -> dict[str, str]:
+    """Every figure of a cell by name; those of the transfer check only where there was one."""
+    layer, fraction = int(evidence.pruned["layer"]), float(evidence.pruned["fraction"])
+    chosen = (layer, fraction)
+    found = {
+        "accuracy": accuracy_figure(evidence.evaluation),
+        "grid_accuracy": grid_figure(evidence.grid, "accuracy", "grid_accuracy", chosen=chosen),
+        "grid_margin": grid_figure(evidence.grid, "margin", "grid_margin", chosen=chosen),
+        "scores": scores_figure(evidence.scores, layer=layer, pruned=len(evidence.pruned["neurons"])),
+        "completeness": completeness_figure(evidence.scores),
+    }
+    if evidence.has_transfer:
+        best = evidence.transfer["best"]
+        found["grid_transfer"] = grid_figure(
+            evidence.transfer_grid,
+            "accuracy",
+            "grid_transfer",
+            chosen=chosen,
+            best=(int(best["layer"]), float(best["fraction"])),
+        )
+        found["transfer"] = transfer_figure(evidence.grid, evidence.transfer_grid, chosen=chosen)
+    return found
+
+
+def accuracy_figure(evaluation: dict[str, Any]) -> str:
+    """Accuracy of base, pruned and every random draw with one standard error, and of the majority answer."""
+    systems, n = evaluation["systems"], evaluation["n"]
+    draws = list(systems["random"]["by_seed"].values())
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = Figure(figsize=(7.2, 1.9), layout="constrained")
+        axes = figure.subplots()
+        for y, name, colour in ((0, "base", INK), (1, "pruned", ACCENT)):
+            system = systems[name]
+            axes.errorbar(
+                system["accuracy"], y, xerr=system["stderr"], fmt="o", ms=8, lw=2, color=colour, ecolor=colour
+            )
+        axes.errorbar(draws, [2.0] * len(draws), fmt="o", ms=8, mfc="none", mec=MUTED, mew=1.2)
+        mean = systems["random"]["accuracy"]
+        axes.errorbar(mean, 2, xerr=standard_error(mean, n), fmt="|", ms=12, mew=2, lw=2, color=MUTED, ecolor=MUTED)
+        majority = max(sum(row) for row in systems["base"]["confusion"]) / n
+        axes.axvline(majority, color=LINE, lw=1.2, ls=(0, (4, 3)), zorder=0)
+        axes.annotate(
+            "majority answer", (majority, 1), (4, 0), xycoords=("data", "axes fraction"),
+            textcoords="offset points", va="top", fontsize=8, color=MUTED,
+        )  # fmt: skip
+        axes.set_yticks([0, 1, 2], ["base", "pruned", "random"], fontsize=9)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.set(ylim=(2.5, -0.7), xlabel=f"accuracy on {n} held-out rows (bars: one standard error)")
+        axes.spines["left"].set_visible(False)
+        axes.margins(x=0.12)
+        return _svg(figure, "accuracy")
+
+
+def grid_figure(
+    grid: pd.DataFrame,
+    value: str,
+    name: str,
+    *,
+    chosen: tuple[int, float],
+    best: tuple[int, float] | None = None,
+) -> str:
+    """Layers x fractions, coloured by the difference from the unpruned model (the row with layer -1).
+
+    Args:
+        grid: the columns of grid.parquet.
+        value: `accuracy` or `margin`.
+        name: of the figure; makes the SVG's identifiers its own.
+        chosen: (layer, fraction), outlined.
+        best: another pair, outlined with dashes.
+    """
+    base = float(grid.loc[grid["layer"] < 0, value].iloc[0])
+    table = grid[grid["layer"] >= 0].pivot(index="layer", columns="fraction", values=value).sort_index()
+    values = table.to_numpy(dtype=np.float64)
+    span = float(np.nanmax(np.abs(values - base))) or 1.0
+    rows, columns = values.shape
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = Figure(figsize=(max(3.0, 0.36 * columns + 0.8), max(2.0, 0.2 * rows + 1.0)), layout="constrained")
+        axes = figure.subplots()
+        norm = Normalize(base - span, base + span)
+        image = axes.imshow(values, cmap=_DIVERGING, norm=norm, aspect="auto", interpolation="none")
+        for (row, column), cell in np.ndenumerate(values):
+            axes.text(column, row, _short(cell, value), ha="center", va="center", fontsize=7)
+        for pair, style in ((best, (0, (2, 1.5))), (chosen, "-")):
+            if pair is not None:
+                x, y = list(table.columns).index(pair[1]), list(table.index).index(pair[0])
+                axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec=INK, lw=2, ls=style, clip_on=False))
+        axes.set_xticks(range(columns), [f"{100 * fraction:.4g}" for fraction in table.columns])
+        axes.set_yticks(range(rows), [str(layer) for layer in table.index])
+        axes.tick_params(length=0)
+        axes.set(xlabel="neurons of the layer pruned (%)", ylabel="layer")
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        bar = figure.colorbar(image, ax=axes, location="bottom", fraction=0.03, aspect=40, pad=0.01)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.set_ticks([base - span, base, base + span])
+        bar.set_ticklabels([f"−{_short(span, value)}", f"unpruned: {_short(base, value)}", f"+{_short(span, value)}"])
+        bar.ax.tick_params(length=0)
+        return _svg(figure, name)
+
+
+def scores_figure(scores: Scores, *, layer: int, pruned: int) -> str:
+    """Scores, every layer sorted from its highest to its lowest neuron; the pruned ones outlined.
+
+    Wide layers are averaged over neighbours in that order, into at most 192 columns.
+    """
+    layers, d_ff = scores.values.shape
+    ordered = -np.sort(-scores.values.astype(np.float64), axis=1)
+    binned = np.stack([part.mean(axis=1) for part in np.array_split(ordered, min(_BINS, d_ff), axis=1)], axis=1)
+    top = float(np.abs(binned).max()) or 1.0
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = Figure(figsize=(7.2, max(2.2, 0.13 * layers + 1.1)), layout="constrained")
+        axes = figure.subplots()
+        norm = SymLogNorm(linthresh=top / 1000, vmin=-top, vmax=top)
+        image = axes.imshow(
+            binned, cmap=_DIVERGING, norm=norm, aspect="auto", interpolation="none", extent=(0, 100, layers - 0.5, -0.5)
+        )
+        axes.add_patch(
+            Rectangle((0, layer - 0.5), 100 * pruned / d_ff, 1, fill=False, ec=INK, lw=1.8, clip_on=False)
+        )
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+        axes.set(xlabel="neurons of the layer, from the highest to the lowest score (%)", ylabel="layer")
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        bar = figure.colorbar(image, ax=axes, location="right", fraction=0.03, aspect=30, pad=0.01)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.ax.yaxis.set_minor_locator(NullLocator())
+        bar.set_ticks([-top, -top / 30, 0, top / 30, top])
+        bar.set_ticklabels([_number(tick) for tick in (-top, -top / 30, 0, top / 30, top)])
+        bar.set_label("score (logit)")
+        return _svg(figure, "scores")
+
+
+def completeness_figure(scores: Scores) -> str:
+    """Completeness gap of every layer, as a part of max(|F(1) - F(0)|, 1), and the nodes it took."""
+    gaps = np.maximum(scores.relative_gap.astype(np.float64), 1e-6)  # a log axis has no zero
+    layers = np.arange(gaps.size)
+    bad = np.isin(layers, scores.unconverged)
+    tolerance = scores.header.get("tolerance")
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+        upper.vlines(layers, 1e-6, gaps, color=LINE, lw=1)
+        upper.plot(layers[~bad], gaps[~bad], "o", ms=5, color=ACCENT)
+        upper.plot(layers[bad], gaps[bad], "X", ms=8, color=WARN)
+        ceiling = max(float(gaps.max()), tolerance or 0.0) * 3
+        upper.set(yscale="log", ylabel="relative gap", ylim=(min(float(gaps.min()), 1e-4) / 2, ceiling))
+        if tolerance is not None:
+            upper.axhline(tolerance, color=WARN, lw=1, ls=(0, (4, 3)))
+            upper.annotate(
+                f"tolerance {tolerance:g}", (1, tolerance), (0, 3), xycoords=("axes fraction", "data"),
+                textcoords="offset points", ha="right", fontsize=8, color=WARN,
+            )  # fmt: skip
+        upper.yaxis.set_minor_locator(NullLocator())
+        upper.yaxis.set_major_locator(FixedLocator([10.0**power for power in range(-6, 4, 2)]))
+        upper.set_yticks([10.0**power for power in range(-6, 4, 2)], [f"{10.0**power:g}" for power in range(-6, 4, 2)])
+        upper.set_ylim(min(float(gaps.min()), 1e-4) / 2, ceiling)
+        lower.bar(layers, scores.nodes, width=0.6, color=np.where(bad, WARN, MUTED).tolist())
+        lower.set(xlabel="layer", ylabel="nodes")
+        lower.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
+        return _svg(figure, "completeness")
+
+
+def transfer_figure(grid: pd.DataFrame, transfer_grid: pd.DataFrame, *, chosen: tuple[int, float]) -> str:
+    """Adaptation against test, one point a (layer, fraction) pair: accuracy (area: how many) and mean gold margin."""
+    both = grid.merge(transfer_grid, on=["layer", "fraction"], suffixes=("_adaptation", "_test"))
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = Figure(figsize=(7.2, 3.3), layout="constrained")
+        for axes, value in zip(figure.subplots(1, 2), ("accuracy", "margin"), strict=True):
+            _scatter(axes, both, value, chosen)
+        return _svg(figure, "transfer")
+
+
+def _scatter(axes: Axes, both: pd.DataFrame, value: str, chosen: tuple[int, float]) -> None:
+    x, y = f"{value}_adaptation", f"{value}_test"
+    pairs = both[both["layer"] >= 0]
+    # Ten rows give eleven levels: most pairs lie on each other, and only the area shows it.
+    points = pairs.round({x: 9, y: 9}).groupby([x, y]).size().reset_index(name="count")
+    for count, same in points.groupby("count"):  # plot, not scatter: that repeats the marker's outline per point
+        axes.plot(same[x], same[y], "o", ms=4 * np.sqrt(count), color=_HIGH, alpha=0.55, mew=0)
+    base = both[both["layer"] < 0].iloc[0]
+    axes.axvline(base[x], color=MUTED, lw=0.8, ls=(0, (4, 3)), zorder=0)
+    axes.axhline(base[y], color=MUTED, lw=0.8, ls=(0, (4, 3)), zorder=0)
+    mine = pairs[(pairs["layer"] == chosen[0]) & (pairs["fraction"] == chosen[1])].iloc[0]
+    axes.plot(mine[x], mine[y], "D", ms=9, mfc="none", mec=INK, mew=1.8)
+    axes.annotate("chosen", (mine[x], mine[y]), (-8, 8), textcoords="offset points", ha="right", fontsize=8)
+    axes.set(xlabel=f"{value} on the adaptation set", ylabel=f"{value} on test rows")
+    axes.margins(0.12)
+
+
+def _short(value: float, kind: str) -> str:
+    """A number that fits into a cell of the map: `.713`, `1`, `−0.4`."""
+    if kind == "margin":
+        return f"{value:.1f}".replace("-0.0", "0.0").replace("-", "−")
+    text = f"{value:.3f}".rstrip("0").rstrip(".")
+    return text.removeprefix("0").replace("-", "−") or "0"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2g}".replace("-", "−")
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element: no date, no prolog, identifiers and colours of its own page."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"<(metadata|style)\b.*?</\1>\s*", "", text, flags=re.DOTALL)  # a <style> would style the page
+    text = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"font-family: [^;\"]*", f"font-family: {_FONT}", text)
+    for stand_in, variable in _VARIABLES.items():
+        text = text.replace(stand_in, variable)
+    return text

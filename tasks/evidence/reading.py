@@ -1,0 +1,89 @@
+"""The files of a finished cell, read once for the report and for the tracker."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from safetensors import safe_open
+
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.files import read_json, read_jsonl
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of every neuron, and how well their sum closes per layer.
+
+    `values` [layers, d_ff]; `gap` [layers] is the sum of a layer's scores minus `difference` = F(1) - F(0);
+    `nodes` [layers] is the number of gradient evaluations; `header` is what the score step wrote beside them.
+    """
+
+    values: npt.NDArray[np.float32]
+    gap: npt.NDArray[np.float32]
+    difference: npt.NDArray[np.float32]
+    nodes: npt.NDArray[np.int32]
+    header: dict[str, Any]
+
+    @property
+    def relative_gap(self) -> npt.NDArray[np.float32]:
+        """|gap| / max(|F(1) - F(0)|, 1) [layers]: what attribution.tolerance bounds."""
+        return np.abs(self.gap) / np.maximum(np.abs(self.difference), 1)
+
+    @property
+    def unconverged(self) -> list[int]:
+        """Layers whose gap is over the tolerance; none where the rule has no tolerance."""
+        tolerance = self.header.get("tolerance")
+        return [] if tolerance is None else [int(i) for i in np.flatnonzero(~(self.relative_gap <= tolerance))]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about one cell. The frames and dictionaries are those of the cell's files."""
+
+    samples: list[dict[str, Any]]
+    scores: Scores
+    grid: pd.DataFrame
+    pruned: dict[str, Any]
+    predictions: pd.DataFrame
+    evaluation: dict[str, Any]
+    transfer_grid: pd.DataFrame
+    transfer: dict[str, Any]
+
+    @property
+    def has_transfer(self) -> bool:
+        """False when limits.transfer is 0."""
+        return bool(self.transfer["n"])
+
+
+def read_scores(path: Path) -> Scores:
+    """Scores from the safetensors file of the score step."""
+    with safe_open(str(path), framework="np") as file:
+        names = ("scores", "gap", "difference", "nodes")
+        return Scores(*(file.get_tensor(name) for name in names), header=json.loads(file.metadata()["header"]))
+
+
+def read_evidence(cell: Cell) -> Evidence:
+    """All files of a cell that `transfer` has finished.
+
+    Raises:
+        InputError: one of them is not there.
+    """
+    paths = (cell.samples, cell.scores, cell.grid, cell.pruned, cell.predictions)
+    for path in (*paths, cell.evaluation, cell.transfer_grid, cell.transfer):
+        if not path.exists():
+            raise InputError(cell.name, f"{path.name} is not there; the cell's earlier steps have not run")
+    return Evidence(
+        samples=read_jsonl(cell.samples),
+        scores=read_scores(cell.scores),
+        grid=pd.read_parquet(cell.grid),
+        pruned=read_json(cell.pruned),
+        predictions=pd.read_parquet(cell.predictions),
+        evaluation=read_json(cell.evaluation),
+        transfer_grid=pd.read_parquet(cell.transfer_grid),
+        transfer=read_json(cell.transfer),
+    )

@@ -1,0 +1,164 @@
+"""Puts the evidence about a cell into one HTML file that needs nothing but itself."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from markupsafe import Markup
+
+from tasks.evidence import verdict as words
+from tasks.evidence.figures import figures
+from tasks.evidence.reading import Evidence, read_evidence
+from tasks.evidence.statistics import spearman
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.files import sha256_file
+
+FLIPS_SHOWN = 100  # per direction; the rest stands in predictions.parquet
+LONG = 280  # characters of a row's text from which it is folded
+
+
+def render(cell: Cell) -> str:
+    """report.html of a cell whose other files are finished. Equal files and settings give equal text.
+
+    Raises:
+        InputError: a file of the cell is not there.
+    """
+    evidence = read_evidence(cell)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"signed": words.signed, "p_value": words.p_value, "percent": words.percent}
+    environment.filters |= {"minus": lambda text: str(text).replace("-", "−"), "counted": words.counted}
+    return environment.get_template("report.html.j2").render(_context(cell, evidence))
+
+
+def _context(cell: Cell, evidence: Evidence) -> dict[str, Any]:
+    evaluation, pruned = evidence.evaluation, evidence.pruned
+    options = evaluation["options"]
+    names = [words.option_name(options, i) for i in range(len(evaluation["systems"]["base"]["predicted"]))]
+    varying = _varying([row["prompt"] for row in evidence.samples] + evidence.predictions["prompt"].tolist())
+    gained, lost = _flips(evidence, options, varying)
+    pairs = int((evidence.grid["layer"] >= 0).sum())
+    return {
+        "cell": cell,
+        "evidence": evidence,
+        "pruned": pruned,
+        "evaluation": evaluation,
+        "systems": evaluation["systems"],
+        "versus_base": evaluation["comparisons"]["pruned_vs_base"],
+        "versus_random": evaluation["comparisons"]["pruned_vs_random"],
+        "verdict": words.verdict(pruned, evaluation),
+        "notes": words.notes(evaluation),
+        "trail": words.trail(pruned, pairs),
+        "pairs": pairs,
+        "options": names,
+        "gold": [sum(row) for row in evaluation["systems"]["base"]["confusion"]],
+        "figures": {name: Markup(svg) for name, svg in figures(evidence).items()},
+        "margin_spearman": _margin_spearman(evidence),
+        "layers": _layers(evidence),
+        "samples": [
+            {"text": varying(row["prompt"]), "gold": row["options"][row["gold"]].strip(), "id": row["id"]}
+            for row in evidence.samples
+        ],
+        "gained": gained[:FLIPS_SHOWN],
+        "lost": lost[:FLIPS_SHOWN],
+        "counts": {"gained": len(gained), "lost": len(lost), "shown": FLIPS_SHOWN},
+        "long": LONG,
+        "sources": {
+            "Model": {"licence": cell.model_spec.licence, **cell.model_spec.source.model_dump(exclude_none=True)},
+            "Benchmark": {
+                "licence": cell.benchmark_spec.licence,
+                **cell.benchmark_spec.train.source.model_dump(exclude_none=True),
+            },
+        },
+        "settings": {
+            section: getattr(cell.settings, section).model_dump()
+            for section in ("adaptation", "attribution", "search", "evaluation")
+        }
+        | {"limits": cell.benchmark_spec.limits.model_dump()},
+        "hashes": {
+            path.name: sha256_file(path) for path in (cell.samples, cell.scores, cell.grid, cell.pruned, cell.predictions)
+        },
+        "header": evidence.scores.header,
+    }
+
+
+def _varying(prompts: list[str]) -> Any:
+    """A function that cuts from a prompt what all of them share at both ends: the template, which is shown once."""
+    head = os.path.commonprefix(prompts)
+    tail = os.path.commonprefix([prompt[::-1] for prompt in prompts])[::-1]
+    head = head[: head.rfind("\n") + 1]  # whole lines only: two rows may begin with the same word
+    tail = tail[tail.find("\n") :] if "\n" in tail else ""
+
+    def cut(prompt: str) -> str:
+        short = prompt[len(head) : len(prompt) - len(tail)] if len(head) + len(tail) < len(prompt) else ""
+        return short.strip() or prompt
+
+    return cut
+
+
+def _probabilities(logprobs: pd.Series) -> list[npt.NDArray[np.float64]]:
+    """Softmax over the options of each row."""
+    found = []
+    for row in logprobs:
+        exponential = np.exp(np.asarray(row, dtype=np.float64) - np.max(row))
+        found.append(exponential / exponential.sum())
+    return found
+
+
+def _flips(evidence: Evidence, options: list[str] | None, varying: Any) -> tuple[list[Any], list[Any]]:
+    """Rows that only the pruned model gets right, and rows that only the base gets right; the largest change first."""
+    frame = evidence.predictions
+    base, pruned = _probabilities(frame["base_logprobs"]), _probabilities(frame["pruned_logprobs"])
+    gained, lost = [], []
+    for i, row in enumerate(frame.itertuples(index=False)):
+        gold = int(row.gold)
+        if (row.base == gold) == (row.pruned == gold):
+            continue
+        flip = {
+            "id": row.id,
+            "text": varying(row.prompt),
+            "gold": words.option_name(options, gold),
+            "base": words.option_name(options, int(row.base)),
+            "pruned": words.option_name(options, int(row.pruned)),
+            "before": float(base[i][gold]),
+            "after": float(pruned[i][gold]),
+        }
+        (gained if row.pruned == gold else lost).append(flip)
+    for flips in (gained, lost):
+        flips.sort(key=lambda flip: (-abs(flip["after"] - flip["before"]), flip["id"]))
+    return gained, lost
+
+
+def _margin_spearman(evidence: Evidence) -> float | None:
+    """Rank correlation of the mean gold margins on the adaptation set with those on test rows."""
+    if not evidence.has_transfer:
+        return None
+    both = evidence.grid.merge(evidence.transfer_grid, on=["layer", "fraction"]).query("layer >= 0")
+    rank, _ = spearman(both["margin_x"], both["margin_y"])
+    return None if np.isnan(rank) else rank
+
+
+def _layers(evidence: Evidence) -> list[dict[str, Any]]:
+    """What the completeness figure shows, as rows of a table."""
+    scores = evidence.scores
+    return [
+        {
+            "layer": layer,
+            "difference": float(scores.difference[layer]),
+            "gap": float(scores.gap[layer]),
+            "relative": float(scores.relative_gap[layer]),
+            "nodes": int(scores.nodes[layer]),
+            "converged": layer not in scores.unconverged,
+        }
+        for layer in range(len(scores.nodes))
+    ]

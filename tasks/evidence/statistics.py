@@ -1,0 +1,61 @@
+"""How sure one may be of an accuracy, of a difference between two, and of a rank correlation."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+
+def standard_error(accuracy: float, n: int) -> float:
+    """Binomial standard error sqrt(p (1 - p) / n) of the accuracy p on n rows.
+
+    Raises:
+        ValueError: no rows, or an accuracy outside [0, 1].
+    """
+    if n < 1 or not 0 <= accuracy <= 1:
+        raise ValueError(f"an accuracy of {accuracy} on {n} rows has no standard error")
+    return float(np.sqrt(accuracy * (1 - accuracy) / n))
+
+
+def mcnemar(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Compares two systems on the same rows; each array [n] says which rows one system got right.
+
+    Returns:
+        `difference`: accuracy of the first minus that of the second.
+        `stderr`: the standard error of that difference, from the n paired differences (each -1, 0 or 1).
+        `only_first`, `only_second`: rows that one system alone got right, b and c below.
+        `p`: two-sided exact McNemar test: b out of b + c, against a fair coin; 1 if the systems never disagree.
+
+    Source: McNemar 1947; the exact form is the sign test over the discordant pairs.
+
+    Raises:
+        ValueError: no rows, or not the same rows.
+    """
+    if first.shape != second.shape or first.ndim != 1 or not first.size:
+        raise ValueError(f"two systems on the same rows are needed, not {first.shape} and {second.shape}")
+    n = first.size
+    b = int(np.sum(first & ~second))
+    c = int(np.sum(~first & second))
+    return {
+        "difference": (b - c) / n,
+        "stderr": float(np.sqrt(b + c - (b - c) ** 2 / n) / n),
+        "only_first": b,
+        "only_second": c,
+        "p": float(stats.binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0,
+    }
+
+
+def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float]:
+    """Spearman's rank correlation (ties share their mean rank) and its two-sided p.
+
+    Both are NaN when one side is constant or there are fewer than three pairs: there is no ranking to compare, or
+    nothing to test. JSON has no NaN: write None.
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"two equally long lists are needed, not {x.shape} and {y.shape}")
+    if x.size < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan"), float("nan")
+    result = stats.spearmanr(x, y)
+    return float(result.statistic), float(result.pvalue)

@@ -1,0 +1,106 @@
+"""Weights from a recipe: a plain Hugging Face directory that any tool for such models loads."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tasks.models.hashing import sha256_directory
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.files import read_json, replacing
+from tasks.pruning.recipe import Recipe, read_recipe
+
+
+def export(cell: Cell, out: Path) -> None:
+    """Writes the cell's pruned model to `out`: safetensors, tokenizer, model card with the evidence, recipe.
+
+    Raises:
+        InputError: the cell has no pruned.json yet, or `out` exists.
+    """
+    for path in (cell.pruned, cell.evaluation):
+        if not path.is_file():
+            raise InputError("cell", f"{cell.name} has no {path.name} yet; run `dsm run` for it first")
+    _write(cell.pruned, cell.model_dir, out, _card(cell))
+
+
+def apply(recipe: Path, model_dir: Path, out: Path) -> None:
+    """Writes the model in `model_dir` with the recipe's neurons silenced to `out`.
+
+    Raises:
+        InputError: not a recipe, not the model it was made for (by hash), or `out` exists.
+    """
+    _write(recipe, model_dir, out, None)
+
+
+def _write(path: Path, model_dir: Path, out: Path, card: str | None) -> None:
+    recipe = read_recipe(path)
+    if out.exists():
+        raise InputError("out", f"{out} exists already; name a directory that does not")
+    if not (model_dir / "config.json").is_file():
+        raise InputError("model", f"{model_dir} is not a model directory: it has no config.json")
+    actual = sha256_directory(model_dir)
+    if actual != recipe.base_sha256:
+        raise InputError("model", f"{model_dir} has hash {actual}, but the recipe is for {recipe.base_sha256}")
+    with replacing(out) as temporary:
+        shutil.copytree(model_dir, temporary, copy_function=shutil.copyfile)
+        _silence(temporary, recipe)
+        shutil.copyfile(path, temporary / "pruned.json")
+        if card is not None:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def _silence(directory: Path, recipe: Recipe) -> None:
+    """Zeroes the rows in the one safetensors file that holds them; nothing else changes, types included."""
+    ending = f"layers.{recipe.layer}.mlp.{recipe.projection}.weight"
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.endswith(ending)]  # noqa: SIM118 (not a mapping)
+            if not names:
+                continue
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        weight = tensors[names[0]]
+        if weight.shape[0] != recipe.d_ff:
+            raise InputError("model", f"{names[0]} has {weight.shape[0]} rows, but the recipe is for {recipe.d_ff}")
+        weight[torch.tensor(recipe.neurons, dtype=torch.long)] = 0
+        save_file(tensors, path, metadata=metadata)
+        return
+    raise InputError("model", f"no safetensors file holds a tensor *.{ending}")
+
+
+def _card(cell: Cell) -> str:
+    recipe, evaluation = read_recipe(cell.pruned), read_json(cell.evaluation)
+    base, pruned, random = (evaluation["systems"][name] for name in ("base", "pruned", "random"))
+    test = evaluation["comparisons"]["pruned_vs_base"]
+    front = {"base_model": cell.model, "tags": ["pruned", "dsm"], "license": cell.model_spec.licence}
+    lines = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
+    return f"""---
+{lines}
+---
+# {cell.model}, pruned for {cell.benchmark}
+
+{len(recipe.neurons)} of the {recipe.d_ff} neurons (rows of `gate_proj`) of layer {recipe.layer} are zeroed
+({recipe.fraction:.0%}). They were chosen by integrated gradients and a grid search on {recipe.adaptation.n} labeled
+training examples (method: arXiv 2507.09185). Shapes are unchanged: the model loads and runs like its base.
+
+| system | accuracy | standard error |
+|---|---|---|
+| base | {base["accuracy"]:.4f} | {base["stderr"]:.4f} |
+| pruned | {pruned["accuracy"]:.4f} | {pruned["stderr"]:.4f} |
+| random neurons, same layer and number ({len(random["by_seed"])} draws) | {random["accuracy"]:.4f} | {random["stderr"]:.4f} |
+
+{evaluation["n"]} held-out rows of {cell.benchmark}. Pruned minus base: {test["difference"]:+.4f} ± {test["stderr"]:.4f},
+exact McNemar p = {test["p"]:.3g}. Answers are read as the most probable of the options
+{json.dumps(evaluation["options"])} after the prompt:
+
+```
+{cell.benchmark_spec.prompt}
+```
+
+`pruned.json` is the recipe: `dsm apply pruned.json --model BASE --out DIR` makes these weights from the base model
+with hash `{recipe.base_sha256}`.
+"""

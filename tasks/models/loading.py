@@ -1,0 +1,51 @@
+"""Load a model directory: safetensors only, float32, no remote code."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tasks.pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode whose parameters take no gradient, and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
+def device() -> torch.device:
+    """Where models run: DSM_DEVICE if set, else a GPU if there is one, else the CPU."""
+    name = os.environ.get("DSM_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError("DSM_DEVICE", f"{name!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def load(directory: Path) -> Loaded:
+    """The model and tokenizer in a Hugging Face directory, in float32.
+
+    Scores need float32: bfloat16 changes the ranking of the neurons.
+
+    Raises:
+        InputError: the directory is not there, has no safetensors weights, or transformers refuses it.
+    """
+    if not (directory / "config.json").is_file():
+        raise InputError("model", f"{directory} is not a model directory: it has no config.json")
+    if not any(directory.glob("*.safetensors")):
+        raise InputError("model", f"{directory} has no *.safetensors file; other weight formats are not read")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError("model", f"{directory} cannot be loaded: {error}") from None
+    model.eval().requires_grad_(False).to(device())
+    return Loaded(model, tokenizer)

@@ -1,0 +1,107 @@
+"""Many token sequences in one pass, each shared prefix computed once.
+
+The prompts of a benchmark begin with the same instruction, and the options of a row with the same prompt. The sequences
+become a prefix tree: one token per node, laid out as a single sequence in which a token sees its ancestors only and
+stands at the position of its depth. A causal decoder then computes for each node what it would compute for the
+sequence that ends there, without padding and without computing a prefix twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+# One unit is what must not be split between packs (a prompt with all its options): sequences of token ids, each with
+# the positions whose next-token logits are wanted.
+Unit = Sequence[tuple[Sequence[int], Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A prefix tree of T tokens and the R nodes at which logits are wanted.
+
+    Attributes:
+        tokens: int64 [T].
+        positions: int64 [T], the depth of each token.
+        ancestors: bool [T, T]; row i is true at i and at its ancestors.
+        reads: int64 [R], indices into the T tokens, each node once.
+        read_of: (unit, sequence in the unit, position) -> index into `reads`.
+        units: the indices of the units in this pack, in order.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    ancestors: Tensor
+    reads: Tensor
+    read_of: dict[tuple[int, int, int], int]
+    units: list[int]
+
+
+class _Tree:
+    def __init__(self) -> None:
+        self.children: dict[tuple[int, int], int] = {}
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.reads: dict[int, int] = {}
+        self.read_of: dict[tuple[int, int, int], int] = {}
+        self.units: list[int] = []
+
+    def _child(self, node: int, token: int) -> int:
+        child = self.children.setdefault((node, token), len(self.tokens))
+        if child == len(self.tokens):
+            self.tokens.append(token)
+            self.parents.append(node)
+        return child
+
+    def new_tokens(self, unit: Unit) -> int:
+        """At most how many nodes the unit would add."""
+        added = 0
+        for sequence, _ in unit:
+            node = -1
+            for depth, token in enumerate(sequence):
+                node = self.children.get((node, token), -2)
+                if node == -2:
+                    added += len(sequence) - depth
+                    break
+        return added
+
+    def add(self, index: int, unit: Unit) -> None:
+        self.units.append(index)
+        for number, (sequence, positions) in enumerate(unit):
+            path, node = [], -1
+            for token in sequence:
+                node = self._child(node, token)
+                path.append(node)
+            for position in positions:
+                read = self.reads.setdefault(path[position], len(self.reads))
+                self.read_of[index, number, position] = read
+
+    def pack(self, device: torch.device) -> Pack:
+        ancestors = torch.eye(len(self.tokens), dtype=torch.bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                ancestors[node] |= ancestors[parent]  # a parent always comes before its children
+        return Pack(
+            tokens=torch.tensor(self.tokens, device=device),
+            positions=(ancestors.sum(1) - 1).to(device),
+            ancestors=ancestors.to(device),
+            reads=torch.tensor(list(self.reads), device=device),
+            read_of=self.read_of,
+            units=self.units,
+        )
+
+
+def pack(units: Sequence[Unit], *, max_tokens: int, device: torch.device) -> list[Pack]:
+    """Packs the units, in order, into trees of at most `max_tokens` tokens (more only where one unit needs more)."""
+    packs = []
+    tree = _Tree()
+    for index, unit in enumerate(units):
+        if tree.tokens and len(tree.tokens) + tree.new_tokens(unit) > max_tokens:
+            packs.append(tree.pack(device))
+            tree = _Tree()
+        tree.add(index, unit)
+    if tree.tokens:
+        packs.append(tree.pack(device))
+    return packs

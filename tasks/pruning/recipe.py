@@ -1,0 +1,92 @@
+"""pruned.json: which neurons of which layer of which model are silenced, and why these. It is the pruned model."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import Field, ValidationError, model_validator
+
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.settings import Sha256, Strict
+from tasks.pruning.grid import UNPRUNED
+
+
+class Step(Strict):
+    """One tie-break rule: its best value, and how many pairs still had it."""
+
+    rule: str
+    best: float
+    tied: int
+
+
+class AdaptationResult(Strict):
+    """Accuracy and mean gold margin on the adaptation set, pruned and unpruned."""
+
+    n: int
+    accuracy: float
+    margin: float
+    base_accuracy: float
+    base_margin: float
+
+
+class Recipe(Strict):
+    """The pruned model as data. `neurons` are rows of `projection` in layer `layer`, ascending."""
+
+    format: Literal[1] = 1
+    model: str
+    benchmark: str
+    base_sha256: Sha256
+    projection: Literal["gate_proj"] = "gate_proj"
+    layer: int = Field(ge=0)
+    fraction: float = Field(gt=0, lt=1)
+    layers: int = Field(gt=0)
+    d_ff: int = Field(gt=0)
+    neurons: list[int]
+    adaptation: AdaptationResult
+    trail: list[Step]
+
+    @model_validator(mode="after")
+    def _in_range(self) -> "Recipe":
+        if self.layer >= self.layers:
+            raise ValueError(f"layer {self.layer} of a model with {self.layers} layers")
+        if self.neurons != sorted(set(self.neurons)) or not all(0 <= j < self.d_ff for j in self.neurons):
+            raise ValueError(f"neurons must be ascending, without repeats, from 0 to {self.d_ff - 1}")
+        return self
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a file.
+
+    Raises:
+        InputError: not there, or not a recipe.
+    """
+    try:
+        return Recipe.model_validate_json(path.read_bytes(), strict=True)
+    except OSError as error:
+        raise InputError(str(path), error.strerror or "cannot be read") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path}{': ' + field if field else ''}", first["msg"].removeprefix("Value error, ")) from None
+
+
+def choose(grid: pd.DataFrame) -> tuple[dict[str, Any], list[Step]]:
+    """The chosen row of the grid, and the rules that led to it.
+
+    The paper says only "highest accuracy"; ten examples give eleven levels of it. Ties go to the higher mean gold
+    margin, then to the smaller fraction, then to the lower layer.
+    """
+    left = grid[grid.layer != UNPRUNED]
+    trail = []
+    for rule, column, best in (
+        ("accuracy", "accuracy", "max"),
+        ("mean gold margin", "margin", "max"),
+        ("smaller fraction", "fraction", "min"),
+        ("lower layer", "layer", "min"),
+    ):
+        value = getattr(left[column], best)()
+        left = left[left[column] == value]
+        trail.append(Step(rule=rule, best=float(value), tied=len(left)))
+        if len(left) == 1:
+            break
+    return left.iloc[0].to_dict(), trail

@@ -1,0 +1,64 @@
+"""score: the score of every neuron, by integrated gradients on the adaptation set."""
+
+import json
+import sys
+
+import torch
+from safetensors.torch import save
+
+from tasks.attribution.integrated_gradients import TARGET, LayerPath, layer_scores
+from tasks.benchmarks.encoding import encode_prompt
+from tasks.models.hashing import sha256_directory
+from tasks.models.loading import load
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.files import read_jsonl, replacing, sha256_file
+from tasks.pipeline.journal import Journal, journal_key
+from tasks.pipeline.progress import progress
+from tasks.pipeline.step import run_step
+
+
+def score(cell: Cell) -> None:
+    """Writes scores, completeness gaps and node counts of every layer; warns where the integral did not converge."""
+    settings = cell.settings.attribution
+    loaded = load(cell.model_dir)
+    stack = DecoderStack(loaded.model)
+    prompts = [row["prompt"] for row in read_jsonl(cell.samples)]
+    header = {
+        "method": "integrated_gradients",
+        "path": "layer",
+        "projection": "gate_proj",
+        "target": TARGET,
+        "quadrature": settings.model_dump(),
+        "samples_sha256": sha256_file(cell.samples),
+        "model_sha256": sha256_directory(cell.model_dir),
+        "n": len(prompts),
+    }
+    journal = Journal(cell.scratch / "score.jsonl", journal_key(header))
+    path = None
+    rough = []
+    with progress("score", len(stack)) as advance:
+        for layer in range(len(stack)):
+            if str(layer) not in journal.parts:
+                path = path or LayerPath(stack, [encode_prompt(loaded.tokenizer, p, stack.context) for p in prompts])
+                result = layer_scores(path, layer, settings)
+                if not result.converged(settings.tolerance):
+                    rough.append(layer)
+                values = {"gap": result.gap, "difference": result.difference, "error": result.error}
+                journal.put(str(layer), values | {"nodes": result.nodes, "scores": result.scores.tolist()})
+            advance(1)
+    parts = [journal.parts[str(layer)] for layer in range(len(stack))]
+    tensors = {
+        name: torch.tensor([part[name] for part in parts], dtype=torch.int32 if name == "nodes" else torch.float32)
+        for name in ("scores", "gap", "difference", "error", "nodes")
+    }
+    if rough:
+        print(f"warning: completeness gap over attribution.tolerance in layers {rough}", file=sys.stderr)
+    with replacing(cell.scores) as temporary:
+        # One key: the format does not fix the order of several, and the bytes must not change from run to run.
+        temporary.write_bytes(save(tensors, metadata={"header": json.dumps(header, sort_keys=True)}))
+    journal.remove()
+
+
+if __name__ == "__main__":
+    run_step(score, description=__doc__)

@@ -1,0 +1,73 @@
+"""transfer: would the test set have chosen the same pair as the ten examples did? (2507.09185 Appendix D)"""
+
+import math
+from typing import Any
+
+import pandas as pd
+from safetensors.torch import load_file
+
+from tasks.benchmarks.table import encode_rows, read_split
+from tasks.evidence.statistics import spearman
+from tasks.models.hashing import sha256_directory
+from tasks.models.loading import load
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.files import sha256_file, write_json, write_parquet
+from tasks.pipeline.journal import Journal, journal_key
+from tasks.pipeline.progress import progress
+from tasks.pipeline.step import run_step
+from tasks.pruning.grid import UNPRUNED, empty_grid, grid
+from tasks.pruning.recipe import Recipe, read_recipe
+
+
+def transfer(cell: Cell) -> None:
+    """Writes the grid on test rows and how it compares with that of the adaptation set. Nothing is chosen by it."""
+    limit = cell.benchmark_spec.limits.transfer
+    if not limit:
+        write_parquet(cell.transfer_grid, empty_grid())
+        write_json(cell.transfer, {"n": 0})
+        return
+    loaded = load(cell.model_dir)
+    stack = DecoderStack(loaded.model)
+    rows = encode_rows(read_split(cell.test, limit), loaded.tokenizer, stack.context)
+    fractions = cell.settings.search.fractions
+    inputs = [sha256_directory(cell.model_dir), *map(sha256_file, (cell.test, cell.scores)), fractions, limit]
+    journal = Journal(cell.scratch / "transfer.jsonl", journal_key(inputs))
+    with progress("transfer", len(stack) * len(rows.encoded)) as advance:
+        scores = load_file(cell.scores)["scores"].numpy()
+        frame = grid(stack, rows.encoded, rows.gold, scores, fractions, journal=journal, advance=advance)
+    write_parquet(cell.transfer_grid, frame)
+    write_json(cell.transfer, compare(pd.read_parquet(cell.grid), frame, read_recipe(cell.pruned), len(rows.encoded)))
+    journal.remove()
+
+
+def compare(adaptation: pd.DataFrame, test: pd.DataFrame, recipe: Recipe, n: int) -> dict[str, Any]:
+    """Rank correlation of the two surfaces, and how the chosen pair stands on the test surface.
+
+    Returns:
+        `spearman` and its p over all pairs (None where a surface is flat); `regret`, the best test accuracy minus that
+        of the chosen pair; `percentile`, the share in % of the pairs whose test accuracy is at most the chosen one's.
+    """
+    both = adaptation.merge(test, on=["layer", "fraction"], suffixes=("_adaptation", ""), validate="one_to_one")
+    pairs = both[both.layer != UNPRUNED]
+    rho, p = spearman(pairs.accuracy_adaptation, pairs.accuracy)
+    chosen = pairs[(pairs.layer == recipe.layer) & (pairs.fraction == recipe.fraction)].iloc[0]
+    best = pairs.loc[pairs.accuracy.idxmax()]
+    return {
+        "n": n,
+        "spearman": None if math.isnan(rho) else rho,
+        "spearman_p": None if math.isnan(p) else p,
+        "regret": float(best.accuracy - chosen.accuracy),
+        "percentile": float(100 * (pairs.accuracy <= chosen.accuracy).mean()),
+        "chosen": _pair(chosen),
+        "best": _pair(best),
+        "base_accuracy": float(both[both.layer == UNPRUNED].iloc[0].accuracy),
+    }
+
+
+def _pair(row: Any) -> dict[str, Any]:
+    return {"layer": int(row.layer), "fraction": float(row.fraction), "accuracy": float(row.accuracy)}
+
+
+if __name__ == "__main__":
+    run_step(transfer, description=__doc__)

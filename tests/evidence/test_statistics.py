@@ -1,0 +1,84 @@
+"""Statistics against closed forms and against definitions written out."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from tasks.evidence.statistics import mcnemar, spearman, standard_error
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "n", "expected"), [(0.5, 100, 0.05), (0.8, 400, 0.02), (0.0, 10, 0.0), (1.0, 10, 0.0), (0.9, 9, 0.1)]
+)
+def test_standard_error(accuracy: float, n: int, expected: float) -> None:
+    assert standard_error(accuracy, n) == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize(("accuracy", "n"), [(0.5, 0), (1.1, 10), (-0.1, 10), (math.nan, 10)])
+def test_standard_error_refuses_what_has_none(accuracy: float, n: int) -> None:
+    with pytest.raises(ValueError, match="no standard error"):
+        standard_error(accuracy, n)
+
+
+def pairs(both: int, only_first: int, only_second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    first = [True] * (both + only_first) + [False] * (only_second + neither)
+    second = [True] * both + [False] * only_first + [True] * only_second + [False] * neither
+    return np.array(first), np.array(second)
+
+
+def test_mcnemar_by_hand() -> None:
+    """b = 5, c = 1: p = 2 P(X >= 5) with X ~ Binomial(6, 1/2) = 2 (6 + 1) / 64."""
+    result = mcnemar(*pairs(10, 5, 1, 4))
+    assert result == {
+        "difference": pytest.approx(0.2),
+        "stderr": pytest.approx(math.sqrt(6 - 16 / 20) / 20),
+        "only_first": 5,
+        "only_second": 1,
+        "p": pytest.approx(14 / 64),
+    }
+
+
+@pytest.mark.parametrize(("b", "c", "p"), [(0, 0, 1.0), (3, 3, 1.0), (1, 0, 1.0), (10, 0, 2 / 1024), (0, 10, 2 / 1024)])
+def test_mcnemar_p(b: int, c: int, p: float) -> None:
+    assert mcnemar(*pairs(7, b, c, 7))["p"] == pytest.approx(p)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_mcnemar_is_the_paired_difference_and_is_symmetric(rows: list[tuple[bool, bool]]) -> None:
+    first, second = (np.array(side) for side in zip(*rows, strict=True))
+    result, mirrored = mcnemar(first, second), mcnemar(second, first)
+    delta = first.astype(float) - second.astype(float)
+    assert result["difference"] == pytest.approx(delta.mean(), abs=1e-12)
+    assert result["stderr"] == pytest.approx(delta.std() / math.sqrt(delta.size), abs=1e-12)
+    assert mirrored["difference"] == pytest.approx(-result["difference"])
+    assert (mirrored["p"], mirrored["stderr"]) == pytest.approx((result["p"], result["stderr"]))
+    assert 0 < result["p"] <= 1
+
+
+def test_mcnemar_needs_the_same_rows() -> None:
+    with pytest.raises(ValueError, match="same rows"):
+        mcnemar(np.array([True]), np.array([True, False]))
+    with pytest.raises(ValueError, match="same rows"):
+        mcnemar(np.array([], dtype=bool), np.array([], dtype=bool))
+
+
+def test_spearman_on_known_ranks() -> None:
+    assert spearman([1, 2, 3, 4, 5], [10, 20, 30, 40, 50])[0] == pytest.approx(1)
+    # 1 - 6 sum d^2 / (n (n^2 - 1)) with d = (0, 1, -1, 1, -1)
+    assert spearman([1, 2, 3, 4, 5], [1, 3, 2, 5, 4])[0] == pytest.approx(1 - 6 * 4 / 120)
+
+
+def test_spearman_ties_share_their_mean_rank() -> None:
+    """Spearman is Pearson over mean ranks, and ten examples tie almost everything."""
+    a, b = [0.5, 0.5, 0.7, 0.9], [0.1, 0.2, 0.2, 0.3]
+    expected = np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1]
+    assert spearman(a, b)[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("a", "b"), [([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [4, 4, 4]), ([1, 2], [1, 2]), ([], [])])
+def test_spearman_of_no_ranking_is_nan(a: list[float], b: list[float]) -> None:
+    assert all(math.isnan(value) for value in spearman(a, b))

@@ -1,0 +1,95 @@
+"""The stack's packed, edited runs against the plain model with edited weights, for every family."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.errors import InputError
+from tests.tiny import FAMILIES, SIZES, VOCABULARY, tiny_model
+
+TOKEN = st.integers(0, VOCABULARY - 1)
+# Gemma 2 attends in eager mode, whose softmax transformers computes in float32.
+TOLERANCE = {"gemma2": 1e-4}
+
+
+def plain_logits(model, sequence, position):
+    return model(torch.tensor([sequence]), use_cache=False).logits[0, position]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_edited_runs_equal_the_model_with_zeroed_rows(family, data):
+    model = tiny_model(family)
+    stack = DecoderStack(model)
+    prefix = data.draw(st.lists(TOKEN, max_size=6))
+    tails = data.draw(st.lists(st.lists(TOKEN, min_size=1, max_size=7), min_size=1, max_size=4, unique_by=tuple))
+    units = [[([*prefix, *tail], [len(prefix), len(prefix) + len(tail) - 1])] for tail in tails]
+    layer = data.draw(st.integers(0, len(stack) - 1))
+    silenced = sorted(data.draw(st.sets(st.integers(0, stack.d_ff - 1), max_size=stack.d_ff)))
+    scale = torch.ones(2, stack.d_ff, dtype=torch.float64)
+    scale[1, silenced] = 0
+
+    results = {}
+    for packed in stack.pack(units, max_tokens=data.draw(st.sampled_from([1, 12, 512]))):
+        logits = stack.edited(stack.clean(packed), layer, scale)
+        assert [unit for unit, _, _ in packed.read_of] == sorted(unit for unit, _, _ in packed.read_of)
+        results |= {key: logits[:, read] for key, read in packed.read_of.items()}
+
+    for edit in (0, 1):
+        if edit:
+            model.model.layers[layer].mlp.gate_proj.weight[silenced] = 0
+        for (unit, _, position), logits in results.items():
+            expected = plain_logits(model, units[unit][0][0], position)
+            torch.testing.assert_close(logits[edit], expected, atol=TOLERANCE.get(family, 1e-10), rtol=1e-5)
+    assert len(results) == len({(u, p) for u, unit in enumerate(units) for p in unit[0][1]})
+
+
+def test_a_shared_prefix_is_stored_once():
+    stack = DecoderStack(tiny_model("llama"))
+    [packed] = stack.pack([[([1, 2, 3, 4], [3])], [([1, 2, 3, 5, 6], [4])]])
+    assert packed.tokens.tolist() == [1, 2, 3, 4, 5, 6]
+    assert packed.positions.tolist() == [0, 1, 2, 3, 3, 4]
+
+
+def test_a_unit_is_never_split():
+    stack = DecoderStack(tiny_model("llama"))
+    units = [[([i, i, i], [2]), ([i, i, i + 1], [2])] for i in range(0, 20, 2)]
+    packs = stack.pack(units, max_tokens=5)
+    assert [unit for packed in packs for unit in packed.units] == list(range(10))
+    assert all(len(packed.tokens) <= 5 for packed in packs)
+
+
+def test_no_hook_and_no_change_is_left_behind():
+    model = tiny_model("gemma3")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    stack = DecoderStack(model)
+    [packed] = stack.pack([[([1, 2, 3], [2])]])
+    stack.edited(stack.clean(packed), 1, torch.zeros(1, stack.d_ff, dtype=torch.float64))
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_without_gated_mlp_is_refused_by_name():
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=20, bos_token_id=0, eos_token_id=0))
+    with pytest.raises(InputError, match="GPT2LMHeadModel has no gated MLP: looked for"):
+        DecoderStack(model.eval())
+
+
+def test_a_gate_with_bias_is_refused():
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, mlp_bias=True)).eval()
+    with pytest.raises(InputError, match="gate_proj has a bias"):
+        DecoderStack(model)
+
+
+def test_a_family_that_the_view_does_not_reproduce_is_refused(monkeypatch):
+    model = tiny_model("llama")
+    norm = model.model.norm
+    monkeypatch.setattr(model.model, "norm", torch.nn.Sequential(norm, norm))
+    stack_norm_differs = torch.nn.Identity()
+    monkeypatch.setattr(DecoderStack, "_head", lambda self, hidden: model.lm_head(stack_norm_differs(hidden)))
+    with pytest.raises(InputError, match="this family is not supported"):
+        DecoderStack(model)

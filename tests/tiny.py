@@ -1,0 +1,83 @@
+"""Tiny random models of every family, and a tiny tokenizer: seconds, not minutes, and the same every time."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+VOCABULARY = 256 + 1
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 256,
+    "eos_token_id": 256,
+    # Large weights make the random networks curved, so that a rule of few nodes is visibly wrong.
+    "initializer_range": 0.4,
+}
+# Windows of 4 tokens, so that the short prompts of the tests are longer than them.
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=4)),
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, sliding_window=4)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=4)),
+}
+
+
+def tiny_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
+    """A random model in eval mode whose parameters take no gradient."""
+    torch.manual_seed(seed)
+    model = FAMILIES[family]().to(dtype).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if "bias" in name:  # transformers starts biases at zero, where a mistake with them would not show
+            parameter.normal_(std=0.1)
+    if dtype == torch.float64:
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                module.forward = functools.partial(_double_norm, module)
+    return model
+
+
+def _double_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    """RMSNorm as it is defined; transformers computes it in float32, which would hide errors below 1e-7."""
+    weight = 1 + norm.weight if type(norm).__name__.startswith("Gemma") else norm.weight
+    epsilon = getattr(norm, "variance_epsilon", None) or norm.eps
+    return weight * x * torch.rsqrt((x * x).mean(-1, keepdim=True) + epsilon)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, and an end-of-text token that is not put anywhere by itself."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+
+
+def save_tiny(directory: Path, family: str = "llama", seed: int = 0) -> Path:
+    """A tiny model directory in float32, as the `model` step writes one."""
+    tiny_model(family, torch.float32, seed).save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
