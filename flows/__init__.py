@@ -1,1 +1,1 @@
-"""When and in what order the steps run: the `dsm` command, the Prefect flow, the door to DVC. No tensors, no file formats."""
+"""When and in what order the steps run: the `dsm` command, the Prefect flow, the door to DVC. No tensors here."""

@@ -3,11 +3,13 @@
 DVC decides what is stale; the flow decides when it runs, what is tried again, and shows it.
 """
 
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_client, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -22,6 +24,23 @@ from tasks.pipeline.cell import Cell, open_cell
 # Another process may hold a stage for as long as a download takes; for longer, a person should decide.
 RETRIES = 60
 RETRY_DELAY = 10.0  # seconds
+
+
+def start_server() -> None:
+    """Starts Prefect's temporary server, unless PREFECT_API_URL names a real one.
+
+    Prefect does so by itself, but in the terminal's process group: Ctrl-C would end the server together with the
+    steps, and Prefect then waits for it for more than a minute. The server inherits the blocked signal of this thread.
+    """
+
+    def start() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        with get_client(sync_client=True):
+            pass
+
+    thread = threading.Thread(target=start, daemon=True)
+    thread.start()
+    thread.join()
 
 
 def _is_busy(task: Any, task_run: Any, state: State[Any]) -> bool:
@@ -117,7 +136,8 @@ def show(cell: Cell, result: Result) -> None:
         key=f"{cell.model}-{cell.benchmark}".lower().replace("_", "-"),
         description=f"{cell.model} on {cell.benchmark}",
         markdown=f"{as_markdown([result])}\n\n"
-        f"± standard error; p: exact McNemar test, pruned against base; random: mean over {result.random_seeds} seeds\n\n"
+        f"± standard error; p: exact McNemar test, pruned against base; random: mean over "
+        f"{result.random_seeds} seeds\n\n"
         f"- report: [{cell.report}]({cell.report.as_uri()})\n"
         f"- recipe: [{cell.pruned}]({cell.pruned.as_uri()})\n"
         f"- MLflow: {mlflow}\n",

@@ -20,7 +20,7 @@ import psutil
 
 from flows.environment import child_environment
 
-# SIGINT first: a step then removes its temporary files and dvc releases its locks. The others are for those who ignore it.
+# SIGINT first: a step then removes its temporary files and dvc releases its locks. The others end who ignores it.
 SIGNALS = ((signal.SIGINT, 5.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 10.0))  # and the seconds each is given
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours and cursor movements
@@ -162,7 +162,7 @@ def _show(data: bytes) -> None:
 def _read(
     source: int, lines: list[str], line: Callable[[str], None], show: Callable[[bytes], None] | None = None
 ) -> None:
-    """Splits a stream into `lines`; each goes to `line`, or the raw bytes to `show`, which sees unfinished lines too."""
+    """Splits a stream into `lines`; each goes to `line`, or raw to `show`, which gets unfinished lines too."""
     rest = b""  # of the line not yet ended
     shown = 0  # how much of it
     while data := _more(source):

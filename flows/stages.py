@@ -72,8 +72,10 @@ def run_stage(stage: str, root: Path, *, timeout: float, log: Callable[[str], No
     raise StepFailed(stage, "dvc did not say what it did", finished.stdout)
 
 
-def run_command(name: str, module: str, arguments: Sequence[str], root: Path, *, timeout: float, log: Callable[[str], None]) -> None:
-    """Runs `python -m module`, a step that is no DVC stage, under the same rules as a stage. Raises like `run_stage`."""
+def run_command(
+    name: str, module: str, arguments: Sequence[str], root: Path, *, timeout: float, log: Callable[[str], None]
+) -> None:
+    """Runs `python -m module`, a step that is no DVC stage; raises like `run_stage`."""
     finished = _run(name, [sys.executable, "-m", module, *arguments], root, timeout, log, dvc=False)
     if finished.code:
         raise _failure(name, finished)

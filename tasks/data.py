@@ -4,19 +4,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from tasks.benchmarks.rows import (
-    Example,
-    Row,
-    check_templates,
-    examples,
-    frame,
-    hold_out,
-    read_rows,
-    shuffled,
-    unique,
-)
+from tasks.benchmarks.rows import Example, Row, check_templates, examples, frame, read_rows, splits
 from tasks.pipeline.cell import Cell
-from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import replacing
 from tasks.pipeline.settings import HeldOut, HubSource, Source, WheelSource
 from tasks.pipeline.sources import fetch_file, hub_rows
@@ -30,22 +19,16 @@ def store(cell: Cell) -> None:
     with tempfile.TemporaryDirectory() as work:
         rows = _fetch(spec.train.source, cell, f"{field}.train.source", Path(work))
         found = examples(rows, spec, "train", field=field)
-        read, kept = len(rows), len(found)
-        if isinstance(spec.test, HeldOut):
-            train, test = hold_out(unique(found), spec.test, field=field)
-        else:
+        read, kept, given = len(rows), len(found), None
+        if not isinstance(spec.test, HeldOut):
             rows = _fetch(spec.test.source, cell, f"{field}.test.source", Path(work))
-            tested = examples(rows, spec, "test", field=field)
-            read, kept = read + len(rows), kept + len(tested)
-            test = shuffled(unique(tested))
-            prompts = {example.prompt for example in test}
-            train = [example for example in unique(found) if example.prompt not in prompts]
-            if not train:
-                raise InputError(f"{field}.train", "is empty: every prompt of it is in the test split too")
+            given = examples(rows, spec, "test", field=field)
+            read, kept = read + len(rows), kept + len(given)
+    train, test = splits(spec, found, given, field=field)
     with replacing(cell.benchmark_dir) as target:
         target.mkdir()
-        for split, rest in (("train", train), ("test", test)):
-            frame(rest, spec.options, split).to_parquet(target / f"{split}.parquet", index=False)
+        for split, chosen in (("train", train), ("test", test)):
+            frame(chosen, spec.options, split).to_parquet(target / f"{split}.parquet", index=False)
     repeated = kept - len(train) - len(test)
     print(
         f"{cell.benchmark}: {read} rows read, {read - kept} left out by `where`, {repeated} repeated prompts dropped; "

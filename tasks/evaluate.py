@@ -33,8 +33,7 @@ def evaluate(cell: Cell) -> None:
     with progress("evaluate", len(table)) as advance:
         answers = answers_edited(stack, rows.encoded, recipe.layer, masks, advance=advance)
 
-    systems = ["base", "pruned", *(f"random_{seed}" for seed in seeds)]
-    predicted = dict(zip(systems, answers.predicted(), strict=True))
+    predicted = dict(zip(_systems(seeds), answers.predicted(), strict=True))
     margins = answers.margins(rows.gold)
     frame = table[["id", "prompt", "gold"]].assign(**predicted)
     for i, system in enumerate(("base", "pruned")):
@@ -47,6 +46,10 @@ def evaluate(cell: Cell) -> None:
     write_json(cell.evaluation, result)
 
 
+def _systems(seeds: list[int]) -> list[str]:
+    return ["base", "pruned", *(f"random_{seed}" for seed in seeds)]
+
+
 def _exact(tokenizer: Any, rows: Rows, answers: Answers, system: int) -> list[bool]:
     return [
         exact_match(tokenizer, options[gold], greedy[system, gold].tolist())
@@ -57,12 +60,12 @@ def _exact(tokenizer: Any, rows: Rows, answers: Answers, system: int) -> list[bo
 def summary(frame: pd.DataFrame, table: pd.DataFrame, seeds: list[int]) -> dict[str, Any]:
     """Accuracies with their standard errors, counts, and paired tests, from the predictions on n rows."""
     n, gold = len(frame), frame["gold"].to_numpy()
-    right = {name: frame[name].to_numpy() == gold for name in frame if name in ("base", "pruned") or "random_" in name}
+    right = {name: frame[name].to_numpy() == gold for name in _systems(seeds)}
     width = max(map(len, table["options"]))
     shared = table["options"].map(tuple).nunique() == 1
 
     def counts(name: str) -> list[int]:
-        return np.bincount(frame[name], minlength=width).tolist()
+        return [int(number) for number in np.bincount(frame[name], minlength=width)]
 
     def system(name: str) -> dict[str, Any]:
         accuracy, exact = float(right[name].mean()), float(frame[f"{name}_exact"].mean())

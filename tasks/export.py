@@ -91,10 +91,10 @@ training examples (method: arXiv 2507.09185). Shapes are unchanged: the model lo
 |---|---|---|
 | base | {base["accuracy"]:.4f} | {base["stderr"]:.4f} |
 | pruned | {pruned["accuracy"]:.4f} | {pruned["stderr"]:.4f} |
-| random neurons, same layer and number ({len(random["by_seed"])} draws) | {random["accuracy"]:.4f} | {random["stderr"]:.4f} |
+| random neurons ({len(random["by_seed"])} draws) | {random["accuracy"]:.4f} | {random["stderr"]:.4f} |
 
-{evaluation["n"]} held-out rows of {cell.benchmark}. Pruned minus base: {test["difference"]:+.4f} ± {test["stderr"]:.4f},
-exact McNemar p = {test["p"]:.3g}. Answers are read as the most probable of the options
+{evaluation["n"]} held-out rows of {cell.benchmark}; the random neurons are as many, of the same layer. Pruned minus base:
+{test["difference"]:+.4f} ± {test["stderr"]:.4f}, exact McNemar p = {test["p"]:.3g}. Answers are read as the most probable of the options
 {json.dumps(evaluation["options"])} after the prompt:
 
 ```

@@ -1,5 +1,7 @@
 """sample: draw the adaptation set, the few train rows that the method may look at."""
 
+import json
+
 import pandas as pd
 
 from tasks.benchmarks.scoring import answers_unedited
@@ -30,7 +32,7 @@ def sample(cell: Cell) -> None:
         kind = "" if settings.selection == "random" else f" that the model gets {settings.selection}"
         raise InputError("adaptation.size", f"{settings.size}, but the train split has {len(chosen)} rows{kind}")
     encode_rows(chosen, loaded.tokenizer, stack.context)  # refuses what the later steps could not use
-    write_jsonl(cell.samples, [row | {"options": list(row["options"])} for row in chosen.to_dict("records")])
+    write_jsonl(cell.samples, json.loads(chosen.to_json(orient="records")))
 
 
 def _selected(train: pd.DataFrame, stack: DecoderStack, tokenizer: object, right: bool, size: int) -> pd.DataFrame:

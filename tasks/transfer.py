@@ -52,7 +52,7 @@ def compare(adaptation: pd.DataFrame, test: pd.DataFrame, recipe: Recipe, n: int
     pairs = both[both.layer != UNPRUNED]
     rho, p = spearman(pairs.accuracy_adaptation, pairs.accuracy)
     chosen = pairs[(pairs.layer == recipe.layer) & (pairs.fraction == recipe.fraction)].iloc[0]
-    best = pairs.loc[pairs.accuracy.idxmax()]
+    best = pairs.sort_values("accuracy", ascending=False, kind="stable").iloc[0]
     return {
         "n": n,
         "spearman": None if math.isnan(rho) else rho,

@@ -173,9 +173,7 @@ def _evaluation(frame: pd.DataFrame, count: int, options: list[str] | None) -> d
                 "stderr": standard_error(mean, n),
                 "between_seeds": float(np.std(list(by_seed.values()), ddof=1)),
                 "by_seed": by_seed,
-                "predicted": {
-                    str(s): np.bincount(frame[f"random_{s}"], minlength=count).tolist() for s in range(3)
-                },
+                "predicted": {str(s): np.bincount(frame[f"random_{s}"], minlength=count).tolist() for s in range(3)},
             },
         },
         "comparisons": {
@@ -202,3 +200,27 @@ def _transfer(cell: Cell, tested: pd.DataFrame) -> dict[str, Any]:
         "percentile": float(100 * (pairs["accuracy"] <= chosen["accuracy"]).mean()), "base_accuracy": 0.6,
         "chosen": pair(chosen), "best": pair(best),
     }  # fmt: skip
+
+
+def servable_cell(root: Path) -> Cell:
+    """A finished cell with a tiny random Llama behind it: predictions.parquet holds what the pruned model answers."""
+    from tasks.benchmarks.scoring import option_logprobs
+    from tasks.export import apply
+    from tasks.models.hashing import sha256_directory
+    from tasks.models.loading import load
+    from tests.tiny import SIZES, save_tiny
+
+    cell = write_cell(root, layers=SIZES["num_hidden_layers"], d_ff=SIZES["intermediate_size"], n=20)
+    save_tiny(cell.model_dir)
+    write_json(cell.pruned, read_json(cell.pruned) | {"base_sha256": sha256_directory(cell.model_dir)})
+    frame = pd.read_parquet(cell.predictions)
+    apply(cell.pruned, cell.model_dir, root / "edited")
+    for name, directory in (("base", cell.model_dir), ("pruned", root / "edited")):
+        logprobs = option_logprobs(load(directory), frame["prompt"].tolist(), [OPTIONS] * len(frame))
+        frame[name] = [int(row.argmax()) for row in logprobs]
+        frame[f"{name}_logprobs"] = [row.tolist() for row in logprobs]
+    write_parquet(cell.predictions, frame)
+    write_json(cell.evaluation, _evaluation(frame, len(OPTIONS), OPTIONS))
+    write_json(cell.scratch / "timings" / "score.json", {"seconds": 1.5})
+    write_text(cell.report, "<p>report</p>")
+    return cell

@@ -42,7 +42,7 @@ class LayerPath:
     def values(self, layer: int, alphas: Sequence[float]) -> list[float]:
         """F at each alpha."""
         with torch.no_grad():
-            return self._run(layer, alphas)[0].tolist()  # type: ignore[no-any-return]
+            return self._run(layer, alphas)[0].tolist()
 
     def gradients(self, layer: int, alphas: Sequence[float]) -> Tensor:
         """dF/ds at s = alpha * 1, float64 [alphas, d_ff]."""

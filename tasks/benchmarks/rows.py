@@ -81,7 +81,7 @@ def _read_csv(path: Path) -> list[Row]:
 
 
 def _read_parquet(path: Path) -> list[Row]:
-    rows: list[Row] = pq.read_table(path).to_pylist()
+    rows: list[Row] = pq.ParquetFile(path).read().to_pylist()
     return rows
 
 
@@ -98,7 +98,9 @@ def select(rows: list[Row], where: dict[str, list[Any]], *, field: str) -> list[
     """
     for column in where:
         if rows and not any(column in row for row in rows):
-            raise InputError(f"{field}.where.{column}", f"no such column; there are {sorted({name for row in rows for name in row})}")
+            raise InputError(
+                f"{field}.where.{column}", f"no such column; there are {sorted({name for row in rows for name in row})}"
+            )
     wanted = {column: {str(value) for value in values} for column, values in where.items()}
     return [
         (number, row)
@@ -157,30 +159,40 @@ def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test
 # -- examples to splits -----------------------------------------------------------------------------------------------
 
 
-def unique(found: list[Example]) -> list[Example]:
-    """The first example of each prompt, in order, whatever the gold options of the others."""
+def splits(
+    spec: BenchmarkSpec, train: list[Example], test: list[Example] | None, *, field: str
+) -> tuple[list[Example], list[Example]]:
+    """(train, test) in which no prompt occurs twice; `test` is None if it is to be drawn from `train`.
+
+    Of several examples with one prompt the first is kept, whatever the gold options of the others; a prompt of both
+    splits stays in test. Test comes in random order, since files are often sorted by label and `limits` takes the
+    first rows; train keeps its order. `field` is the benchmark's place in params.yaml.
+
+    Raises:
+        InputError: nothing would be left for train.
+    """
+    train = _first_of_each_prompt(train)
+    if isinstance(spec.test, HeldOut):
+        if spec.test.split >= len(train):
+            raise InputError(f"{field}.test.split", f"must be less than {len(train)}, the number of different prompts")
+        test, seed, size = train, spec.test.seed, spec.test.split
+    else:
+        test, seed = _first_of_each_prompt(test or []), 0
+        size = len(test)
+    order = np.random.default_rng(seed).permutation(len(test))
+    test = [test[i] for i in order[:size]]
+    tested = {example.prompt for example in test}
+    train = [example for example in train if example.prompt not in tested]
+    if not train:
+        raise InputError(f"{field}.train", "is empty: the test split has every prompt of it too")
+    return train, test
+
+
+def _first_of_each_prompt(found: list[Example]) -> list[Example]:
     first: dict[str, Example] = {}
     for example in found:
         first.setdefault(example.prompt, example)
     return list(first.values())
-
-
-def hold_out(found: list[Example], held: HeldOut, *, field: str) -> tuple[list[Example], list[Example]]:
-    """(train, test): `held.split` examples are drawn without replacement; train keeps its order, test is as drawn.
-
-    Raises:
-        InputError: no row would be left for train.
-    """
-    if held.split >= len(found):
-        raise InputError(f"{field}.test.split", f"must be less than {len(found)}, the number of different rows")
-    drawn = np.random.default_rng(held.seed).permutation(len(found))
-    chosen = set(drawn[: held.split].tolist())
-    return [e for i, e in enumerate(found) if i not in chosen], [found[i] for i in drawn[: held.split]]
-
-
-def shuffled(found: list[Example]) -> list[Example]:
-    """The examples in a fixed random order: a file is often sorted by label, and `limits` takes the first rows."""
-    return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
 
 
 def frame(found: list[Example], options: list[str], split: str) -> pd.DataFrame:

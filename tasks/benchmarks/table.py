@@ -1,11 +1,9 @@
 """The rows of a benchmark as the `data` step wrote them, encoded for a model."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from tasks.benchmarks.encoding import Encoded, encode
@@ -25,15 +23,8 @@ class Rows:
 
 
 def read_split(path: Path, limit: int | None = None) -> pd.DataFrame:
-    """One split. With a limit, that many rows drawn from all of it, in file order.
-
-    The draw is the same every time, and a smaller limit takes a part of what a larger one takes.
-    """
-    table = pd.read_parquet(path)
-    if limit is None or limit >= len(table):
-        return table
-    order = np.random.default_rng(0).permutation(len(table))
-    return table.iloc[np.sort(order[:limit])].reset_index(drop=True)
+    """One split, or its first `limit` rows; the `data` step has put the test rows in random order."""
+    return pd.read_parquet(path).head(limit) if limit else pd.read_parquet(path)
 
 
 def encode_rows(table: pd.DataFrame, tokenizer: Any, context: int) -> Rows:
@@ -43,10 +34,7 @@ def encode_rows(table: pd.DataFrame, tokenizer: Any, context: int) -> Rows:
         InputError: naming the row that does not fit the model, and why.
     """
     encoded = []
-    rows: Sequence[tuple[str, str, Sequence[str]]] = list(
-        zip(table["id"], table["prompt"], table["options"], strict=True)
-    )
-    for name, prompt, options in rows:
+    for name, prompt, options in zip(table["id"], table["prompt"], table["options"], strict=True):
         try:
             encoded.append(encode(tokenizer, prompt, list(options), context))
         except InputError as error:

@@ -53,7 +53,7 @@ _STYLE: dict[str, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-_LOW, _HIGH = "#ea7317", "#3b7cf0"  # orange and blue: told apart by every common colour vision, on white and on black
+_LOW, _HIGH = "#d9650f", "#3b7cf0"  # orange and blue: told apart by every common colour vision, on white and on black
 _DIVERGING = LinearSegmentedColormap.from_list(
     "diverging", [(0.0, to_rgba(_LOW, 1)), (0.5, to_rgba(_LOW, 0)), (0.5, to_rgba(_HIGH, 0)), (1.0, to_rgba(_HIGH, 1))]
 )
@@ -144,7 +144,7 @@ def grid_figure(
             axes.text(column, row, _short(cell, value), ha="center", va="center", fontsize=7)
         for pair, style in ((best, (0, (2, 1.5))), (chosen, "-")):
             if pair is not None:
-                x, y = list(table.columns).index(pair[1]), list(table.index).index(pair[0])
+                x, y = table.columns.tolist().index(pair[1]), table.index.tolist().index(pair[0])  # type: ignore[arg-type]
                 axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec=INK, lw=2, ls=style, clip_on=False))
         axes.set_xticks(range(columns), [f"{100 * fraction:.4g}" for fraction in table.columns])
         axes.set_yticks(range(rows), [str(layer) for layer in table.index])
@@ -153,7 +153,7 @@ def grid_figure(
         for spine in axes.spines.values():
             spine.set_visible(False)
         bar = figure.colorbar(image, ax=axes, location="bottom", fraction=0.03, aspect=40, pad=0.01)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.set_ticks([base - span, base, base + span])
         bar.set_ticklabels([f"−{_short(span, value)}", f"unpruned: {_short(base, value)}", f"+{_short(span, value)}"])
         bar.ax.tick_params(length=0)
@@ -176,15 +176,13 @@ def scores_figure(scores: Scores, *, layer: int, pruned: int) -> str:
         image = axes.imshow(
             binned, cmap=_DIVERGING, norm=norm, aspect="auto", interpolation="none", extent=(0, 100, layers - 0.5, -0.5)
         )
-        axes.add_patch(
-            Rectangle((0, layer - 0.5), 100 * pruned / d_ff, 1, fill=False, ec=INK, lw=1.8, clip_on=False)
-        )
+        axes.add_patch(Rectangle((0, layer - 0.5), 100 * pruned / d_ff, 1, fill=False, ec=INK, lw=1.8, clip_on=False))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
         axes.set(xlabel="neurons of the layer, from the highest to the lowest score (%)", ylabel="layer")
         for spine in axes.spines.values():
             spine.set_visible(False)
         bar = figure.colorbar(image, ax=axes, location="right", fraction=0.03, aspect=30, pad=0.01)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.ax.yaxis.set_minor_locator(NullLocator())
         bar.set_ticks([-top, -top / 30, 0, top / 30, top])
         bar.set_ticklabels([_number(tick) for tick in (-top, -top / 30, 0, top / 30, top)])
@@ -237,8 +235,9 @@ def _scatter(axes: Axes, both: pd.DataFrame, value: str, chosen: tuple[int, floa
     pairs = both[both["layer"] >= 0]
     # Ten rows give eleven levels: most pairs lie on each other, and only the area shows it.
     points = pairs.round({x: 9, y: 9}).groupby([x, y]).size().reset_index(name="count")
-    for count, same in points.groupby("count"):  # plot, not scatter: that repeats the marker's outline per point
-        axes.plot(same[x], same[y], "o", ms=4 * np.sqrt(count), color=_HIGH, alpha=0.55, mew=0)
+    for count in sorted(set(points["count"])):  # plot, not scatter: that repeats the marker's outline per point
+        same = points[points["count"] == count]
+        axes.plot(same[x], same[y], "o", ms=4 * count**0.5, color=_HIGH, alpha=0.55, mew=0)
     base = both[both["layer"] < 0].iloc[0]
     axes.axvline(base[x], color=MUTED, lw=0.8, ls=(0, (4, 3)), zorder=0)
     axes.axhline(base[y], color=MUTED, lw=0.8, ls=(0, (4, 3)), zorder=0)

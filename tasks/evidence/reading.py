@@ -30,9 +30,9 @@ class Scores:
     header: dict[str, Any]
 
     @property
-    def relative_gap(self) -> npt.NDArray[np.float32]:
+    def relative_gap(self) -> npt.NDArray[np.float64]:
         """|gap| / max(|F(1) - F(0)|, 1) [layers]: what attribution.tolerance bounds."""
-        return np.abs(self.gap) / np.maximum(np.abs(self.difference), 1)
+        return np.abs(self.gap, dtype=np.float64) / np.maximum(np.abs(self.difference, dtype=np.float64), 1)
 
     @property
     def unconverged(self) -> list[int]:
@@ -63,8 +63,8 @@ class Evidence:
 def read_scores(path: Path) -> Scores:
     """Scores from the safetensors file of the score step."""
     with safe_open(str(path), framework="np") as file:
-        names = ("scores", "gap", "difference", "nodes")
-        return Scores(*(file.get_tensor(name) for name in names), header=json.loads(file.metadata()["header"]))
+        values, gap, difference, nodes = map(file.get_tensor, ("scores", "gap", "difference", "nodes"))
+        return Scores(values, gap, difference, nodes, json.loads(file.metadata()["header"]))
 
 
 def read_evidence(cell: Cell) -> Evidence:

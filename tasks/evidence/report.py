@@ -1,6 +1,7 @@
 """Puts the evidence about a cell into one HTML file that needs nothing but itself."""
 
-import os
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def render(cell: Cell) -> str:
     )
     environment.filters |= {"signed": words.signed, "p_value": words.p_value, "percent": words.percent}
     environment.filters |= {"minus": lambda text: str(text).replace("-", "−"), "counted": words.counted}
+    environment.filters |= {"tight": lambda text: re.sub(r"(±|=|<) |(p) (?=[=<])", "\\1\\2\u00a0", text)}
     return environment.get_template("report.html.j2").render(_context(cell, evidence))
 
 
@@ -86,16 +88,23 @@ def _context(cell: Cell, evidence: Evidence) -> dict[str, Any]:
         }
         | {"limits": cell.benchmark_spec.limits.model_dump()},
         "hashes": {
-            path.name: sha256_file(path) for path in (cell.samples, cell.scores, cell.grid, cell.pruned, cell.predictions)
+            path.name: sha256_file(path)
+            for path in (cell.samples, cell.scores, cell.grid, cell.pruned, cell.predictions)
         },
         "header": evidence.scores.header,
     }
 
 
+def _common_start(texts: list[str]) -> str:
+    first, last = min(texts), max(texts)  # whatever these two share, the texts between them in order share too
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(character for character, _ in same)
+
+
 def _varying(prompts: list[str]) -> Any:
     """A function that cuts from a prompt what all of them share at both ends: the template, which is shown once."""
-    head = os.path.commonprefix(prompts)
-    tail = os.path.commonprefix([prompt[::-1] for prompt in prompts])[::-1]
+    head = _common_start(prompts)
+    tail = _common_start([prompt[::-1] for prompt in prompts])[::-1]
     head = head[: head.rfind("\n") + 1]  # whole lines only: two rows may begin with the same word
     tail = tail[tail.find("\n") :] if "\n" in tail else ""
 
@@ -119,21 +128,22 @@ def _flips(evidence: Evidence, options: list[str] | None, varying: Any) -> tuple
     """Rows that only the pruned model gets right, and rows that only the base gets right; the largest change first."""
     frame = evidence.predictions
     base, pruned = _probabilities(frame["base_logprobs"]), _probabilities(frame["pruned_logprobs"])
-    gained, lost = [], []
-    for i, row in enumerate(frame.itertuples(index=False)):
-        gold = int(row.gold)
-        if (row.base == gold) == (row.pruned == gold):
+    gained: list[Any] = []
+    lost: list[Any] = []
+    answers = (frame[name].tolist() for name in ("id", "prompt", "gold", "base", "pruned"))
+    for i, (name, prompt, gold, before, after) in enumerate(zip(*answers, strict=True)):
+        if (before == gold) == (after == gold):
             continue
         flip = {
-            "id": row.id,
-            "text": varying(row.prompt),
+            "id": name,
+            "text": varying(prompt),
             "gold": words.option_name(options, gold),
-            "base": words.option_name(options, int(row.base)),
-            "pruned": words.option_name(options, int(row.pruned)),
+            "base": words.option_name(options, before),
+            "pruned": words.option_name(options, after),
             "before": float(base[i][gold]),
             "after": float(pruned[i][gold]),
         }
-        (gained if row.pruned == gold else lost).append(flip)
+        (gained if after == gold else lost).append(flip)
     for flips in (gained, lost):
         flips.sort(key=lambda flip: (-abs(flip["after"] - flip["before"]), flip["id"]))
     return gained, lost

@@ -92,6 +92,8 @@ def _control(evaluation: dict[str, Any]) -> str:
     if not any(found):
         return text + "the pruned model differs detectably from none of them."
     better, worse = found.count(1), found.count(-1)
+    if len(seeds) in (better, worse):
+        return text + f"the pruned model is detectably {'better' if better else 'worse'} than each of them."
     parts = [f"better than {better}"] if better else []
     parts += [f"worse than {worse}"] if worse else []
     return text + f"the pruned model is detectably {' and '.join(parts)} of the {len(seeds)}."

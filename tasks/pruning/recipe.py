@@ -89,4 +89,4 @@ def choose(grid: pd.DataFrame) -> tuple[dict[str, Any], list[Step]]:
         trail.append(Step(rule=rule, best=float(value), tied=len(left)))
         if len(left) == 1:
             break
-    return left.iloc[0].to_dict(), trail
+    return {str(name): value for name, value in left.iloc[0].items()}, trail

@@ -1,0 +1,219 @@
+"""The `dsm` command. Nothing heavy is imported before a command needs it: `dsm --help` answers at once.
+
+Exit codes: 0; 2 after one line on stderr when the input is bad; 1 after a short reason when something else failed; 130
+after Ctrl-C. The project is the working directory, as for `dvc`.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tasks.pipeline.errors import InputError
+
+
+class _Group(TyperGroup):
+    """Turns exceptions into the exit codes above, for every command."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("interrupted; `dsm run` goes on where it stopped", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if type(error).__module__.startswith("typer."):  # usage errors and exits, which typer handles
+                raise
+            code, line = _told(error)
+            print(line, file=sys.stderr)
+            raise typer.Exit(code) from error
+
+
+def _told(error: Exception) -> tuple[int, str]:
+    """Exit code and line of an exception."""
+    if isinstance(error, InputError):
+        return 2, f"error: {error}"
+    if isinstance(error, OSError) and error.filename is not None:  # a full disk, a missing right
+        return 2, f"error: {error.filename}: {error.strerror}"
+    text = " ".join(str(error).split())
+    if type(error).__module__.startswith("flows."):
+        return 1, f"failed: {text}"
+    place = traceback.extract_tb(error.__traceback__)[-1]  # nobody expected it
+    return 1, f"failed: {type(error).__name__}: {text} ({place.filename}:{place.lineno})"
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Adapt a language model to a multiple-choice benchmark by pruning neurons chosen from ten examples.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[
+    str | None, typer.Option(help="A name under models in params.yaml; default: the first of pipeline.models.")
+]
+Benchmark = Annotated[
+    str | None, typer.Option(help="A name under benchmarks in params.yaml; default: the first of pipeline.benchmarks.")
+]
+
+
+@app.command()
+def run(model: Model = None, benchmark: Benchmark = None) -> None:
+    """Bring every step of a cell up to date, register the result and show it."""
+    from flows.environment import prepare, step_timeout
+    from tasks.pipeline.cell import open_cell
+
+    cell = open_cell(model, benchmark)
+    step_timeout()
+    prepare()
+
+    from flows.cells import list_cell
+
+    for added in list_cell(cell.root, cell.model, cell.benchmark):
+        print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {added}", flush=True)
+    server = os.environ.get("PREFECT_API_URL", "a temporary Prefect server, which takes some seconds to start")
+    print(f"{cell.model} on {cell.benchmark}, with {server}", flush=True)
+
+    from flows.adapt import adapt, start_server
+    from flows.results import as_table
+
+    start_server()
+    result = adapt(cell.model, cell.benchmark)
+    _print(as_table([result]))
+    names = f"--model {cell.model} --benchmark {cell.benchmark}"
+    for what, where in (
+        ("report", cell.report.relative_to(cell.root)),
+        ("pruned model", cell.pruned.relative_to(cell.root)),
+        ("as a Hugging Face directory", f"dsm export {names} --out DIR"),
+        ("tracking and registry", "dsm ui"),
+        ("all results", "dsm show"),
+    ):
+        print(f"{what + ':':<29}{where}")
+
+
+@app.command()
+def plan(model: Model = None, benchmark: Benchmark = None) -> None:
+    """Show what a run would do, and about how long it would take."""
+    from rich.table import Table
+
+    from flows.plan import make_plan
+    from tasks.pipeline.cell import open_cell
+
+    cell = open_cell(model, benchmark)
+    made = make_plan(cell)
+    table = Table(title=f"{cell.model} on {cell.benchmark}", caption=made.basis)
+    for name in ("stage", "does"):
+        table.add_column(name, overflow="fold")
+    for name in ("forward passes", "minutes"):
+        table.add_column(name, justify="right")
+    for line in made.lines:
+        table.add_row(
+            line.stage,
+            line.does,
+            f"{line.passes:,}" if line.passes else "",
+            f"{line.seconds / 60:.1f}" if line.seconds else "",
+        )
+    table.add_section()
+    passes, seconds = (sum(getattr(line, name) for line in made.lines) for name in ("passes", "seconds"))
+    table.add_row("total, estimated", "", f"{passes:,}", f"{seconds / 60:.1f}")
+    _print(table)
+
+
+@app.command()
+def show() -> None:
+    """Show the results of every cell there is."""
+    from flows.results import all_results, as_table
+    from tasks.pipeline.settings import load_settings
+
+    root = Path.cwd()
+    results = all_results(root, load_settings(root))
+    if results:
+        _print(as_table(results))
+    else:
+        print("no cell has a result yet: `dsm run` makes one")
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="The directory to make; must not exist.")],
+    model: Model = None,
+    benchmark: Benchmark = None,
+) -> None:
+    """Write the pruned model of a cell as a plain Hugging Face directory."""
+    from tasks.pipeline.cell import open_cell
+
+    cell = open_cell(model, benchmark)
+
+    from tasks import export as exports
+
+    exports.export(cell, out)
+    print(out)
+
+
+@app.command("apply")
+def apply_recipe(
+    recipe: Annotated[Path, typer.Argument(help="A pruned.json.")],
+    model: Annotated[Path, typer.Option(help="The Hugging Face directory of the base model that the recipe names.")],
+    out: Annotated[Path, typer.Option(help="The directory to make; must not exist.")],
+) -> None:
+    """Apply a recipe to a copy of its base model; another model is refused by its hash."""
+    from tasks import export as exports
+
+    exports.apply(recipe, model, out)
+    print(out)
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 5000) -> None:
+    """Start the MLflow UI on 127.0.0.1; it runs until Ctrl-C."""
+    from flows.environment import child_environment
+    from flows.tracking import tracking_uri
+
+    uri = tracking_uri(Path.cwd())
+    if uri.startswith(("http://", "https://")):
+        print(f"the tracking server shows its own pages: {uri}")
+        return
+    print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
+    arguments = ["server", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", uri]
+    os.execve(sys.executable, [sys.executable, "-m", "mlflow", *arguments], child_environment())
+
+
+@app.command()
+def validate() -> None:
+    """Check params.yaml field by field."""
+    from tasks.pipeline.settings import load_settings
+
+    settings = load_settings(Path.cwd())
+    for name, model in settings.models.items():
+        print(f"model {name}: {_source(model.source)}{_listed(name, settings.pipeline.models)}")
+    for name, benchmark in settings.benchmarks.items():
+        print(
+            f"benchmark {name}: {len(benchmark.options)} options, {_source(benchmark.train.source)}"
+            f"{_listed(name, settings.pipeline.benchmarks)}"
+        )
+
+
+def _source(source: Any) -> str:
+    if source.kind == "wheel":
+        return f"{source.file} of the wheel {source.package}=={source.version}"
+    return f"{source.id}@{source.revision} on the hub" if source.kind == "hub" else str(source.path)
+
+
+def _listed(name: str, names: list[str]) -> str:
+    return "" if name in names else " (not in the pipeline yet)"
+
+
+def _print(table: Any) -> None:
+    """Prints a rich table; a pipe or a log file gets it unwrapped."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)

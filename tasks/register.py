@@ -1,0 +1,306 @@
+"""The step `register`: what came out of a cell goes to MLflow, and its pruned model into the registry.
+
+No DVC stage: its effect lies in MLflow. Everything is found by a hash of the content, so that a second call does
+nothing, and a call after a crash goes on from what the crashed one had finished. The alias moves last.
+"""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from tasks.evidence.verdict import verdict
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.files import read_json, read_jsonl, sha256_json
+from tasks.pipeline.step import run_step
+
+EXPERIMENT = "dsm-pruning"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and metrics, not on chats
+ALIAS = "challenger"
+CONTENT = "content"  # the tag of a run and of a model version that says what is in it
+CHECKED = 8  # test rows that a version must answer as `evaluate` did before the alias moves
+TOLERANCE = 1e-3  # of a probability: the same float32 model in other batches
+# What the served model needs (serving.py and the packages below it); the exact versions that are installed here.
+REQUIREMENTS = (
+    "mlflow", "torch", "transformers", "safetensors", "tokenizers", "numpy", "pandas", "pydantic", "jinja2", "pyyaml",
+    "psutil",
+)  # fmt: skip
+
+
+def tracking_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI if set, else an SQLite database in the project's directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlflow.db').resolve()}"
+
+
+def register(cell: Cell) -> None:
+    """Logs the cell as an MLflow run, registers its pruned model as `<model>-<benchmark>`, and moves the alias to it.
+
+    Raises:
+        InputError: a file of the cell is not there, MLflow cannot be reached, or the registered model does not answer
+            as predictions.parquet says.
+    """
+    for path in (cell.pruned, cell.evaluation, cell.predictions, cell.report):
+        if not path.exists():
+            raise InputError(cell.name, f"{path.name} is not there; the cell's earlier steps have not run")
+    content = _content(cell)
+    with _store(cell.root) as (client, experiment):
+        version, is_new = _version(client, experiment, cell, content)
+        aliases = client.get_registered_model(cell.name).aliases
+        if int(aliases.get(ALIAS, 0)) != version:
+            _check(cell, version)
+            client.update_model_version(cell.name, str(version), description=_description(cell))
+            client.set_registered_model_alias(cell.name, ALIAS, str(version))
+    print(f"{cell.name}: {'registered as' if is_new else 'already registered as'} version {version} ({ALIAS})")
+
+
+def _content(cell: Cell) -> str:
+    """Hash of what a version stands for: the recipe (with the base's hash), its evidence, and how it is asked."""
+    spec = cell.benchmark_spec
+    parts = {"pruned": read_json(cell.pruned), "evaluation": read_json(cell.evaluation)}
+    return sha256_json(parts | {"prompt": spec.prompt, "options": spec.options})
+
+
+@contextmanager
+def _store(root: Path) -> Iterator[tuple[Any, str]]:
+    """A client and the experiment's id. One process at a time: a fresh database does not survive two that make it."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with FileLock(root / "mlflow.db.lock"):
+        import mlflow
+
+        uri = tracking_uri(root)
+        try:
+            mlflow.set_tracking_uri(uri)
+            mlflow.set_registry_uri(uri)
+            client = mlflow.MlflowClient()
+            known = client.get_experiment_by_name(EXPERIMENT)
+        except mlflow.exceptions.MlflowException as error:
+            raise InputError("MLFLOW_TRACKING_URI", f"{uri} cannot be used: {error.message}") from None
+        if known:
+            yield client, known.experiment_id
+        elif uri.startswith("sqlite:"):
+            where = (root / "mlartifacts").resolve().as_uri()
+            yield client, client.create_experiment(EXPERIMENT, artifact_location=where, tags=KIND)
+        else:
+            yield client, client.create_experiment(EXPERIMENT, tags=KIND)
+
+
+def _version(client: Any, experiment: str, cell: Cell, content: str) -> tuple[int, bool]:
+    """The number of the version with this content, and whether it was made by this call."""
+    import mlflow
+
+    for version in client.search_model_versions(f"name = '{cell.name}'"):
+        if version.tags.get(CONTENT) == content:
+            return int(version.version), False
+    model_id = _logged_model(client, experiment, cell, content)
+    version = mlflow.register_model(f"models:/{model_id}", cell.name, tags={CONTENT: content})
+    return int(version.version), True
+
+
+def _logged_model(client: Any, experiment: str, cell: Cell, content: str) -> str:
+    """The id of the model in the finished run with this content; a run that did not finish is replaced."""
+    for run in client.search_runs([experiment], f"tags.{CONTENT} = '{content}' and tags.cell = '{cell.name}'"):
+        if run.info.status == "FINISHED" and run.outputs and run.outputs.model_outputs:
+            return str(run.outputs.model_outputs[0].model_id)
+        for output in run.outputs.model_outputs if run.outputs else ():
+            client.delete_logged_model(output.model_id)
+        client.delete_run(run.info.run_id)
+    return _log_run(experiment, cell, content)
+
+
+def _log_run(experiment: str, cell: Cell, content: str) -> str:
+    """Logs everything that is known about the cell as a new run; returns the id of the logged model."""
+    import mlflow
+
+    from tasks.evidence.figures import figures
+    from tasks.evidence.reading import read_evidence
+
+    evidence = read_evidence(cell)
+    tags = {CONTENT: content, "cell": cell.name, "model": cell.model, "benchmark": cell.benchmark}
+    with mlflow.start_run(
+        experiment_id=experiment,
+        run_name=cell.name,
+        tags=tags | _git(cell.root) | _dvc(cell),
+        description=_description(cell),
+    ):
+        mlflow.log_params(_parameters(cell, evidence.pruned))
+        mlflow.log_metrics(_metrics(cell))
+        for path in (cell.report, *(path for path in sorted(cell.directory.iterdir()) if path != cell.report)):
+            mlflow.log_artifact(str(path))
+        for name, svg in figures(evidence).items():
+            mlflow.log_text(svg, f"figures/{name}.svg")
+        tables = {"grid": evidence.grid, "transfer": evidence.transfer_grid, "predictions": evidence.predictions}
+        for name, frame in tables.items():
+            mlflow.log_text(frame.to_csv(index=False), f"tables/{name}.csv")  # the UI shows CSV, not Parquet
+        return _log_model(cell)
+
+
+def _log_model(cell: Cell) -> str:
+    """Logs the exported model with the code that serves it, to the active run."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    from tasks.benchmarks.templates import names_used
+    from tasks.export import export
+
+    package = Path(__file__).parent
+    spec = cell.benchmark_spec
+    fields = sorted(names_used(spec.prompt))
+    names = [option.strip() for option in spec.options]
+    names = names if len(set(names)) == len(names) else spec.options
+    inputs: list[Any] = [ColSpec("string", field) for field in fields]
+    outputs: list[Any] = [ColSpec("string", "option"), *(ColSpec("double", f"p({name})") for name in names)]
+    cell.scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cell.scratch) as work:
+        checkpoint = Path(work) / "checkpoint"
+        export(cell, checkpoint)
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(package / "serving.py"),
+            artifacts={"checkpoint": str(checkpoint)},
+            code_paths=[str(package)],
+            model_config={"prompt": spec.prompt, "options": spec.options, "names": names},
+            signature=ModelSignature(Schema(inputs), Schema(outputs)),
+            input_example=_example(spec.prompt, fields, read_jsonl(cell.samples)[0]["prompt"]),
+            pip_requirements=[f"{name}=={_installed(name)}" for name in REQUIREMENTS],
+        )
+    return str(info.model_id)
+
+
+def _installed(name: str) -> str:
+    return importlib.metadata.version(name).partition("+")[0]  # no index knows local versions such as 2.13.0+cpu
+
+
+def _example(template: str, fields: list[str], prompt: str) -> Any:
+    """A frame with one row of input: the fields as they stand in a prompt, if the template has plain fields only."""
+    import pandas as pd
+
+    parts = re.split(r"\{\{\s*(\w+)\s*\}\}", template)
+    pattern, seen = "", set()
+    for i, part in enumerate(parts):
+        if i % 2 == 0:
+            pattern += re.escape(part)
+        else:
+            pattern += f"(?P={part})" if part in seen else f"(?P<{part}>.*?)"
+            seen.add(part)
+    found = re.fullmatch(pattern, prompt, re.DOTALL)
+    values = found.groupdict() if found else {}
+    return pd.DataFrame([{field: values.get(field, f"<{field}>") for field in fields}])
+
+
+def _check(cell: Cell, version: int) -> None:
+    """Loads the registered version back and compares its answers with those that `evaluate` wrote."""
+    import mlflow
+    import numpy as np
+    import pandas as pd
+
+    path = list(sys.path)
+    try:
+        loaded = mlflow.pyfunc.load_model(f"models:/{cell.name}/{version}")
+    finally:
+        sys.path[:] = path  # MLflow puts the version's own code first
+    rows = pd.read_parquet(cell.predictions).head(CHECKED)
+    answers = loaded.unwrap_python_model().answer(rows["prompt"].tolist())
+    got = answers.drop(columns="option").to_numpy(dtype=np.float64)
+    logprobs = np.array(rows["pruned_logprobs"].tolist(), dtype=np.float64)
+    expected = np.exp(logprobs - logprobs.max(axis=1, keepdims=True))
+    expected /= expected.sum(axis=1, keepdims=True)
+    wrong = np.flatnonzero(~(np.abs(got - expected) <= TOLERANCE).all(axis=1))
+    if wrong.size:
+        raise InputError(
+            cell.predictions.name,
+            f"version {version} of {cell.name} answers row {rows['id'].iloc[wrong[0]]} with {got[wrong[0]].round(4)}, "
+            f"not {expected[wrong[0]].round(4)}; {ALIAS} was not moved. Are the cell's files up to date (dvc status)?",
+        )
+
+
+def _description(cell: Cell) -> str:
+    told = verdict(read_json(cell.pruned), read_json(cell.evaluation))
+    return f"{told.sentence} {told.control}"
+
+
+def _parameters(cell: Cell, pruned: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the cell depends on, flattened, and what was chosen."""
+    settings = cell.settings.model_dump(mode="json", exclude_none=True)
+    unused = ("steps",) if settings["attribution"]["quadrature"] == "adaptive" else ("tolerance", "max_nodes")
+    for name in unused:
+        del settings["attribution"][name]
+    found: dict[str, Any] = {"model": cell.model, "benchmark": cell.benchmark}
+    for section in ("adaptation", "attribution", "search", "evaluation"):
+        found |= _flat(settings[section], section)
+    found |= _flat(settings["models"][cell.model], "model")
+    found |= _flat(settings["benchmarks"][cell.benchmark], "benchmark")
+    chosen = {"layer": pruned["layer"], "fraction": pruned["fraction"], "neurons": len(pruned["neurons"])}
+    return found | _flat(chosen, "pruned")
+
+
+def _flat(value: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {name: leaf for key, inner in value.items() for name, leaf in _flat(inner, f"{prefix}.{key}").items()}
+
+
+def _metrics(cell: Cell) -> dict[str, float]:
+    """The same names for every cell; those of the transfer check only where there was one, NaN nowhere."""
+    evaluation, pruned, transfer = (read_json(path) for path in (cell.evaluation, cell.pruned, cell.transfer))
+    versus_base = evaluation["comparisons"]["pruned_vs_base"]
+    found = {"difference": versus_base["difference"], "stderr_difference": versus_base["stderr"]}
+    found |= {"p_value": versus_base["p"], "n": evaluation["n"]}
+    found["adaptation_accuracy"] = pruned["adaptation"]["accuracy"]
+    for name, system in evaluation["systems"].items():
+        found |= {f"accuracy_{name}": system["accuracy"], f"stderr_{name}": system["stderr"]}
+        if name != "random":
+            found[f"exact_match_{name}"] = system["exact_match"]
+    found |= {f"transfer_{name}": transfer.get(name) for name in ("spearman", "regret", "percentile")}
+    for path in sorted((cell.scratch / "timings").glob("*.json")):
+        found[f"seconds_{path.stem}"] = read_json(path)["seconds"]
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _git(root: Path) -> dict[str, str]:
+    """The commit, and whether the work tree differs from it; empty outside a git checkout."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    return (
+        {} if commit is None else {"git_commit": commit, "git_dirty": str(bool(git("status", "--porcelain"))).lower()}
+    )
+
+
+def _dvc(cell: Cell) -> dict[str, str]:
+    """The md5 in dvc.lock of every output that belongs to the cell; empty if the steps ran without DVC."""
+    lock = cell.root / "dvc.lock"
+    if not lock.exists():
+        return {}
+    mine = [path.relative_to(cell.root).as_posix() for path in (cell.directory, cell.model_dir, cell.benchmark_dir)]
+    stages = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {})
+    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    return {
+        f"dvc.{out['path'].removeprefix(mine[0] + '/')}": out["md5"]
+        for out in outs
+        if out["path"] in mine or out["path"].startswith(mine[0] + "/")
+    }
+
+
+if __name__ == "__main__":
+    run_step(register, description=__doc__)

@@ -1,0 +1,316 @@
+"""Rows: files to examples to splits; every mistake is one line. The step that puts it together is tested here too."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks import data
+from tasks.benchmarks.rows import Example, read_rows, select, splits
+from tasks.pipeline.cell import Cell, open_cell
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.settings import BenchmarkSpec, load_settings
+
+FIELD = "benchmarks.b"
+
+
+def read(path):
+    return read_rows(path, name="rows", field=f"{FIELD}.train.source")
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+ROWS = [{"text": "a\u0085b\u2028c", "label": "0"}, {"text": 'say "x",\nor y', "label": "1"}]
+
+
+def test_the_three_formats_hold_the_same_rows(tmp_path):
+    frame = pd.DataFrame(ROWS)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_parquet(tmp_path / "a.parquet")
+    lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
+    (tmp_path / "a.jsonl").write_text("\n\n".join(lines), encoding="utf-8")
+    assert all(read(tmp_path / f"a.{ending}") == ROWS for ending in ("csv", "parquet", "jsonl"))
+
+
+def test_a_csv_value_stays_the_text_that_it_is(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfid,text\r\n007,NA\r\n1e3,\r\n")
+    assert read(tmp_path / "a.csv") == [{"id": "007", "text": "NA"}, {"id": "1e3", "text": ""}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.txt", b"", "rows is not a .jsonl, .csv or .parquet file"),
+        ("a", b"", "rows is not a .jsonl, .csv or .parquet file"),
+        ("a.jsonl", b'{"a": 1}\n{"a": \n', "rows: line 2 is not JSON: Expecting value"),
+        ("a.jsonl", b'{"a": 1}\n\n[1]\n', "rows: line 3 is not a JSON object"),
+        ("a.jsonl", b'{"a": "\xff"}\n', "rows is not UTF-8 text (byte 7)"),
+        ("a.csv", b"a,b\n1,\xe9\n", "rows is not UTF-8 text"),
+        ("a.csv", b"a,b\n1,2\n1,2,3\n", "rows: line 3 has 3 values for 2 columns"),
+        ("a.csv", b"a,a\n1,2\n", "rows: two columns have the same name: ['a', 'a']"),
+        ("a.csv", b'a,b\n1,"2\n', "rows: unexpected end of data"),
+        ("a.parquet", b"PAR1 not a parquet file", "rows: "),
+        ("a.parquet", b"", "rows: "),
+    ],
+)
+def test_a_damaged_file(tmp_path, name, content, line):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / name)
+    assert str(caught.value).startswith(f"{FIELD}.train.source: {line}")
+    assert "\n" not in str(caught.value)
+
+
+# -- where ------------------------------------------------------------------------------------------------------------
+
+
+def test_where_keeps_rows_with_one_of_the_values():
+    rows = [{"a": True}, {"a": "False"}, {"b": 1}, {"a": None}, {"a": 2, "b": 1}]
+    assert select(rows, {}, field=FIELD) == list(enumerate(rows, start=1))
+    assert select(rows, {"a": [True, 2]}, field=FIELD) == [(1, {"a": True}), (5, {"a": 2, "b": 1})]
+    assert select(rows, {"a": ["False", 2], "b": [1]}, field=FIELD) == [(5, {"a": 2, "b": 1})]
+
+
+def test_where_with_a_column_that_no_row_has():
+    with pytest.raises(InputError) as caught:
+        select([{"a": 1}, {"b": 1}], {"c": [1]}, field=f"{FIELD}.train")
+    assert str(caught.value) == "benchmarks.b.train.where.c: no such column; there are ['a', 'b']"
+
+
+# -- splits -----------------------------------------------------------------------------------------------------------
+
+
+def spec(test):
+    templates = {
+        "source": {"kind": "path", "path": "train.jsonl", "sha256": "0" * 64},
+        "fields": {"text": "{{ text }}"},
+        "gold": "{{ label }}",
+    }
+    return BenchmarkSpec(
+        train=templates,
+        test=test or templates,
+        prompt="{{ text }}?",
+        options=[" no", " yes"],
+        labels=["0", "1"],
+        limits={"test": 1, "transfer": 0},
+    )
+
+
+EXAMPLES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1)), min_size=1, max_size=40).map(
+    lambda pairs: [Example(i, f"prompt {p}", gold) for i, (p, gold) in enumerate(pairs, start=1)]
+)
+
+
+def check_disjoint(train, test, first):
+    """No prompt twice, in neither split; each example is the first of its prompt in its source."""
+    prompts = [example.prompt for example in train + test]
+    assert len(set(prompts)) == len(prompts)
+    assert [example.number for example in train] == sorted(example.number for example in train)
+    assert all(first[example.prompt] == example for example in train)
+
+
+@given(EXAMPLES, st.integers(1, 10), st.integers(0, 3))
+def test_held_out_rows(found, size, seed):
+    different = {example.prompt: example for example in reversed(found)}
+    held = spec({"split": size, "seed": seed})
+    if size >= len(different):
+        with pytest.raises(InputError, match=rf"b\.test\.split: must be less than {len(different)}, the number of"):
+            splits(held, found, None, field=FIELD)
+        return
+    train, test = splits(held, found, None, field=FIELD)
+    assert len(test) == size
+    assert len(train) + len(test) == len(different)
+    check_disjoint(train, test, different)
+    assert splits(held, found, None, field=FIELD) == (train, test)
+
+
+@given(EXAMPLES, EXAMPLES)
+def test_a_given_test_split(found, given_test):
+    first = {example.prompt: example for example in reversed(given_test)}
+    if {example.prompt for example in found} <= set(first):
+        with pytest.raises(InputError, match=r"b\.train: is empty: the test split has every prompt of it too"):
+            splits(spec(None), found, given_test, field=FIELD)
+        return
+    train, test = splits(spec(None), found, given_test, field=FIELD)
+    assert sorted(test, key=lambda example: example.number) == sorted(first.values(), key=lambda e: e.number)
+    check_disjoint(train, test, {example.prompt: example for example in reversed(found)})
+
+
+def test_other_seeds_hold_out_other_rows():
+    found = [Example(i, str(i), 0) for i in range(100)]
+    drawn = [frozenset(splits(spec({"split": 10, "seed": s}), found, None, field=FIELD)[1]) for s in range(5)]
+    assert len(set(drawn)) == 5
+
+
+def test_the_first_test_rows_of_a_sorted_file_are_not_all_of_one_label():
+    found = [Example(i, f"test {i}", int(i >= 500)) for i in range(1000)]
+    _, test = splits(spec(None), [Example(1, "train", 0)], found, field=FIELD)
+    assert 0.3 < np.mean([example.gold for example in test[:100]]) < 0.7
+
+
+# -- the step ---------------------------------------------------------------------------------------------------------
+
+TRAIN = [{"text": f"film {i}", "label": str(i % 2), "kind": "a"} for i in range(20)]
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {"kind": "path", "path": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Makes a cell whose benchmark `reviews` is changed by a function of its entry in params.yaml."""
+
+    def make(change=lambda benchmark: None, rows=TRAIN) -> Cell:
+        from tests.cells import settings
+
+        params = settings()
+        params["benchmarks"]["reviews"]["train"]["source"] = write_rows(tmp_path / "train.jsonl", rows)
+        params["benchmarks"]["reviews"]["test"]["split"] = 5
+        change(params["benchmarks"]["reviews"])
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+        return open_cell(root=tmp_path)
+
+    return make
+
+
+def refused(cell):
+    """The line that the step ends with; an older output must stay as it was, and nothing half-written be left."""
+    cell.benchmark_dir.mkdir(parents=True)
+    cell.train.write_text("old")
+    with pytest.raises(InputError) as caught:
+        data.store(cell)
+    assert [path.name for path in cell.benchmark_dir.parent.iterdir()] == ["reviews"]
+    assert [path.name for path in cell.benchmark_dir.iterdir()] == ["train.parquet"]
+    assert cell.train.read_text() == "old"
+    return str(caught.value)
+
+
+def test_the_step(project, capsys):
+    cell = project(lambda b: b["train"].update(where={"kind": ["a"]}), rows=[*TRAIN, TRAIN[0], {"text": "other"}])
+    data.store(cell)
+    assert capsys.readouterr().out.startswith(
+        "reviews: 22 rows read, 1 left out by `where`, 1 repeated prompts dropped; train 15 ("
+    )
+    train, test = pd.read_parquet(cell.train), pd.read_parquet(cell.test)
+    assert list(train.columns) == ["id", "prompt", "options", "gold"]
+    assert len(test) == 5
+    assert train["id"].str.fullmatch(r"train-\d+").all()
+    assert test["id"].str.fullmatch(r"test-\d+").all()
+    row = train.iloc[0]
+    number = int(row["id"].removeprefix("train-"))
+    assert row["prompt"] == f"Is this positive or negative?\n\nfilm {number - 1}\n\nAnswer:"
+    assert list(row["options"]) == [" negative", " positive"]
+    assert row["gold"] == (number - 1) % 2
+
+    before = cell.train.read_bytes(), cell.test.read_bytes()
+    data.store(cell)
+    assert (cell.train.read_bytes(), cell.test.read_bytes()) == before
+
+
+def test_the_step_with_a_test_source(project, tmp_path):
+    rows = [{"statement": "film 3", "truth": False}, {"statement": "film 99", "truth": True}]
+    test = {
+        "source": write_rows(tmp_path / "test.jsonl", rows),
+        "fields": {"text": "{{ statement }}"},
+        "gold": "{{ truth | int }}",
+    }
+    cell = project(lambda b: b.update(test=test))
+    data.store(cell)
+    assert sorted(pd.read_parquet(cell.test)["id"]) == ["test-1", "test-2"]
+    assert "train-4" not in set(pd.read_parquet(cell.train)["id"])
+
+
+def source(**changes):
+    return lambda b: b["train"]["source"].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "rows", "line"),
+    [
+        (source(path="no.jsonl"), TRAIN, "train.source.path: no such file or directory: no.jsonl"),
+        (source(sha256="0" * 64), TRAIN, "train.source.sha256: train.jsonl has the SHA-256 "),
+        (
+            lambda b: b["train"].update(fields={"text": "{{ body }}"}),
+            TRAIN,
+            "train.fields.text: row 1: 'body' is undefin",
+        ),
+        (lambda b: b["train"].update(gold="{{ label"), TRAIN, "train.gold: not a valid template, line 1: "),
+        (
+            lambda b: b["train"].update(gold="{{ y }}"),
+            TRAIN,
+            "train.gold: row 1: 'y' is undefined; the names there are ",
+        ),
+        (lambda b: b.update(prompt="{{ texts }}"), TRAIN, "prompt: unknown field 'texts'; train.fields has ['text']"),
+        (lambda b: b.update(prompt="{% if %}"), TRAIN, "prompt: not a valid template, line 1: "),
+        (lambda b: b.update(labels=["0", "2"]), TRAIN, "train.gold: row 2: the label '1' is not one of ['0', '2']"),
+        (lambda b: b["train"].update(where={"kind": ["b"]}), TRAIN, "train: is empty: the source has 20 rows"),
+        (lambda b: b["train"].update(where={"lang": ["en"]}), TRAIN, "train.where.lang: no such column; there are "),
+        (lambda b: None, [], "train: is empty: the source has 0 rows"),
+        (lambda b: b["test"].update(split=20), TRAIN, "test.split: must be less than 20, the number of different "),
+        (lambda b: None, [{"text": "\ud800", "label": "0"}], "train: row 1: half of a surrogate pair"),
+        (lambda b: None, [{"text": None, "label": "0"}], "train.fields.text: row 1: prints an empty (null) value"),
+    ],
+)
+def test_bad_input_is_one_line(project, change, rows, line):
+    text = refused(project(change, rows))
+    assert text.startswith(f"benchmarks.reviews.{line}")
+    assert "\n" not in text
+
+
+def test_templates_are_checked_before_anything_is_fetched(project, monkeypatch):
+    monkeypatch.setattr(data, "fetch_file", lambda *_, **__: pytest.fail("fetched"))
+    cell = project(lambda b: b.update(prompt="{{ texts }}"))
+    with pytest.raises(InputError, match="unknown field 'texts'"):
+        data.store(cell)
+
+
+def test_two_splits_of_one_wheel_are_one_download(project, monkeypatch):
+    wheel = {"kind": "wheel", "package": "reviews", "version": "1.0", "file": "a.jsonl", "sha256": "0" * 64}
+    folders = []
+
+    def fetch(source, *, field, root, work):
+        folders.append(work)
+        path = work / f"{len(folders)}.jsonl"
+        write_rows(path, TRAIN[:3] if "test" in field else TRAIN)
+        return path
+
+    monkeypatch.setattr(data, "fetch_file", fetch)
+    templates = {"source": wheel, "fields": {"text": "{{ text }}"}, "gold": "{{ label }}"}
+    data.store(project(lambda b: b.update(train=templates, test=templates)))
+    assert len(folders) == 2
+    assert len(set(folders)) == 1  # one folder for downloads: `fetch_file` downloads a wheel once into each
+    assert not folders[0].exists()
+
+
+def test_rows_of_the_hub(project, monkeypatch):
+    monkeypatch.setattr(data, "hub_rows", lambda source, field: TRAIN)
+    hub = {"kind": "hub", "id": "owner/reviews", "revision": "0" * 40, "split": "train"}
+    cell = project(lambda b: b["train"].update(source=hub))
+    data.store(cell)
+    assert len(pd.read_parquet(cell.train)) == 15
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("benchmark", "train", "test"), [("rotten_tomatoes", 8530 - 1066, 1066), ("boolq", 9427, 3270)]
+)
+def test_the_real_benchmarks(tmp_path, benchmark, train, test):
+    settings = load_settings(Path(__file__).parents[2])
+    cell = Cell(tmp_path, settings.pipeline.models[0], benchmark, settings)
+    data.store(cell)
+    frames = [pd.read_parquet(path) for path in (cell.train, cell.test)]
+    assert [len(frame) for frame in frames] == [train, test]
+    everything = pd.concat(frames)
+    assert everything["prompt"].is_unique
+    assert everything["id"].is_unique
+    assert everything["gold"].isin([0, 1]).all()
+    first = settings.benchmarks[benchmark].limits.test
+    assert 0.3 < frames[1]["gold"][:first].mean() < 0.7

@@ -1,0 +1,84 @@
+"""Figures: the same bytes every time, well-formed, the chosen pair in its place."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tasks.evidence.figures import figures, grid_figure, scores_figure
+from tasks.evidence.reading import Evidence, Scores, read_evidence
+from tests.cells import write_cell
+
+ALWAYS = {"accuracy", "grid_accuracy", "grid_margin", "scores", "completeness"}
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    return read_evidence(write_cell(tmp_path_factory.mktemp("cell")))
+
+
+@pytest.fixture(scope="module")
+def drawn(evidence: Evidence) -> dict[str, str]:
+    return figures(evidence)
+
+
+def test_every_figure_is_there_and_the_same_again(evidence: Evidence, drawn: dict[str, str]) -> None:
+    assert set(drawn) == ALWAYS | {"grid_transfer", "transfer"}
+    assert figures(evidence) == drawn
+
+
+def test_a_user_style_changes_nothing(evidence: Evidence, drawn: dict[str, str]) -> None:
+    import matplotlib as mpl
+
+    with mpl.rc_context({"font.size": 30, "axes.grid": True, "svg.fonttype": "path"}):
+        assert grid_figure(evidence.grid, "margin", "grid_margin", chosen=(2, 0.1)) == drawn["grid_margin"]
+
+
+def test_no_transfer_no_transfer_figures(tmp_path: Path) -> None:
+    assert set(figures(read_evidence(write_cell(tmp_path, transfer=False)))) == ALWAYS
+
+
+def test_svg_is_well_formed_and_its_identifiers_are_its_own(drawn: dict[str, str]) -> None:
+    seen: set[str] = set()
+    for name, svg in drawn.items():
+        root = ElementTree.fromstring(svg)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        own = {element.get("id") for element in root.iter() if element.get("id")}
+        used = set(re.findall(r"url\(#([^)]+)\)", svg)) | set(re.findall(r'href="#([^"]+)"', svg))
+        assert used <= own, name
+        assert not own & seen, name
+        seen |= own
+        assert not re.search(r"#01020\d", svg), "a stand-in colour was left"
+        assert "<style" not in svg
+        assert "<metadata" not in svg
+
+
+def test_grid_shows_its_numbers(evidence: Evidence, drawn: dict[str, str]) -> None:
+    texts = re.findall(r">([^<>\s][^<>]*)</text>", drawn["grid_accuracy"])
+    pairs = evidence.grid[evidence.grid.layer >= 0]
+    assert sum(re.fullmatch(r"\.\d|0|1", text) is not None for text in texts) >= len(pairs)
+    assert "unpruned: .6" in texts
+
+
+def test_a_grid_without_any_difference_is_drawn(evidence: Evidence) -> None:
+    flat = evidence.grid.assign(accuracy=0.5)
+    assert "unpruned: .5" in grid_figure(flat, "accuracy", "flat", chosen=(0, 0.05))
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (2, 192), (80, 4096)])
+def test_score_map_of_any_size(shape: tuple[int, int]) -> None:
+    layers = np.zeros(shape[0], dtype=np.float32)
+    scores = Scores(np.zeros(shape, dtype=np.float32), layers, layers, layers.astype(np.int32), {})
+    assert scores_figure(scores, layer=0, pruned=1).count("<image") >= 1
+
+
+def test_convergence(evidence: Evidence) -> None:
+    assert evidence.scores.unconverged == [1]
+    no_rule = Scores(
+        *(getattr(evidence.scores, n) for n in ("values", "gap", "difference", "nodes")), {"tolerance": None}
+    )
+    assert no_rule.unconverged == []
+    nan = Scores(evidence.scores.values, np.full(6, np.nan, np.float32), *[evidence.scores.gap] * 2, {"tolerance": 1})
+    assert nan.unconverged == list(range(6))

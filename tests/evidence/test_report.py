@@ -1,0 +1,160 @@
+"""report.html: says what the files say, needs nothing but itself, and is the same every time."""
+
+import html
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tasks.evidence.report import render
+from tasks.evidence.verdict import verdict
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.files import read_json, write_json
+from tasks.report import report
+from tests.cells import write_cell
+
+HOSTILE = "{i} <script>alert(1)</script><img src=x onerror=alert(2)> &amp; </style> {{ cell }} $x_1^2$ \u2028 “é”"
+
+
+@pytest.fixture
+def cell(tmp_path: Path) -> Cell:
+    return write_cell(tmp_path)
+
+
+class Tags(HTMLParser):
+    """Collects tags and what they would load; fails where an element is closed that is not open."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "image", "use", "path", "rect"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "srcset", "data", "action")]
+        self.ids += [v or "" for k, v in attrs if k == "id"]
+        assert not any(k.startswith("on") for k, _ in attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def parsed(text: str) -> Tags:
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    return tags
+
+
+def plain(text: str) -> str:
+    """What a reader sees, white space made one."""
+    text = re.sub(r"(?s)<(style|svg)\b.*?</\1>|<[^>]+>", " ", text)
+    return " ".join(html.unescape(text).split())
+
+
+def test_step_writes_the_verdict(cell: Cell) -> None:
+    report(cell)
+    shown = plain(cell.report.read_text(encoding="utf-8"))
+    told = verdict(read_json(cell.pruned), read_json(cell.evaluation))
+    for sentence in (told.headline, told.sentence, told.control):
+        assert sentence in shown
+    assert shown.index(told.sentence) < shown.index("Results")
+
+
+def test_same_bytes_wherever_and_whenever(cell: Cell, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = write_cell(tmp_path_factory.mktemp("elsewhere"))
+    assert render(cell) == render(elsewhere)
+    assert str(cell.root) not in render(cell)
+
+
+def test_needs_nothing_but_itself(cell: Cell) -> None:
+    text = render(cell)
+    tags = parsed(text)
+    assert [link for link in tags.loads if not link.startswith(("#", "data:"))] == []
+    assert not {"script", "iframe", "object", "embed", "img"} & set(tags.tags)
+    assert not re.search(r"@import|url\((?!#|data:)", text)
+    assert len(tags.ids) == len(set(tags.ids))
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    text = render(write_cell(tmp_path, text=HOSTILE))
+    assert not {"script", "img"} & set(parsed(text).tags)
+    assert "3 <script>alert(1)</script><img src=x onerror=alert(2)> &amp; </style> {{ cell }} $x_1^2$" in plain(text)
+
+
+def test_long_text_is_folded(tmp_path: Path) -> None:
+    text = render(write_cell(tmp_path, text="{i} " + "words " * 500))
+    assert text.count('<details class="text-fold">') >= 10
+
+
+def test_no_transfer_is_said(tmp_path: Path) -> None:
+    text = render(write_cell(tmp_path, transfer=False))
+    assert "The transfer check was left out (n = 0" in plain(text)
+    assert "Regret" not in text
+    parsed(text)
+
+
+def test_a_constant_surface_has_no_rank_correlation(cell: Cell) -> None:
+    write_json(cell.transfer, read_json(cell.transfer) | {"spearman": None, "spearman_p": None})
+    assert "one side is constant" in plain(render(cell))
+
+
+def test_options_that_differ_by_row(tmp_path: Path) -> None:
+    shown = plain(render(write_cell(tmp_path, per_row=True)))
+    assert "option 3" in shown
+    assert re.search(r"right: (yes|no|maybe) \d", shown)  # the ten examples bring their own options
+
+
+def test_flips_are_those_of_the_predictions(tmp_path: Path) -> None:
+    cell = write_cell(tmp_path, shift=-1.0)
+    comparison = read_json(cell.evaluation)["comparisons"]["pruned_vs_base"]
+    text = render(cell)
+    shown = plain(text)
+    assert f"Wrong before, right after pruning ({comparison['only_first']})" in shown
+    assert f"Right before, wrong after pruning ({comparison['only_second']})" in shown
+    assert comparison["only_second"] > 0
+    assert text.count('class="shift"') == comparison["only_first"] + comparison["only_second"]
+
+
+def test_only_the_largest_changes_of_many(tmp_path: Path) -> None:
+    shown = plain(render(write_cell(tmp_path, shift=5.0, n=600)))
+    assert re.search(r"The 100 with the largest change of \d{3}; all stand in predictions.parquet", shown)
+
+
+def test_the_template_is_cut_from_the_rows(cell: Cell) -> None:
+    text = render(cell)
+    assert text.count("Is this positive or negative?") == 1
+    assert "a film about film 1003" in text
+
+
+def test_limits_and_provenance_are_said(cell: Cell) -> None:
+    shown = plain(render(cell))
+    recipe = read_json(cell.pruned)
+    for fact in (
+        "it reads the right answers of the same 10 examples",
+        "10 examples allow only 11 accuracy levels",
+        "keeps its shapes",
+        "1 of 6 layers did not converge: 1.",
+        recipe["base_sha256"],
+        "Apache-2.0",
+        "dsm run --model tiny --benchmark reviews",
+        "dvc repro",
+        "dsm export",
+    ):
+        assert fact in shown, fact
+
+
+def test_a_missing_file_is_named(cell: Cell) -> None:
+    cell.transfer.unlink()
+    with pytest.raises(InputError, match=r"tiny-reviews: transfer.json is not there"):
+        report(cell)
+    assert not cell.report.exists()

