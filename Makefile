@@ -1,4 +1,4 @@
-.PHONY: setup run test check clean
+.PHONY: setup run test check
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -18,8 +18,8 @@ from prefect.states import Completed
 from flows.environment import step_timeout
 from flows.results import Result, as_markdown, read_result
 from flows.stages import Busy, Outcome, StepFailed, run_command, run_stage, stages_of
-from flows.tracking import tracking_uri
 from tasks.pipeline.cell import Cell, open_cell
+from tasks.register import tracking_uri
 
 # Another process may hold a stage for as long as a download takes; for longer, a person should decide.
 RETRIES = 60

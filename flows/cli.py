@@ -5,6 +5,7 @@ after Ctrl-C. The project is the working directory, as for `dvc`.
 """
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -83,6 +84,8 @@ def run(model: Model = None, benchmark: Benchmark = None) -> None:
     from flows.adapt import adapt, start_server
     from flows.results import as_table
 
+    # An orderly end on `kill` too: it stops the temporary server, which Python's default would leave running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     start_server()
     result = adapt(cell.model, cell.benchmark)
     _print(as_table([result]))
@@ -173,7 +176,7 @@ def apply_recipe(
 def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 5000) -> None:
     """Start the MLflow UI on 127.0.0.1; it runs until Ctrl-C."""
     from flows.environment import child_environment
-    from flows.tracking import tracking_uri
+    from tasks.register import tracking_uri
 
     uri = tracking_uri(Path.cwd())
     if uri.startswith(("http://", "https://")):

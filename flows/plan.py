@@ -1,6 +1,7 @@
 """What `dsm plan` says: what a run would do with each step, and about how long that takes."""
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +14,16 @@ from tasks.pipeline.files import read_json, read_jsonl
 # Used until the model and the samples are there: the default model, and the sentences of its benchmark.
 ASSUMED_LAYERS = 30
 ASSUMED_PARAMETERS = 134.5e6
-ASSUMED_ROW = 120  # characters that a row adds to the text of the prompt's template
+ASSUMED_ROW = 120  # characters that a row adds to the template of the prompt
 
 CHARACTERS_PER_TOKEN = 4.0  # English text
 PROBES = 8  # gradient evaluations that the adaptive quadrature spends on a layer, on average (2 panels of 4 nodes)
 BACKWARD = 2.0  # a backward pass costs as much as this many forward passes
 SUFFIX = 0.5  # a run that starts at layer l costs (1 - l / layers) of a forward pass: half of one on average
 
-# Without timings of this machine: multiply-adds per second that 2 CPU cores reach in float32, and seconds of the steps
-# that are not bound by forward passes (download and conversion of the default model, reading of a benchmark).
-SPEED = 2.5e10
+# Without timings of this machine: multiply-adds per second that 2 idle CPU cores reach in float32, and seconds of steps
+# not bound by forward passes (download and conversion of the default model, reading of a benchmark).
+SPEED = 4e10
 FIXED = {"model": 60.0, "data": 20.0, "sample": 5.0, "prune": 5.0, "report": 10.0}
 START = 3.0  # seconds that a step takes before its first forward pass
 
@@ -92,11 +93,16 @@ def forward_passes(cell: Cell, layers: int) -> dict[str, float]:
 
 
 def prompt_tokens(cell: Cell) -> float:
-    """Average length of a prompt in tokens, estimated from the samples if they are there."""
+    """Tokens that a row adds, on average, to what all prompts begin with (computed once: `tasks.models.packing`).
+
+    Estimated from the samples if they are there, otherwise from the template.
+    """
     if cell.samples.exists():
-        lengths = [len(row["prompt"]) for row in read_jsonl(cell.samples)]
-        return sum(lengths) / len(lengths) / CHARACTERS_PER_TOKEN
-    return (len(cell.benchmark_spec.prompt) + ASSUMED_ROW) / CHARACTERS_PER_TOKEN
+        prompts = [row["prompt"] for row in read_jsonl(cell.samples)]
+        shared = len(os.path.commonprefix(prompts)) if len(prompts) > 1 else 0  # noqa: RUF071 - characters are meant
+        return (sum(map(len, prompts)) / len(prompts) - shared) / CHARACTERS_PER_TOKEN
+    rest = cell.benchmark_spec.prompt.partition("{{")[2]
+    return (len(rest) + ASSUMED_ROW) / CHARACTERS_PER_TOKEN
 
 
 def _statuses(cell: Cell) -> dict[str, Status]:

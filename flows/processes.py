@@ -41,11 +41,14 @@ class Finished:
     stderr: list[str] = field(default_factory=list)
 
 
-def run(argv: Sequence[str], *, cwd: Path, timeout: float, line: Callable[[str], None]) -> Finished:
+def run(
+    argv: Sequence[str], *, cwd: Path, timeout: float, line: Callable[[str], None], tell_stdout: bool = True
+) -> Finished:
     """Runs `argv` in `cwd` and waits until it and everything that writes to its output is gone.
 
     On a terminal its stderr is shown as it comes, progress bars too; elsewhere each line of it goes to `line`. Either
-    way lines that start with `error: ` are held back: they are in the result. Lines of stdout always go to `line`.
+    way lines that start with `error: ` are held back: they are in the result. Lines of stdout go to `line` if
+    `tell_stdout`.
 
     On every way out but a normal one (timeout, cancellation, Ctrl-C, any exception) the whole group is ended first.
 
@@ -81,8 +84,9 @@ def run(argv: Sequence[str], *, cwd: Path, timeout: float, line: Callable[[str],
         if not ending.is_set():
             _show(data)
 
+    tell_out = tell if tell_stdout else _ignore
     readers = [
-        threading.Thread(target=_read, args=(process.stdout.fileno(), finished.stdout, tell), daemon=True),
+        threading.Thread(target=_read, args=(process.stdout.fileno(), finished.stdout, tell_out), daemon=True),
         threading.Thread(target=_read, args=(ours, finished.stderr, tell, show if terminal else None), daemon=True),
     ]
     deadline = time.monotonic() + timeout
@@ -196,6 +200,10 @@ def _more(source: int) -> bytes:
         if error.errno in (errno.EIO, errno.EBADF):  # Linux: the last process on the other side of the pty is gone
             return b""
         raise
+
+
+def _ignore(text: str) -> None:
+    pass
 
 
 def _text(raw: bytes) -> str:

@@ -151,7 +151,8 @@ def _run(
         # -P: the project's own folders (data, tasks) must not hide a package of that name from dvc.
         argv = [sys.executable, "-P", "-m", "dvc", *argv]
     try:
-        return processes.run(argv, cwd=root, timeout=timeout, line=log)
+        # What dvc says on stdout is for us; the steps under it report on stderr.
+        return processes.run(argv, cwd=root, timeout=timeout, line=log, tell_stdout=not dvc)
     except TimeoutError:
         raise StepFailed(name, f"took longer than {timeout:g} s and was ended (DSM_STEP_TIMEOUT)") from None
 

@@ -93,9 +93,9 @@ training examples (method: arXiv 2507.09185). Shapes are unchanged: the model lo
 | pruned | {pruned["accuracy"]:.4f} | {pruned["stderr"]:.4f} |
 | random neurons ({len(random["by_seed"])} draws) | {random["accuracy"]:.4f} | {random["stderr"]:.4f} |
 
-{evaluation["n"]} held-out rows of {cell.benchmark}; the random neurons are as many, of the same layer. Pruned minus base:
-{test["difference"]:+.4f} ± {test["stderr"]:.4f}, exact McNemar p = {test["p"]:.3g}. Answers are read as the most probable of the options
-{json.dumps(evaluation["options"])} after the prompt:
+{evaluation["n"]} held-out rows of {cell.benchmark}; the random neurons are as many, of the same layer.
+Pruned minus base: {test["difference"]:+.4f} ± {test["stderr"]:.4f}, exact McNemar p = {test["p"]:.3g}.
+Answers are read as the most probable of the options {json.dumps(evaluation["options"])} after the prompt:
 
 ```
 {cell.benchmark_spec.prompt}

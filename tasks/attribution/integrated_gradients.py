@@ -31,7 +31,7 @@ class LayerPath:
         max_tokens: how many tokens (nodes x prompt tokens) one backward pass may hold in memory.
     """
 
-    def __init__(self, stack: DecoderStack, sequences: Sequence[Sequence[int]], *, max_tokens: int = 1024):
+    def __init__(self, stack: DecoderStack, sequences: Sequence[Sequence[int]], *, max_tokens: int = 1280):
         self._stack = stack
         self._max_tokens = max_tokens
         self._prompts = len(sequences)

@@ -75,6 +75,9 @@ def verdict(pruned: dict[str, Any], evaluation: dict[str, Any]) -> Verdict:
         "worse": "Pruning harms this model here",
         "same": "No detectable difference",
     }[found]
+    beaten = [significant(random) == 1 for random in evaluation["comparisons"]["pruned_vs_random"].values()]
+    if found == "better" and not any(beaten):
+        headline = "Better than the base, but not than random neurons"
     return Verdict(found, headline, sentence, _control(evaluation))
 
 

@@ -44,7 +44,7 @@ def load(directory: Path) -> Loaded:
         raise InputError("model", f"{directory} has no *.safetensors file; other weight formats are not read")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=torch.float32,
             use_safetensors=True,
@@ -52,6 +52,7 @@ def load(directory: Path) -> Loaded:
             local_files_only=True,
             output_loading_info=True,
         )
+        model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except (ValueError, KeyError, OSError, SafetensorError) as error:
         raise InputError("model", f"{directory} cannot be loaded: {error}") from None

@@ -205,6 +205,10 @@ class Settings(Strict):
             for name in getattr(self.pipeline, section):
                 if name not in declared:
                     raise ValueError(f"pipeline.{section}: {name!r} is not declared; there are {sorted(declared)}")
+        cells = [f"{model}-{benchmark}" for model in self.pipeline.models for benchmark in self.pipeline.benchmarks]
+        for name in cells:
+            if cells.count(name) > 1:
+                raise ValueError(f"pipeline: two cells would both be named {name!r}; rename a model or a benchmark")
         return self
 
 

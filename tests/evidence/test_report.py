@@ -148,7 +148,7 @@ def test_limits_and_provenance_are_said(cell: Cell) -> None:
         "Apache-2.0",
         "dsm run --model tiny --benchmark reviews",
         "dvc repro",
-        "dsm export",
+        "dsm export --model tiny --benchmark reviews --out exports/tiny-reviews",
     ):
         assert fact in shown, fact
 

@@ -63,6 +63,13 @@ def test_random_control(random: dict[str, tuple[float, float]], says: str) -> No
     assert says in verdict(PRUNED, evaluation(0.66, 0.713, 0.01, random)).control
 
 
+def test_a_gain_that_random_neurons_bring_too_is_no_success() -> None:
+    told = verdict(PRUNED, evaluation(0.66, 0.713, 0.01, {"0": (0.71, 0.9), "1": (0.72, 0.8)}))
+    assert told.headline == "Better than the base, but not than random neurons"
+    told = verdict(PRUNED, evaluation(0.66, 0.713, 0.01, {"0": (0.71, 0.9), "1": (0.6, 0.01)}))
+    assert told.headline == "Pruning improves this model here"
+
+
 def test_one_neuron_is_singular() -> None:
     assert (
         "Pruning 1 neuron (10 %)"

@@ -1,0 +1,244 @@
+"""The steps one after the other on a tiny model and a tiny benchmark, through files, as DVC runs them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from tasks.benchmarks.scoring import option_logprobs
+from tasks.data import store as data
+from tasks.evaluate import evaluate
+from tasks.export import apply, export
+from tasks.model import store as model
+from tasks.models.hashing import sha256_directory
+from tasks.models.loading import Loaded, load
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.cell import open_cell
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.files import read_json, read_jsonl, sha256_file
+from tasks.prune import prune
+from tasks.pruning.recipe import read_recipe
+from tasks.sample import sample
+from tasks.score import score
+from tasks.search import search
+from tasks.transfer import transfer
+from tests.tiny import save_tiny
+
+STEPS = [sample, score, search, prune, evaluate, transfer]
+WORDS = ["good", "fine", "dull", "bad", "long", "short", "warm", "cold"]
+
+
+def write_project(root, **sections):
+    """params.yaml, a tiny model and 120 sentences in `root`."""
+    save_tiny(root / "source")
+    rng = np.random.default_rng(1)
+    rows = [{"text": " ".join(rng.choice(WORDS, 4)) + f" {i}", "label": int(rng.integers(2))} for i in range(120)]
+    (root / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"kind": "path", "path": "reviews.jsonl", "sha256": sha256_file(root / "reviews.jsonl")}
+    params = {
+        "pipeline": {"models": ["tiny"], "benchmarks": ["reviews"]},
+        "adaptation": {"size": 6, "seed": 0, "selection": "random"},
+        "attribution": {"quadrature": "adaptive", "steps": 20, "tolerance": 0.01, "max_nodes": 12},
+        "search": {"fractions": [0.1, 0.2, 0.4]},
+        "evaluation": {"control_seeds": [0, 1]},
+        "models": {
+            "tiny": {"source": {"kind": "path", "path": "source", "sha256": sha256_directory(root / "source")}},
+        },
+        "benchmarks": {
+            "reviews": {
+                "train": {"source": source, "fields": {"text": "{{ text }}"}, "gold": "{{ label }}"},
+                "test": {"split": 40, "seed": 0},
+                "prompt": "{{ text }} :",
+                "options": [" no", " yes !"],
+                "labels": ["0", "1"],
+                "limits": {"test": 30, "transfer": 8},
+            }
+        },
+    }
+    for section, change in sections.items():
+        params[section] |= change
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    return open_cell(root=root)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    cell = write_project(tmp_path_factory.mktemp("project"))
+    for step in [model, data, *STEPS]:
+        step(cell)
+    return cell
+
+
+def outputs(cell):
+    files = [path for path in cell.directory.iterdir() if path.is_file()]
+    return {path.name: sha256_file(path) for path in files}
+
+
+def test_every_step_writes_the_same_bytes_again(finished):
+    before = outputs(finished)
+    for step in STEPS:
+        step(finished)
+    assert outputs(finished) == before
+    assert set(before) == {
+        *("samples.jsonl", "scores.safetensors", "grid.parquet", "pruned.json", "predictions.parquet"),
+        *("evaluation.json", "transfer.parquet", "transfer.json"),
+    }
+    assert not list(finished.scratch.glob("*.jsonl")), "a journal was left behind"
+
+
+def test_samples_are_rows_of_train_and_never_of_test(finished):
+    samples = read_jsonl(finished.samples)
+    assert len(samples) == 6
+    train, test = pd.read_parquet(finished.train), pd.read_parquet(finished.test)
+    assert {row["id"] for row in samples} <= set(train.id)
+    assert not {row["prompt"] for row in samples} & set(test.prompt)
+
+
+@pytest.mark.parametrize("selection", ["correct", "wrong"])
+def test_selection_by_the_unpruned_model(finished, tmp_path, selection):
+    cell = write_project(tmp_path, adaptation={"selection": selection})
+    model(cell)
+    data(cell)
+    sample(cell)
+    rows = read_jsonl(cell.samples)
+    found = option_logprobs(load(cell.model_dir), [r["prompt"] for r in rows], [r["options"] for r in rows])
+    right = [values.argmax() == row["gold"] for values, row in zip(found, rows, strict=True)]
+    assert right == [selection == "correct"] * 6
+
+
+def test_too_few_rows_for_the_sample(tmp_path):
+    cell = write_project(tmp_path, adaptation={"size": 81})
+    model(cell)
+    data(cell)
+    with pytest.raises(InputError, match=r"adaptation\.size: 81, but the train split has 80 rows"):
+        sample(cell)
+    assert not cell.samples.exists()
+
+
+def test_scores_have_their_header(finished):
+    with safe_open(finished.scores, framework="numpy") as file:
+        header = json.loads(file.metadata()["header"])
+        scores, nodes = file.get_tensor("scores"), file.get_tensor("nodes")
+        gap = file.get_tensor("scores").sum(1) - file.get_tensor("difference")
+        np.testing.assert_allclose(gap, file.get_tensor("gap"), atol=1e-4)
+    assert scores.shape == (3, 48)
+    assert scores.dtype == np.float32
+    assert header["samples_sha256"] == sha256_file(finished.samples)
+    assert header["model_sha256"] == sha256_directory(finished.model_dir)
+    assert nodes.max() <= 12
+
+
+def test_the_recipe_names_the_best_scored_neurons_of_the_best_pair(finished):
+    recipe = read_recipe(finished.pruned)
+    grid = pd.read_parquet(finished.grid)
+    assert recipe.adaptation.accuracy == grid[grid.layer >= 0].accuracy.max()
+    with safe_open(finished.scores, framework="numpy") as file:
+        scores = file.get_tensor("scores")[recipe.layer]
+    kept = np.delete(scores, recipe.neurons)
+    assert scores[recipe.neurons].min() >= kept.max()
+    assert len(recipe.neurons) == int(recipe.fraction * 48 + 0.5)
+
+
+def test_evaluation_follows_from_the_predictions(finished):
+    frame, result = pd.read_parquet(finished.predictions), read_json(finished.evaluation)
+    assert result["n"] == len(frame) == 30
+    for name in ("base", "pruned"):
+        system = result["systems"][name]
+        assert system["accuracy"] == (frame[name] == frame.gold).mean()
+        assert system["predicted"] == np.bincount(frame[name], minlength=2).tolist()
+        assert np.trace(system["confusion"]) == (frame[name] == frame.gold).sum()
+        assert [values.argmax() for values in frame[f"{name}_logprobs"]] == frame[name].tolist()
+
+
+def test_the_exported_model_predicts_in_plain_transformers_what_the_masked_one_did(finished, tmp_path):
+    export(finished, tmp_path / "out")
+    frame, table = pd.read_parquet(finished.predictions), pd.read_parquet(finished.test).head(30)
+    tokenizer = load(finished.model_dir).tokenizer
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    for row, expected in zip(table.itertuples(), frame.pruned_logprobs, strict=True):
+        found = []
+        for option in row.options:
+            ids, start = tokenizer(row.prompt + option)["input_ids"], len(tokenizer(row.prompt)["input_ids"])
+            logprobs = plain(torch.tensor([ids])).logits[0].log_softmax(-1)
+            found.append(sum(float(logprobs[i - 1, ids[i]]) for i in range(start, len(ids))))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert read_recipe(tmp_path / "out" / "pruned.json") == read_recipe(finished.pruned)
+    assert "exact McNemar p" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_apply_makes_the_same_weights_and_refuses_another_base(finished, tmp_path):
+    export(finished, tmp_path / "exported")
+    apply(finished.pruned, finished.model_dir, tmp_path / "applied")
+    assert sha256_file(tmp_path / "applied" / "model.safetensors") == sha256_file(
+        tmp_path / "exported" / "model.safetensors"
+    )
+    other = save_tiny(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match="but the recipe is for"):
+        apply(finished.pruned, other, tmp_path / "refused")
+    with pytest.raises(InputError, match="exists already"):
+        apply(finished.pruned, finished.model_dir, tmp_path / "applied")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_no_transfer_check_with_limit_zero(finished, tmp_path):
+    params = yaml.safe_load((finished.root / "params.yaml").read_text())
+    params["benchmarks"]["reviews"]["limits"]["transfer"] = 0
+    root = tmp_path / "copy"
+    root.mkdir()
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    (root / "data").symlink_to(finished.root / "data")
+    before = {path: path.read_bytes() for path in (finished.transfer, finished.transfer_grid)}
+    cell = open_cell(root=root)
+    transfer(cell)
+    assert read_json(cell.transfer) == {"n": 0}
+    assert list(pd.read_parquet(cell.transfer_grid).columns) == list(pd.read_parquet(cell.grid).columns)
+    for path, content in before.items():
+        path.write_bytes(content)
+
+
+def test_a_score_that_was_killed_ends_with_the_same_bytes(finished, monkeypatch):
+    before = outputs(finished)
+    edited, calls = DecoderStack.edited, []
+
+    def dies(self, residuals, index, scale):
+        calls.append(index)
+        if index == 1 and calls.count(1) == 2:
+            raise KeyboardInterrupt
+        return edited(self, residuals, index, scale)
+
+    monkeypatch.setattr(DecoderStack, "edited", dies)
+    with pytest.raises(KeyboardInterrupt):
+        score(finished)
+    calls.clear()
+    score(finished)
+    # The stack checks itself at the first and last layer; layer 0 is not scored again.
+    assert calls.count(0) == 1
+    assert outputs(finished) == before
+
+
+def test_missing_weights_are_refused(finished, tmp_path):
+    model_ = load(finished.model_dir).model
+    del model_.model.layers[2]
+    model_.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(InputError, match="missing_keys"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("selected", ["base", "pruned"])
+def test_served_predictions_equal_the_evaluated_ones(finished, tmp_path, selected):
+    frame, table = pd.read_parquet(finished.predictions), pd.read_parquet(finished.test).head(30)
+    directory = finished.model_dir
+    if selected == "pruned":
+        export(finished, tmp_path / "out")
+        directory = tmp_path / "out"
+    loaded = load(directory)
+    assert isinstance(loaded, Loaded)
+    found = option_logprobs(loaded, table.prompt.tolist(), table.options.map(list).tolist())
+    assert [int(values.argmax()) for values in found] == frame[selected].tolist()
