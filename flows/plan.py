@@ -69,7 +69,7 @@ def make_plan(cell: Cell) -> Plan:
 
 
 def forward_passes(cell: Cell, layers: int) -> dict[str, float]:
-    """Forward passes of the whole model over one prompt that each step spends, by design.md; parts of one add up.
+    """Forward passes of the whole model over one prompt that each step spends; parts of one add up.
 
     An option of one token costs nothing beyond its prompt: longer ones are not counted.
     """

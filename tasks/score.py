@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save
 
 from tasks.attribution.integrated_gradients import TARGET, LayerPath, layer_scores
+from tasks.attribution.quadrature import allowed
 from tasks.benchmarks.encoding import encode_prompt
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
@@ -24,26 +25,27 @@ def score(cell: Cell) -> None:
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
     prompts = [row["prompt"] for row in read_jsonl(cell.samples)]
+    adaptive = settings.quadrature == "adaptive"
+    quadrature = settings.model_dump(exclude={"steps"} if adaptive else {"tolerance", "max_nodes"})
     header = {
         "method": "integrated_gradients",
         "path": "layer",
         "projection": "gate_proj",
         "target": TARGET,
-        "quadrature": settings.model_dump(),
+        **quadrature,
         "samples_sha256": sha256_file(cell.samples),
         "model_sha256": sha256_directory(cell.model_dir),
         "n": len(prompts),
     }
     journal = Journal(cell.scratch / "score.jsonl", journal_key(header))
     path = None
-    rough = []
     with progress("score", len(stack)) as advance:
         for layer in range(len(stack)):
             if str(layer) not in journal.parts:
-                path = path or LayerPath(stack, [encode_prompt(loaded.tokenizer, p, stack.context) for p in prompts])
-                result = layer_scores(path, layer, settings)
-                if not result.converged(settings.tolerance):
-                    rough.append(layer)
+                if path is None:
+                    path = LayerPath(stack, [encode_prompt(loaded.tokenizer, p, stack.context) for p in prompts])
+                    one = path.at_one()
+                result = layer_scores(path, layer, one, settings)
                 values = {"gap": result.gap, "difference": result.difference, "error": result.error}
                 journal.put(str(layer), values | {"nodes": result.nodes, "scores": result.scores.tolist()})
             advance(1)
@@ -52,6 +54,9 @@ def score(cell: Cell) -> None:
         name: torch.tensor([part[name] for part in parts], dtype=torch.int32 if name == "nodes" else torch.float32)
         for name in ("scores", "gap", "difference", "error", "nodes")
     }
+    rough = [
+        layer for layer, part in enumerate(parts) if part["error"] > allowed(part["difference"], settings.tolerance)
+    ]
     if rough:
         print(f"warning: completeness gap over attribution.tolerance in layers {rough}", file=sys.stderr)
     with replacing(cell.scores) as temporary:

@@ -24,7 +24,7 @@ def settings(*, transfer: int = 40) -> dict[str, Any]:
     return {
         "pipeline": {"models": ["tiny"], "benchmarks": ["reviews"]},
         "adaptation": {"size": 10, "seed": 0, "selection": "random"},
-        "attribution": {"quadrature": "adaptive", "steps": 20, "tolerance": 0.01, "max_nodes": 64},
+        "attribution": {"quadrature": "adaptive", "steps": 20, "tolerance": 0.01, "max_nodes": 32},
         "search": {"fractions": FRACTIONS},
         "evaluation": {"control_seeds": [0, 1, 2]},
         "models": {"tiny": {"licence": "Apache-2.0", "source": {"kind": "path", "path": "tiny", "sha256": SHA}}},
@@ -88,6 +88,7 @@ def write_cell(
         {
             "scores": rng.standard_t(2, (layers, d_ff)).astype(np.float32),
             "gap": gap,
+            "error": np.abs(gap),
             "difference": rng.normal(0, 4, layers).astype(np.float32),
             "nodes": rng.integers(4, 65, layers).astype(np.int32),
         },

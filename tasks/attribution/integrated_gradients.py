@@ -39,34 +39,42 @@ class LayerPath:
         self._residuals = [stack.clean(packed) for packed in stack.pack(units, max_tokens=max_tokens)]
         self._targets = [_top_tokens(residuals) for residuals in self._residuals]
 
-    def values(self, layer: int, alphas: Sequence[float]) -> list[float]:
-        """F at each alpha."""
-        with torch.no_grad():
-            return self._run(layer, alphas)[0].tolist()
-
-    def gradients(self, layer: int, alphas: Sequence[float]) -> Tensor:
-        """dF/ds at s = alpha * 1, float64 [alphas, d_ff]."""
-        return self._run(layer, alphas, gradient=True)[1]
-
-    def _run(self, layer: int, alphas: Sequence[float], *, gradient: bool = False) -> tuple[Tensor, Tensor]:
-        """(F, dF/ds) in float64 on the CPU."""
-        d_ff, dtype, device = self._stack.d_ff, self._stack.model.dtype, self._stack.device
+    def evaluate(self, layer: int, alphas: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """F and dF/ds at s = alpha * 1 for each alpha: float64 [alphas] and [alphas, d_ff], on the CPU."""
         values = torch.zeros(len(alphas), dtype=torch.float64)
-        gradients = torch.zeros(len(alphas), d_ff, dtype=torch.float64)
+        gradients = torch.zeros(len(alphas), self._stack.d_ff, dtype=torch.float64)
         for residuals, targets in zip(self._residuals, self._targets, strict=True):
-            # Without gradients nothing is kept for the way back, and a run may be several times as large.
-            room = self._max_tokens if gradient else 4 * self._max_tokens
-            size = max(1, room // len(residuals.pack.tokens))
+            size = max(1, self._max_tokens // len(residuals.pack.tokens))
             for start in range(0, len(alphas), size):
                 part = slice(start, start + size)
-                scale = torch.tensor(alphas[part], dtype=dtype, device=device)[:, None].repeat(1, d_ff)
-                scale.requires_grad_(gradient)
-                logits = self._stack.edited(residuals, layer, scale)
-                totals = logits.gather(2, targets.expand(len(scale), -1)[..., None]).sum((1, 2))
+                scale = self._ones(len(alphas[part]))
+                scale.mul_(scale.new_tensor(alphas[part])[:, None]).requires_grad_(True)
+                totals = _target_logits(self._stack.edited(residuals, layer, scale), targets).sum(1)
                 values[part] += totals.detach().double().cpu()
-                if gradient:
-                    gradients[part] += torch.autograd.grad(totals.sum(), scale)[0].double().cpu()
+                gradients[part] += torch.autograd.grad(totals.sum(), scale)[0].double().cpu()
         return values / self._prompts, gradients / self._prompts
+
+    def at_one(self) -> tuple[Tensor, Tensor]:
+        """F and dF/ds of every layer at s = 1, the unedited model: float64 scalar and [layers, d_ff].
+
+        One backward pass serves all layers.
+        """
+        value = torch.zeros((), dtype=torch.float64)
+        gradients = torch.zeros(len(self._stack), self._stack.d_ff, dtype=torch.float64)
+        for residuals, targets in zip(self._residuals, self._targets, strict=True):
+            scale = self._ones(len(self._stack)).requires_grad_(True)
+            total = _target_logits(self._stack.scaled_everywhere(residuals.pack, scale), targets).sum()
+            value += total.detach().double().cpu()
+            gradients += torch.autograd.grad(total, scale)[0].double().cpu()
+        return value / self._prompts, gradients / self._prompts
+
+    def _ones(self, rows: int) -> Tensor:
+        return torch.ones(rows, self._stack.d_ff, dtype=self._stack.model.dtype, device=self._stack.device)
+
+
+def _target_logits(logits: Tensor, targets: Tensor) -> Tensor:
+    """[..., R, vocabulary] and int64 [R] -> [..., R]."""
+    return logits.gather(-1, targets.expand(logits.shape[:-1])[..., None])[..., 0]
 
 
 def _top_tokens(residuals: Residuals) -> Tensor:
@@ -82,15 +90,13 @@ def _one_prompt_per_read(packed: Pack) -> None:
         raise InputError("adaptation", "two of the adaptation prompts are the same")
 
 
-def layer_scores(path: LayerPath, layer: int, settings: Attribution) -> Integral:
-    """The scores of one layer's neurons by the quadrature that `settings` names."""
+def layer_scores(path: LayerPath, layer: int, one: tuple[Tensor, Tensor], settings: Attribution) -> Integral:
+    """The scores of one layer's neurons by the quadrature that `settings` names; `one` is `path.at_one()`."""
 
-    def value(alphas: Sequence[float]) -> list[float]:
-        return path.values(layer, alphas)
+    def evaluate(alphas: Sequence[float]) -> tuple[Tensor, Tensor]:
+        return path.evaluate(layer, alphas)
 
-    def gradient(alphas: Sequence[float]) -> Tensor:
-        return path.gradients(layer, alphas)
-
+    at_one = one[0], one[1][layer]
     if settings.quadrature == "riemann_right":
-        return riemann_right(value, gradient, settings.steps)
-    return adaptive(value, gradient, tolerance=settings.tolerance, max_nodes=settings.max_nodes)
+        return riemann_right(evaluate, at_one, settings.steps)
+    return adaptive(evaluate, at_one, tolerance=settings.tolerance, max_nodes=settings.max_nodes)

@@ -191,8 +191,8 @@ def scores_figure(scores: Scores, *, layer: int, pruned: int) -> str:
 
 
 def completeness_figure(scores: Scores) -> str:
-    """Completeness gap of every layer, as a part of max(|F(1) - F(0)|, 1), and the nodes it took."""
-    gaps = np.maximum(scores.relative_gap.astype(np.float64), 1e-6)  # a log axis has no zero
+    """Completeness error of every layer, as a part of max(|F(1) - F(0)|, 1), and the nodes it took."""
+    gaps = np.maximum(scores.relative_error, 1e-6)  # a log axis has no zero
     layers = np.arange(gaps.size)
     bad = np.isin(layers, scores.unconverged)
     tolerance = scores.header.get("tolerance")
@@ -203,7 +203,7 @@ def completeness_figure(scores: Scores) -> str:
         upper.plot(layers[~bad], gaps[~bad], "o", ms=5, color=ACCENT)
         upper.plot(layers[bad], gaps[bad], "X", ms=8, color=WARN)
         ceiling = max(float(gaps.max()), tolerance or 0.0) * 3
-        upper.set(yscale="log", ylabel="relative gap", ylim=(min(float(gaps.min()), 1e-4) / 2, ceiling))
+        upper.set(yscale="log", ylabel="relative error", ylim=(min(float(gaps.min()), 1e-4) / 2, ceiling))
         if tolerance is not None:
             upper.axhline(tolerance, color=WARN, lw=1, ls=(0, (4, 3)))
             upper.annotate(

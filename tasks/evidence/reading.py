@@ -19,26 +19,28 @@ from tasks.pipeline.files import read_json, read_jsonl
 class Scores:
     """Scores of every neuron, and how well their sum closes per layer.
 
-    `values` [layers, d_ff]; `gap` [layers] is the sum of a layer's scores minus `difference` = F(1) - F(0);
-    `nodes` [layers] is the number of gradient evaluations; `header` is what the score step wrote beside them.
+    `values` [layers, d_ff]; `gap` [layers] is the sum of a layer's scores minus `difference` = F(1) - F(0); `error`
+    [layers] is the sum of the absolute gaps of the path's panels, in which nothing cancels; `nodes` [layers] is the
+    number of gradient evaluations; `header` is what the score step wrote beside them.
     """
 
     values: npt.NDArray[np.float32]
     gap: npt.NDArray[np.float32]
+    error: npt.NDArray[np.float32]
     difference: npt.NDArray[np.float32]
     nodes: npt.NDArray[np.int32]
     header: dict[str, Any]
 
     @property
-    def relative_gap(self) -> npt.NDArray[np.float64]:
-        """|gap| / max(|F(1) - F(0)|, 1) [layers]: what attribution.tolerance bounds."""
-        return np.abs(self.gap, dtype=np.float64) / np.maximum(np.abs(self.difference, dtype=np.float64), 1)
+    def relative_error(self) -> npt.NDArray[np.float64]:
+        """error / max(|F(1) - F(0)|, 1) [layers]: what attribution.tolerance bounds."""
+        return self.error.astype(np.float64) / np.maximum(np.abs(self.difference, dtype=np.float64), 1)
 
     @property
     def unconverged(self) -> list[int]:
-        """Layers whose gap is over the tolerance; none where the rule has no tolerance."""
+        """Layers whose error is over the tolerance; none where the rule has no tolerance."""
         tolerance = self.header.get("tolerance")
-        return [] if tolerance is None else [int(i) for i in np.flatnonzero(~(self.relative_gap <= tolerance))]
+        return [] if tolerance is None else [int(i) for i in np.flatnonzero(~(self.relative_error <= tolerance))]
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Evidence:
 def read_scores(path: Path) -> Scores:
     """Scores from the safetensors file of the score step."""
     with safe_open(str(path), framework="np") as file:
-        values, gap, difference, nodes = map(file.get_tensor, ("scores", "gap", "difference", "nodes"))
-        return Scores(values, gap, difference, nodes, json.loads(file.metadata()["header"]))
+        values, gap, error, difference, nodes = map(file.get_tensor, ("scores", "gap", "error", "difference", "nodes"))
+        return Scores(values, gap, error, difference, nodes, json.loads(file.metadata()["header"]))
 
 
 def read_evidence(cell: Cell) -> Evidence:

@@ -166,7 +166,7 @@ def _layers(evidence: Evidence) -> list[dict[str, Any]]:
             "layer": layer,
             "difference": float(scores.difference[layer]),
             "gap": float(scores.gap[layer]),
-            "relative": float(scores.relative_gap[layer]),
+            "relative": float(scores.relative_error[layer]),
             "nodes": int(scores.nodes[layer]),
             "converged": layer not in scores.unconverged,
         }

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging
 
 from tasks.models.hashing import sha256_directory
 from tasks.pipeline.errors import InputError
@@ -74,6 +75,7 @@ def convert_gguf(file: Path, target: Path, *, name: str, field: str) -> None:
     Raises:
         InputError: the file is damaged, or of an architecture or tokenizer that transformers does not know.
     """
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model = AutoModelForCausalLM.from_pretrained(
             file.parent,

@@ -43,6 +43,7 @@ def load(directory: Path) -> Loaded:
     if not any(directory.glob("*.safetensors")):
         raise InputError("model", f"{directory} has no *.safetensors file; other weight formats are not read")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it prints a table of what is refused below
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -53,11 +54,11 @@ def load(directory: Path) -> Loaded:
             output_loading_info=True,
         )
         model, report = loaded
+        for problem in ("missing_keys", "mismatched_keys"):  # transformers would start these weights at random
+            if report[problem]:
+                raise InputError("model", f"{directory}: {problem} in its safetensors: {sorted(report[problem])[:3]}")
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except (ValueError, KeyError, OSError, SafetensorError) as error:
         raise InputError("model", f"{directory} cannot be loaded: {error}") from None
-    for problem in ("missing_keys", "mismatched_keys"):  # transformers would start these weights at random
-        if report[problem]:
-            raise InputError("model", f"{directory}: {problem} in its safetensors: {sorted(report[problem])[:3]}")
     model.eval().requires_grad_(False).to(device())
     return Loaded(model, tokenizer)

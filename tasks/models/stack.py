@@ -145,6 +145,21 @@ class DecoderStack:
             hidden = self._run_layers(index + 1, hidden, residuals.pack)
         return self._head(hidden)
 
+    def scaled_everywhere(self, packed: Pack, scale: Tensor) -> Tensor:
+        """Logits at the pack's reads, [R, vocabulary], with the gate pre-activations of every layer l times scale[l].
+
+        Differentiable in `scale`, [layers, d_ff].
+        """
+        handles = [
+            layer.mlp.gate_proj.register_forward_hook(lambda _, __, gate, row=row: gate * row)
+            for layer, row in zip(self.layers, scale, strict=True)
+        ]
+        try:
+            return self._head(self._run_layers(0, self._embed(packed), packed))[0]
+        finally:
+            for handle in handles:
+                handle.remove()
+
     @torch.no_grad()
     def predict(self, residuals: Residuals, index: int, scale: Tensor) -> Tensor:
         """`edited` without gradients. `scale` may lie on another device or have another float type."""

@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,15 +71,12 @@ def test_a_grid_without_any_difference_is_drawn(evidence: Evidence) -> None:
 @pytest.mark.parametrize("shape", [(1, 3), (2, 192), (80, 4096)])
 def test_score_map_of_any_size(shape: tuple[int, int]) -> None:
     layers = np.zeros(shape[0], dtype=np.float32)
-    scores = Scores(np.zeros(shape, dtype=np.float32), layers, layers, layers.astype(np.int32), {})
+    scores = Scores(np.zeros(shape, dtype=np.float32), layers, layers, layers, layers.astype(np.int32), {})
     assert scores_figure(scores, layer=0, pruned=1).count("<image") >= 1
 
 
 def test_convergence(evidence: Evidence) -> None:
     assert evidence.scores.unconverged == [1]
-    no_rule = Scores(
-        *(getattr(evidence.scores, n) for n in ("values", "gap", "difference", "nodes")), {"tolerance": None}
-    )
-    assert no_rule.unconverged == []
-    nan = Scores(evidence.scores.values, np.full(6, np.nan, np.float32), *[evidence.scores.gap] * 2, {"tolerance": 1})
+    assert replace(evidence.scores, header={}).unconverged == []
+    nan = replace(evidence.scores, error=np.full(6, np.nan, np.float32))
     assert nan.unconverged == list(range(6))
