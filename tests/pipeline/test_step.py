@@ -1,0 +1,72 @@
+"""The entry point of the steps, as a process: exit codes, and one line for what a user can mend."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.pipeline.files import sha256_file
+from tests.cells import settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(module: str, project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", module, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(argv, cwd=project, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings()))
+    return tmp_path
+
+
+def write_rows(project: Path) -> None:
+    """90 rows for the benchmark, pinned in params.yaml."""
+    rows = "".join(f"row {i},{i % 2}\n" for i in range(90))
+    (project / "reviews.csv").write_text("text,label\n" + rows)
+    params = settings()
+    params["benchmarks"]["reviews"]["train"]["source"]["sha256"] = sha256_file(project / "reviews.csv")
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--model", "nobody"], "error: models: 'nobody' is not declared in params.yaml; there are ['tiny']\n"),
+        (["--benchmark", "none"], "error: benchmarks: 'none' is not declared in params.yaml; there are ['reviews']\n"),
+    ],
+)
+def test_an_unknown_name_is_one_line_and_exit_2(project: Path, arguments: list[str], line: str) -> None:
+    done = run("tasks.data", project, *arguments)
+    assert (done.returncode, done.stderr) == (2, line)
+    assert not (project / "data").exists()
+
+
+def test_a_missing_file_is_one_line_and_exit_2(project: Path) -> None:
+    done = run("tasks.data", project)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: benchmarks.reviews.train.source.path: no such file or directory: reviews.csv")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_is_one_line_and_exit_2(project: Path) -> None:
+    write_rows(project)
+    (project / "data").write_text("a file, where a directory is to be made")
+    done = run("tasks.data", project)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_time_it_took_is_written_outside_dvc(project: Path) -> None:
+    write_rows(project)
+    assert run("tasks.data", project).returncode == 0
+    timing = project / "data" / "scratch" / "tiny" / "reviews" / "timings" / "data.json"
+    assert json.loads(timing.read_text())["seconds"] >= 0
