@@ -6,7 +6,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from tasks.pipeline.files import write_text
-from tasks.pipeline.settings import PARAMS
+from tasks.pipeline.settings import PARAMS, parse_settings
 
 
 def list_cell(root: Path, model: str, benchmark: str) -> list[str]:
@@ -34,5 +34,6 @@ def list_cell(root: Path, model: str, benchmark: str) -> list[str]:
         if added:
             text = io.StringIO()
             yaml.dump(document, text)
+            parse_settings(text.getvalue())  # refuses two cells of one name before anything is written
             write_text(path, text.getvalue())
     return added

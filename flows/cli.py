@@ -68,9 +68,11 @@ Benchmark = Annotated[
 def run(model: Model = None, benchmark: Benchmark = None) -> None:
     """Bring every step of a cell up to date, register the result and show it."""
     from flows.environment import prepare, step_timeout
+    from tasks.benchmarks.rows import check_templates
     from tasks.pipeline.cell import open_cell
 
     cell = open_cell(model, benchmark)
+    check_templates(cell.benchmark_spec, field=f"benchmarks.{cell.benchmark}")
     step_timeout()
     prepare()
 
@@ -190,9 +192,12 @@ def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 5000)
 @app.command()
 def validate() -> None:
     """Check params.yaml field by field."""
+    from tasks.benchmarks.rows import check_templates
     from tasks.pipeline.settings import load_settings
 
     settings = load_settings(Path.cwd())
+    for name, benchmark in settings.benchmarks.items():
+        check_templates(benchmark, field=f"benchmarks.{name}")
     for name, model in settings.models.items():
         print(f"model {name}: {_source(model.source)}{_listed(name, settings.pipeline.models)}")
     for name, benchmark in settings.benchmarks.items():

@@ -21,12 +21,13 @@ from filelock import FileLock
 from tasks.evidence.verdict import verdict
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import read_json, read_jsonl, sha256_json
+from tasks.pipeline.files import read_json, read_jsonl, sha256_file, sha256_json
 from tasks.pipeline.step import run_step
 
 EXPERIMENT = "dsm-pruning"
 ALIAS = "challenger"
 CONTENT = "content"  # the tag of a run and of a model version that says what is in it
+EVIDENCE = "evidence"  # the tag of a run that says which report and transfer check it holds
 CHECKED = 8  # test rows that a version must answer as `evaluate` did before the alias moves
 TOLERANCE = 1e-3  # of a probability: the same float32 model in other batches
 # What the served model needs (serving.py and the packages below it); the exact versions that are installed here.
@@ -54,6 +55,8 @@ def register(cell: Cell) -> None:
     content = _content(cell)
     with _store(cell.root) as (client, experiment):
         version, is_new = _version(client, experiment, cell, content)
+        if not is_new:
+            _log_new_evidence(client, experiment, cell, content)
         aliases = client.get_registered_model(cell.name).aliases
         if int(aliases.get(ALIAS, 0)) != version:
             _check(cell, version)
@@ -114,21 +117,40 @@ def _logged_model(client: Any, experiment: str, cell: Cell, content: str) -> str
     for run in client.search_runs([experiment], f"tags.{CONTENT} = '{content}' and tags.cell = '{cell.name}'"):
         if run.info.status == "FINISHED" and run.outputs and run.outputs.model_outputs:
             return str(run.outputs.model_outputs[0].model_id)
-        for output in run.outputs.model_outputs if run.outputs else ():
-            client.delete_logged_model(output.model_id)
-        client.delete_run(run.info.run_id)
+        if run.info.status != "FINISHED":
+            for output in run.outputs.model_outputs if run.outputs else ():
+                client.delete_logged_model(output.model_id)
+            client.delete_run(run.info.run_id)
     return _log_run(experiment, cell, content)
 
 
-def _log_run(experiment: str, cell: Cell, content: str) -> str:
-    """Logs everything that is known about the cell as a new run; returns the id of the logged model."""
+def _evidence(cell: Cell) -> str:
+    """Hash of what may change while the version stays: the transfer check, and the report with all settings."""
+    return sha256_json([sha256_file(path) for path in (cell.transfer, cell.report)])
+
+
+def _log_new_evidence(client: Any, experiment: str, cell: Cell, content: str) -> None:
+    """Logs a run without a model if the registered content has a report or transfer check that no run holds yet."""
+    wanted = f"tags.{CONTENT} = '{content}' and tags.{EVIDENCE} = '{_evidence(cell)}' and tags.cell = '{cell.name}'"
+    if not any(run.info.status == "FINISHED" for run in client.search_runs([experiment], wanted)):
+        _log_run(experiment, cell, content, with_model=False)
+
+
+def _log_run(experiment: str, cell: Cell, content: str, *, with_model: bool = True) -> str:
+    """Logs everything that is known about the cell as a new run; returns the id of the logged model, if any."""
     import mlflow
 
     from tasks.evidence.figures import figures
     from tasks.evidence.reading import read_evidence
 
     evidence = read_evidence(cell)
-    tags = {CONTENT: content, "cell": cell.name, "model": cell.model, "benchmark": cell.benchmark}
+    tags = {
+        CONTENT: content,
+        EVIDENCE: _evidence(cell),
+        "cell": cell.name,
+        "model": cell.model,
+        "benchmark": cell.benchmark,
+    }
     with mlflow.start_run(
         experiment_id=experiment,
         run_name=cell.name,
@@ -144,7 +166,7 @@ def _log_run(experiment: str, cell: Cell, content: str) -> str:
         tables = {"grid": evidence.grid, "transfer": evidence.transfer_grid, "predictions": evidence.predictions}
         for name, frame in tables.items():
             mlflow.log_text(frame.to_csv(index=False), f"tables/{name}.csv")  # the UI shows CSV, not Parquet
-        return _log_model(cell)
+        return _log_model(cell) if with_model else ""
 
 
 def _log_model(cell: Cell) -> str:

@@ -63,6 +63,17 @@ def store(cell: Cell) -> tuple[MlflowClient, list[Any], list[Any]]:
     return client, runs, client.search_model_versions(f"name = '{NAME}'")
 
 
+def test_new_evidence_for_the_same_version_is_a_new_run(cell: Cell) -> None:
+    register(cell)
+    write_json(cell.transfer, read_json(cell.transfer) | {"n": 41})
+    for _ in range(2):
+        register(cell)
+        _, runs, versions = store(cell)
+        assert (len(runs), len(versions)) == (2, 1)
+    client, _, (version,) = store(cell)
+    assert client.get_run(version.run_id).info.status == "FINISHED"
+
+
 def test_registers_once_per_content(cell: Cell, capsys: pytest.CaptureFixture[str]) -> None:
     register(cell)
     assert capsys.readouterr().out == f"{NAME}: registered as version 1 (challenger)\n"

@@ -121,6 +121,17 @@ def test_too_few_rows_for_the_sample(tmp_path):
     assert not cell.samples.exists()
 
 
+def test_a_fraction_that_is_no_neuron_is_refused(finished, tmp_path):
+    params = yaml.safe_load((finished.root / "params.yaml").read_text())
+    params["search"]["fractions"] = [0.01, 0.4]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "data").symlink_to(finished.root / "data")
+    before = sha256_file(finished.grid)
+    with pytest.raises(InputError, match=r"search\.fractions: 0\.01 of 48 neurons is none"):
+        search(open_cell(root=tmp_path))
+    assert sha256_file(finished.grid) == before
+
+
 def test_scores_have_their_header(finished):
     with safe_open(finished.scores, framework="numpy") as file:
         header = json.loads(file.metadata()["header"])

@@ -83,7 +83,7 @@ def exact_match(tokenizer: Any, option: str, greedy: Sequence[int]) -> bool:
 
 
 def _plain(text: str) -> str:
-    return text.strip().strip(string.punctuation).strip().lower()
+    return text.strip().strip(string.punctuation).strip().lower() or text.strip()  # an option may be a sign, such as +
 
 
 def answers_edited(

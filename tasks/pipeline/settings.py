@@ -28,6 +28,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Strict(BaseModel):
@@ -97,7 +98,7 @@ class HeldOut(Strict):
     """A test split drawn from the train rows: `split` rows, with this seed."""
 
     split: int = Field(gt=0)
-    seed: int = 0
+    seed: Seed = 0
 
 
 def _kind_of_test(value: Any) -> str:
@@ -138,6 +139,9 @@ class BenchmarkSpec(Strict):
                 raise ValueError(f"{name} holds the same value twice: {values}")
         if any(not option.strip() for option in self.options):
             raise ValueError("options holds an empty one")
+        if self.prompt != self.prompt.rstrip():
+            # The answer is read after the last token of the prompt, and a tokenizer joins white space to what follows.
+            raise ValueError("prompt ends in white space; begin each of the options with it instead")
         return self
 
 
@@ -145,7 +149,7 @@ class Adaptation(Strict):
     """The adaptation set: the few train rows that the method may look at."""
 
     size: int = Field(default=10, gt=0)
-    seed: int = 0
+    seed: Seed = 0
     selection: Literal["random", "correct", "wrong"] = "random"
 
 
@@ -174,7 +178,14 @@ class Search(Strict):
 class Evaluation(Strict):
     """The random control is drawn once for each of these seeds."""
 
-    control_seeds: list[int] = Field(min_length=1)
+    control_seeds: list[Seed] = Field(min_length=1)
+
+    @field_validator("control_seeds")
+    @classmethod
+    def _distinct(cls, value: list[int]) -> list[int]:
+        if len(set(value)) != len(value):
+            raise ValueError("holds the same seed twice")
+        return value
 
 
 class Pipeline(Strict):

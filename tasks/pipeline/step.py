@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import psutil
+from safetensors import SafetensorError
 
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.errors import InputError
@@ -34,6 +35,9 @@ def run_step(step: Callable[[Cell], None], *, description: str) -> None:
         write_json(cell.scratch / "timings" / f"{name}.json", {"seconds": round(time.monotonic() - started, 3)})
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except SafetensorError as error:  # a full disk, or a damaged file
+        print(f"error: {name}: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.filename is None and error.errno is None:

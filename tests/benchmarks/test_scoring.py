@@ -66,7 +66,14 @@ def test_logits_that_are_not_finite_are_refused(bad):
 
 @pytest.mark.parametrize(
     ("option", "answer", "same"),
-    [(" positive", " Positive.", True), (" positive", "positive", True), ("A", "B", False), (" no", " none", False)],
+    [
+        (" positive", " Positive.", True),
+        (" positive", "positive", True),
+        ("A", "B", False),
+        (" no", " none", False),
+        (" +", "-", False),
+        ("+", " +", True),
+    ],
 )
 def test_exact_match_forgives_case_spaces_and_punctuation(option, answer, same):
     tokenizer = tiny_tokenizer()
