@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tasks.benchmarks.scoring import Answers, answers_edited, exact_match
+from tasks.benchmarks.scoring import Answers, answers_without, exact_match
 from tasks.benchmarks.table import Rows, encode_rows, read_split
 from tasks.evidence.statistics import mcnemar, standard_error
 from tasks.models.loading import load
@@ -14,7 +14,7 @@ from tasks.pipeline.cell import Cell
 from tasks.pipeline.files import write_json, write_parquet
 from tasks.pipeline.progress import progress
 from tasks.pipeline.step import run_step
-from tasks.pruning.masks import random_neurons, scales
+from tasks.pruning.masks import random_neurons
 from tasks.pruning.recipe import read_recipe
 
 NOTHING = np.array([], dtype=np.int64)
@@ -29,9 +29,9 @@ def evaluate(cell: Cell) -> None:
     table = read_split(cell.test, cell.benchmark_spec.limits.test)
     rows = encode_rows(table, loaded.tokenizer, stack.context)
     controls = [random_neurons(recipe.d_ff, len(recipe.neurons), seed) for seed in seeds]
-    masks = scales([NOTHING, np.array(recipe.neurons), *controls], recipe.d_ff)
+    sets = [NOTHING, np.array(recipe.neurons), *controls]
     with progress("evaluate", len(table)) as advance:
-        answers = answers_edited(stack, rows.encoded, recipe.layer, masks, advance=advance)
+        answers = answers_without(stack, rows.encoded, recipe.layer, sets, advance=advance)
 
     predicted = dict(zip(_systems(seeds), answers.predicted(), strict=True))
     margins = answers.margins(rows.gold)

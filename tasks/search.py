@@ -1,4 +1,6 @@
-"""search: accuracy and gold margin of every (layer, fraction) on the adaptation set."""
+"""search: accuracy and gold margin of (layer, fraction) pairs on the adaptation set."""
+
+from functools import partial
 
 import pandas as pd
 from safetensors.torch import load_file
@@ -13,25 +15,42 @@ from tasks.pipeline.files import read_jsonl, sha256_file, write_parquet
 from tasks.pipeline.journal import Journal, journal_key
 from tasks.pipeline.progress import progress
 from tasks.pipeline.step import run_step
-from tasks.pruning.grid import grid
+from tasks.pipeline.work import crew, run_parts
+from tasks.pruning.grid import Grid, Pairs, assemble, every_pair, parts_of
 from tasks.pruning.masks import count
+from tasks.pruning.strategies import STRATEGIES
 
 
 def search(cell: Cell) -> None:
     """Writes the grid. Its labels are those of the adaptation set; no test row is seen."""
+    settings = cell.settings.search
+    scores = load_file(cell.scores)["scores"].numpy()
+    layers, width = scores.shape
+    if not count(settings.fractions[0], width):
+        raise InputError(
+            "search.fractions", f"{settings.fractions[0]} of {width} neurons is none; use larger fractions"
+        )
+    inputs = [sha256_directory(cell.model_dir), *map(sha256_file, (cell.samples, cell.scores)), settings.model_dump()]
+    journal = Journal(cell.scratch / "search.jsonl", journal_key(inputs))
+    with crew(partial(adaptation_grid, cell)) as workers:
+        packs = workers.ask("sizes")
+        whole = len(parts_of(every_pair(layers, settings.fractions), len(packs)))
+        with progress("search", whole) as advance:
+
+            def evaluate(pairs: Pairs) -> pd.DataFrame:
+                return assemble(run_parts(workers, parts_of(pairs, len(packs)), journal, advance), sum(packs), width)
+
+            frame = STRATEGIES[settings.strategy](scores, settings.fractions, evaluate)
+    write_parquet(cell.grid, frame)
+    journal.remove()
+
+
+def adaptation_grid(cell: Cell) -> Grid:
+    """The grid on the adaptation set."""
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
     rows = encode_rows(pd.DataFrame(read_jsonl(cell.samples)), loaded.tokenizer, stack.context)
-    fractions = cell.settings.search.fractions
-    if not count(fractions[0], stack.d_ff):
-        raise InputError("search.fractions", f"{fractions[0]} of {stack.d_ff} neurons is none; use larger fractions")
-    key = journal_key([sha256_directory(cell.model_dir), *map(sha256_file, (cell.samples, cell.scores)), fractions])
-    journal = Journal(cell.scratch / "search.jsonl", key)
-    with progress("search", len(stack) * len(rows.encoded)) as advance:
-        scores = load_file(cell.scores)["scores"].numpy()
-        frame = grid(stack, rows.encoded, rows.gold, scores, fractions, journal=journal, advance=advance)
-    write_parquet(cell.grid, frame)
-    journal.remove()
+    return Grid(stack, rows.encoded, rows.gold, load_file(cell.scores)["scores"].numpy())
 
 
 if __name__ == "__main__":

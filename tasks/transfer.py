@@ -1,6 +1,7 @@
 """transfer: would the test set have chosen the same pair as the ten examples did? (2507.09185 Appendix D)"""
 
 import math
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,8 @@ from tasks.pipeline.files import sha256_file, write_json, write_parquet
 from tasks.pipeline.journal import Journal, journal_key
 from tasks.pipeline.progress import progress
 from tasks.pipeline.step import run_step
-from tasks.pruning.grid import UNPRUNED, empty_grid, grid
+from tasks.pipeline.work import crew, run_parts
+from tasks.pruning.grid import UNPRUNED, Grid, assemble, empty_grid, every_pair, parts_of
 from tasks.pruning.recipe import Recipe, read_recipe
 
 
@@ -27,18 +29,26 @@ def transfer(cell: Cell) -> None:
         write_parquet(cell.transfer_grid, empty_grid())
         write_json(cell.transfer, {"n": 0})
         return
-    loaded = load(cell.model_dir)
-    stack = DecoderStack(loaded.model)
-    rows = encode_rows(read_split(cell.test, limit), loaded.tokenizer, stack.context)
     fractions = cell.settings.search.fractions
+    layers, width = load_file(cell.scores)["scores"].shape
     inputs = [sha256_directory(cell.model_dir), *map(sha256_file, (cell.test, cell.scores)), fractions, limit]
     journal = Journal(cell.scratch / "transfer.jsonl", journal_key(inputs))
-    with progress("transfer", len(stack) * len(rows.encoded)) as advance:
-        scores = load_file(cell.scores)["scores"].numpy()
-        frame = grid(stack, rows.encoded, rows.gold, scores, fractions, journal=journal, advance=advance)
+    with crew(partial(test_grid, cell)) as workers:
+        packs = workers.ask("sizes")
+        parts = parts_of(every_pair(layers, fractions), len(packs))
+        with progress("transfer", len(parts)) as advance:
+            frame = assemble(run_parts(workers, parts, journal, advance), sum(packs), width)
     write_parquet(cell.transfer_grid, frame)
-    write_json(cell.transfer, compare(pd.read_parquet(cell.grid), frame, read_recipe(cell.pruned), len(rows.encoded)))
+    write_json(cell.transfer, compare(pd.read_parquet(cell.grid), frame, read_recipe(cell.pruned), sum(packs)))
     journal.remove()
+
+
+def test_grid(cell: Cell) -> Grid:
+    """The grid on the first test rows."""
+    loaded = load(cell.model_dir)
+    stack = DecoderStack(loaded.model)
+    rows = encode_rows(read_split(cell.test, cell.benchmark_spec.limits.transfer), loaded.tokenizer, stack.context)
+    return Grid(stack, rows.encoded, rows.gold, load_file(cell.scores)["scores"].numpy())
 
 
 def compare(adaptation: pd.DataFrame, test: pd.DataFrame, recipe: Recipe, n: int) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class LayerPath:
                 part = slice(start, start + size)
                 scale = self._ones(len(alphas[part]))
                 scale.mul_(scale.new_tensor(alphas[part])[:, None]).requires_grad_(True)
-                totals = _target_logits(self._stack.edited(residuals, layer, scale), targets).sum(1)
+                totals = _target_logits(self._stack.scaled(residuals, layer, scale), targets).sum(1)
                 values[part] += totals.detach().double().cpu()
                 gradients[part] += torch.autograd.grad(totals.sum(), scale)[0].double().cpu()
         return values / self._prompts, gradients / self._prompts
@@ -62,10 +62,10 @@ class LayerPath:
         value = torch.zeros((), dtype=torch.float64)
         gradients = torch.zeros(len(self._stack), self._stack.d_ff, dtype=torch.float64)
         for residuals, targets in zip(self._residuals, self._targets, strict=True):
-            scale = self._ones(len(self._stack)).requires_grad_(True)
-            total = _target_logits(self._stack.scaled_everywhere(residuals.pack, scale), targets).sum()
+            scale = self._ones(len(self._stack))[None].requires_grad_(True)
+            total = _target_logits(self._stack.scaled_everywhere(residuals, scale), targets).sum()
             value += total.detach().double().cpu()
-            gradients += torch.autograd.grad(total, scale)[0].double().cpu()
+            gradients += torch.autograd.grad(total, scale)[0][0].double().cpu()
         return value / self._prompts, gradients / self._prompts
 
     def _ones(self, rows: int) -> Tensor:

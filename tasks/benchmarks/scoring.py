@@ -12,7 +12,8 @@ from torch import Tensor
 from tasks.benchmarks.encoding import Encoded, encode
 from tasks.models.loading import Loaded
 from tasks.models.packing import Pack, Unit
-from tasks.models.stack import DecoderStack
+from tasks.models.products import Precision
+from tasks.models.stack import DecoderStack, Residuals
 from tasks.pipeline.errors import InputError
 
 
@@ -86,32 +87,52 @@ def _plain(text: str) -> str:
     return text.strip().strip(string.punctuation).strip().lower() or text.strip()  # an option may be a sign, such as +
 
 
-def answers_edited(
-    stack: DecoderStack, rows: Sequence[Encoded], layer: int, scale: Tensor, *, advance: Callable[[int], None]
+def answers_without(
+    stack: DecoderStack,
+    rows: Sequence[Encoded],
+    layer: int,
+    sets: Sequence[np.ndarray],
+    *,
+    precision: Precision = "float32",
+    advance: Callable[[int], None],
 ) -> Answers:
-    """Answers of C edits of one layer to all rows (`DecoderStack.edited`), all edits in the same batches.
+    """Answers to all rows of the C models that are left without these neurons of one layer (`DecoderStack.silenced`).
 
     Args:
-        scale: [C, d_ff].
+        sets: C sets of neurons.
         advance: called with the number of rows done.
     """
-    answers = Answers([], [])
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for packed in stack.pack([unit(row) for row in rows]):
-        part = read_options(packed, rows, stack.predict(stack.clean(packed), layer, scale))
-        answers.logprobs.extend(part.logprobs)
-        answers.greedy.extend(part.greedy)
+        part = read_without(stack, stack.clean(packed, precision), rows, layer, sets)
+        found |= dict(zip(packed.units, zip(part.logprobs, part.greedy, strict=True), strict=True))
         advance(len(packed.units))
-    return answers
+    return _in_order(found)
+
+
+def read_without(
+    stack: DecoderStack, residuals: Residuals, rows: Sequence[Encoded], layer: int, sets: Sequence[np.ndarray]
+) -> Answers:
+    """`answers_without` for the rows of one pack, in the pack's order."""
+    parts = [read_options(residuals.pack, rows, logits) for logits in stack.silenced(residuals, layer, sets)]
+    return Answers(*([np.concatenate(row) for row in zip(*lists, strict=True)] for lists in _lists(parts)))
+
+
+def _lists(parts: Sequence[Answers]) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]]]:
+    return [part.logprobs for part in parts], [part.greedy for part in parts]
 
 
 def answers_unedited(stack: DecoderStack, rows: Sequence[Encoded]) -> Answers:
     """Answers of the model as it is; C is 1."""
-    answers = Answers([], [])
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for packed in stack.pack([unit(row) for row in rows]):
         part = read_options(packed, rows, stack.clean(packed).logits[None])
-        answers.logprobs.extend(part.logprobs)
-        answers.greedy.extend(part.greedy)
-    return answers
+        found |= dict(zip(packed.units, zip(part.logprobs, part.greedy, strict=True), strict=True))
+    return _in_order(found)
+
+
+def _in_order(found: dict[int, tuple[np.ndarray, np.ndarray]]) -> Answers:
+    return Answers(*([found[index][i] for index in range(len(found))] for i in (0, 1)))
 
 
 def option_logprobs(loaded: Loaded, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[np.ndarray]:

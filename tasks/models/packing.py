@@ -25,14 +25,17 @@ class Pack:
         tokens: int64 [T].
         positions: int64 [T], the depth of each token.
         ancestors: bool [T, T]; row i is true at i and at its ancestors.
+        branches: int64 [T], the subtree behind the trunk (the tokens that all sequences share, which come first) that a
+            token belongs to, from 0; -1 on the trunk.
         reads: int64 [R], indices into the T tokens, each node once.
         read_of: (unit, sequence in the unit, position) -> index into `reads`.
-        units: the indices of the units in this pack, in order.
+        units: the indices of the units in this pack.
     """
 
     tokens: Tensor
     positions: Tensor
     ancestors: Tensor
+    branches: Tensor
     reads: Tensor
     read_of: dict[tuple[int, int, int], int]
     units: list[int]
@@ -77,6 +80,22 @@ class _Tree:
                 read = self.reads.setdefault(path[position], len(self.reads))
                 self.read_of[index, number, position] = read
 
+    def _branches(self) -> list[int]:
+        """For each node the subtree behind the trunk that it belongs to, -1 on the trunk."""
+        children: dict[int, int] = {}
+        for parent in self.parents:
+            children[parent] = children.get(parent, 0) + 1
+        end = -1  # of the trunk, which is the first nodes: the first sequence begins with it
+        while children.get(end) == 1:
+            end += 1
+        branches: list[int] = []
+        number = 0
+        for node, parent in enumerate(self.parents):
+            starts = node > end and parent == end
+            branches.append(-1 if node <= end else number if starts else branches[parent])
+            number += starts
+        return branches
+
     def pack(self, device: torch.device) -> Pack:
         ancestors = torch.eye(len(self.tokens), dtype=torch.bool)
         for node, parent in enumerate(self.parents):
@@ -86,6 +105,7 @@ class _Tree:
             tokens=torch.tensor(self.tokens, device=device),
             positions=(ancestors.sum(1) - 1).to(device),
             ancestors=ancestors.to(device),
+            branches=torch.tensor(self._branches(), device=device),
             reads=torch.tensor(list(self.reads), device=device),
             read_of=self.read_of,
             units=self.units,
@@ -93,10 +113,14 @@ class _Tree:
 
 
 def pack(units: Sequence[Unit], *, max_tokens: int, device: torch.device) -> list[Pack]:
-    """Packs the units, in order, into trees of at most `max_tokens` tokens (more only where one unit needs more)."""
+    """Packs the units into trees of at most `max_tokens` tokens (more only where one unit needs more).
+
+    Units of like length share a pack: the branches of a tree are padded to the longest in attention.
+    """
     packs = []
     tree = _Tree()
-    for index, unit in enumerate(units):
+    for index in sorted(range(len(units)), key=lambda index: sum(len(sequence) for sequence, _ in units[index])):
+        unit = units[index]
         if tree.tokens and len(tree.tokens) + tree.new_tokens(unit) > max_tokens:
             packs.append(tree.pack(device))
             tree = _Tree()

@@ -9,32 +9,21 @@ the plain model before it is used.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tasks.models.attention import NAME as TREE_ATTENTION
+from tasks.models.calls import Arguments, KeysAndValues, LayerCalls, Stop
+from tasks.models.memory import forward_tokens
 from tasks.models.packing import Pack, Unit, pack
+from tasks.models.products import Differences, Kept, Precision, Products, linear
 from tasks.pipeline.errors import InputError
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-
-
-class _Stop(Exception):
-    pass
-
-
-class _KeysAndValues:
-    """Stands in for a cache: hands the last layer's keys and values of all tokens to a run of only a few queries."""
-
-    def __init__(self) -> None:
-        self.stored: tuple[Tensor, Tensor] | None = None
-
-    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        if self.stored is None:
-            self.stored = key, value
-            raise _Stop
-        return self.stored
+Projection = Literal["gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass(frozen=True)
@@ -45,11 +34,15 @@ class Residuals:
         entering: for each layer, the residual that enters its MLP, [T, d_model]; of the last layer [R, d_model], since
             no later one looks at the other tokens.
         logits: [R, vocabulary].
+        arguments: of each layer, for this pack.
+        kept: what edited runs in bfloat16 need; None for runs in float32.
     """
 
     pack: Pack
     entering: list[Tensor]
     logits: Tensor
+    arguments: list[Arguments]
+    kept: Kept | None
 
 
 class DecoderStack:
@@ -62,7 +55,7 @@ class DecoderStack:
     def __init__(self, model: Any):
         self.model = model
         self._body = getattr(model, model.base_model_prefix, model)
-        self.layers: Sequence[Any] = list(getattr(self._body, "layers", None) or [])
+        self.layers: list[Any] = list(getattr(self._body, "layers", None) or [])
         kind = type(model).__name__
         if not self.layers:
             raise InputError("model", _no_gated_mlp(kind))
@@ -72,11 +65,14 @@ class DecoderStack:
                 raise InputError("model", _no_gated_mlp(kind))
             if getattr(mlp, "act_fn", None) is None or float(mlp.act_fn(torch.zeros(1))) != 0:
                 raise InputError("model", f"{kind}: act_fn(0) must be 0, or a zeroed row of gate_proj is not silent")
-            if mlp.gate_proj.bias is not None:
-                raise InputError("model", f"{kind}: gate_proj has a bias, which a zeroed row of weights leaves active")
+            for name in PROJECTIONS:
+                if getattr(mlp, name).bias is not None:
+                    raise InputError("model", f"{kind}: {name} has a bias, which a zeroed row of weights leaves active")
         self.d_ff: int = self.layers[0].mlp.gate_proj.out_features
+        self.d_model: int = self.layers[0].mlp.down_proj.out_features
         self.context: int = getattr(model.config, "max_position_embeddings", 2**31)
-        self._calls: list[dict[str, Any]] = []
+        self._calls = LayerCalls(self._body, self.layers)
+        self._rounded: dict[int, Tensor] = {}
         self._check()
 
     def __len__(self) -> int:
@@ -86,6 +82,10 @@ class DecoderStack:
     def device(self) -> torch.device:
         device: torch.device = next(self.model.parameters()).device
         return device
+
+    def width(self, projection: Projection) -> int:
+        """How many neurons (rows) a projection has: d_ff, or d_model for down_proj."""
+        return self.d_model if projection == "down_proj" else self.d_ff
 
     # -- one layer, taken apart ---------------------------------------------------------------------------------------
 
@@ -103,134 +103,150 @@ class DecoderStack:
         x = residual if before is None else before(residual)
         return layer.mlp.gate_proj(x), layer.mlp.up_proj(x)
 
-    def finish_mlp(self, index: int, residual: Tensor, gate: Tensor, up: Tensor) -> Tensor:
-        """The output of layer `index`, given the (edited) pre-activations."""
-        layer = self.layers[index]
-        _, after = self._norms(layer)
-        y: Tensor = layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
+    def _leaving(self, index: int, residual: Tensor, y: Tensor) -> Tensor:
+        """The residual that leaves layer `index`, given what its down_proj gives."""
+        _, after = self._norms(self.layers[index])
         return residual + (y if after is None else after(y))
+
+    def _scaled(self, index: int, residual: Tensor, scale: Tensor, projection: Projection) -> Tensor:
+        """The residual that leaves layer `index` with the rows of a projection times `scale`, [C, T, d_model]."""
+        mlp = self.layers[index].mlp
+        with torch.no_grad():
+            gate, up = self.gate_and_up(index, residual)
+        scale = scale.unsqueeze(1)
+        if projection == "gate_proj":
+            y = mlp.down_proj(mlp.act_fn(gate * scale) * up)
+        elif projection == "up_proj":
+            y = mlp.down_proj(mlp.act_fn(gate) * (up * scale))
+        else:
+            y = mlp.down_proj(mlp.act_fn(gate) * up) * scale
+        return self._leaving(index, residual, y)
+
+    def _silenced(self, index: int, residual: Tensor, sets: Sequence[np.ndarray], projection: Projection) -> Tensor:
+        """The residual that leaves layer `index` without these rows of a projection, [C, T, d_model].
+
+        A silent row of gate_proj or up_proj is a column of down_proj without input: its share is taken off the full
+        product, and of nested sets off that of the set before.
+        """
+        mlp = self.layers[index].mlp
+        gate, up = self.gate_and_up(index, residual)
+        hidden = mlp.act_fn(gate) * up
+        full = mlp.down_proj(hidden)
+        results: list[Tensor] = []
+        before, last = np.array([], dtype=np.int64), full
+        for rows in sets:
+            if projection == "down_proj":
+                y = full.index_fill(-1, torch.as_tensor(rows, device=full.device), 0)
+            else:
+                if not np.isin(before, rows).all():
+                    before, last = np.array([], dtype=np.int64), full
+                added = torch.as_tensor(np.setdiff1d(rows, before), device=full.device)
+                y = last
+                if len(added):
+                    y = last - linear(hidden[..., added], mlp.down_proj.weight[:, added])
+                before, last = rows, y
+            results.append(self._leaving(index, residual, y))
+        return torch.stack(results)
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
     def pack(self, units: Sequence[Unit], *, max_tokens: int = 512) -> list[Pack]:
         """`packing.pack` on this model's device; learns how the model calls its layers at this length."""
-        self._learn_calls(max(len(sequence) for unit in units for sequence, _ in unit))
+        self._calls.learn(max(len(sequence) for unit in units for sequence, _ in unit), self.device)
         return pack(units, max_tokens=max_tokens, device=self.device)
 
     @torch.no_grad()
-    def clean(self, packed: Pack) -> Residuals:
-        """The unedited pass over a pack. Needs no copy of any weight."""
+    def clean(self, packed: Pack, precision: Precision = "float32") -> Residuals:
+        """The unedited pass over a pack, in float32. `precision` is that of the edited runs that will start from it."""
+        arguments = self._calls.arguments(packed)
+        kept = Kept(self._rounded) if precision == "bfloat16" else None
         entering: list[Tensor] = []
-        with self._capture_mlp_inputs(entering):
-            logits = self._head(self._run_layers(0, self._embed(packed), packed))[0]
-        return Residuals(packed, entering, logits)
+        with self._capture_mlp_inputs(entering), Products(kept):
+            hidden = self._run_layers(0, self._embed(packed), packed, arguments)
+        with Products():
+            logits = self._head(hidden)[0]
+        return Residuals(packed, entering, logits, arguments, kept)
 
-    def edited(self, residuals: Residuals, index: int, scale: Tensor) -> Tensor:
-        """Logits at the pack's reads, with the gate pre-activations of layer `index` multiplied by `scale`.
+    def scaled(self, residuals: Residuals, index: int, scale: Tensor, projection: Projection = "gate_proj") -> Tensor:
+        """Logits at the pack's reads, with row j of a projection of layer `index` multiplied by scale[:, j].
 
-        Multiplying g_j by 0 is zeroing row j of gate_proj; multiplying by alpha is the weight path of integrated
-        gradients (2507.09185 Eq. 4), since g is linear in the row. Differentiable in `scale`.
+        Multiplying row j of gate_proj by alpha multiplies g_j by it, since g is linear in the row: it is the weight
+        path of integrated gradients (2507.09185 Eq. 4). Differentiable in `scale`.
 
         Args:
-            scale: [C, d_ff], one row per edit.
+            scale: [C, width], one row per run.
 
         Returns:
             [C, R, vocabulary].
         """
-        residual = residuals.entering[index]
-        with torch.no_grad():
-            gate, up = self.gate_and_up(index, residual)
-        hidden = self.finish_mlp(index, residual, gate * scale.unsqueeze(1), up)
-        if index < len(self) - 1:
-            hidden = self._run_layers(index + 1, hidden, residuals.pack)
-        return self._head(hidden)
+        with Products():
+            hidden = self._scaled(index, residuals.entering[index], scale, projection)
+            if index < len(self) - 1:
+                hidden = self._run_layers(index + 1, hidden, residuals.pack, residuals.arguments)
+            return self._head(hidden)
 
-    def scaled_everywhere(self, packed: Pack, scale: Tensor) -> Tensor:
-        """Logits at the pack's reads, [R, vocabulary], with the gate pre-activations of every layer l times scale[l].
+    def scaled_everywhere(self, residuals: Residuals, scale: Tensor, projection: Projection = "gate_proj") -> Tensor:
+        """Logits at the pack's reads, [C, R, vocabulary], with the rows of every layer l multiplied by scale[:, l].
 
-        Differentiable in `scale`, [layers, d_ff].
+        Differentiable in `scale`, [C, layers, width].
         """
         handles = [
-            layer.mlp.gate_proj.register_forward_hook(lambda _, __, gate, row=row: gate * row)
-            for layer, row in zip(self.layers, scale, strict=True)
+            getattr(layer.mlp, projection).register_forward_hook(lambda _, __, rows, by=by: rows * by[:, None])
+            for layer, by in zip(self.layers, scale.unbind(1), strict=True)
         ]
         try:
-            return self._head(self._run_layers(0, self._embed(packed), packed))[0]
+            with Products():
+                hidden = self._embed(residuals.pack).expand(len(scale), -1, -1)
+                return self._head(self._run_layers(0, hidden, residuals.pack, residuals.arguments))
         finally:
             for handle in handles:
                 handle.remove()
 
     @torch.no_grad()
-    def predict(self, residuals: Residuals, index: int, scale: Tensor) -> Tensor:
-        """`edited` without gradients. `scale` may lie on another device or have another float type."""
-        return self.edited(residuals, index, scale.to(self.device, self.model.dtype))
+    def silenced(
+        self, residuals: Residuals, index: int, sets: Sequence[np.ndarray], projection: Projection = "gate_proj"
+    ) -> Iterator[Tensor]:
+        """Logits at the pack's reads with these rows of a projection of layer `index` zeroed, one set after the other.
 
-    def _run_layers(self, start: int, hidden: Tensor, packed: Pack) -> Tensor:
+        Yields:
+            [c, R, vocabulary] for the next c sets, as many as memory allows at once; C in all.
+        """
+        residual, rest = residuals.entering[index], list(sets)
+        tokens = len(residuals.pack.tokens)
+        with Products():
+            hidden = self._silenced(index, residual, rest, projection)
+        size = max(1, forward_tokens(self.model) // tokens)
+        for start in range(0, len(hidden), size):
+            part = hidden[start : start + size]
+            if index < len(self) - 1:
+                with Products() if residuals.kept is None else Differences(residuals.kept):
+                    part = self._run_layers(index + 1, part, residuals.pack, residuals.arguments)
+            with Products():
+                yield self._head(part)
+
+    def _run_layers(self, start: int, hidden: Tensor, packed: Pack, arguments: list[Arguments]) -> Tensor:
         """Layers start.. on [C, T, d_model]; the last one computes only the reads: [C, R, d_model]."""
-        for index in range(start, len(self) - 1):
-            hidden = _first(self.layers[index](hidden, **self._arguments(index, packed)))
-        return self._run_last(hidden, packed, self._arguments(len(self) - 1, packed))
+        with self._tree_attention():
+            for index in range(start, len(self) - 1):
+                hidden = _first(self.layers[index](hidden, **arguments[index]))
+            last = dict(arguments[-1])
+            return self._run_last(hidden, packed.reads, last.pop("reads"), last)
 
-    def _run_last(self, hidden: Tensor, packed: Pack, arguments: dict[str, Any]) -> Tensor:
+    def _run_last(self, hidden: Tensor, reads: Tensor, of_reads: Arguments, arguments: Arguments) -> Tensor:
         """The last layer: keys and values of all tokens, everything else for the reads alone."""
-        layer, cache, reads = self.layers[-1], _KeysAndValues(), packed.reads
+        layer, cache = self.layers[-1], KeysAndValues()
         try:
             layer(hidden, **arguments | {"past_key_values": cache})
-        except _Stop:
+        except Stop:
             pass
         else:
             raise RuntimeError(f"{type(layer).__name__} does not update past_key_values")
-        few = {
-            "past_key_values": cache,
-            "attention_mask": arguments["attention_mask"][:, :, reads],
-            "position_ids": arguments["position_ids"][:, reads],
-        }
-        if (rotary := arguments.get("position_embeddings")) is not None:
-            few["position_embeddings"] = tuple(part[:, reads] for part in rotary)
-        return _first(layer(hidden[:, reads], **arguments | few))
+        return _first(layer(hidden[:, reads], **arguments | of_reads | {"past_key_values": cache}))
 
     def _head(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.model.get_output_embeddings()(self._body.norm(hidden))
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    # -- how the model calls its layers -------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _learn_calls(self, length: int) -> None:
-        """Records the keyword arguments (masks, rotary tables, ..) that each layer gets for a sequence of `length`."""
-        if self._calls and self._calls[0]["position_ids"].shape[-1] >= length:
-            return
-        calls: list[dict[str, Any]] = []
-        handles = [
-            layer.register_forward_pre_hook(lambda _, __, kwargs: calls.append(dict(kwargs)), with_kwargs=True)
-            for layer in self.layers
-        ]
-        try:
-            self._body(input_ids=torch.zeros((1, length), dtype=torch.long, device=self.device), use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
-        for call in calls:
-            if call.get("position_ids") is None:
-                call["position_ids"] = torch.arange(length, device=self.device).unsqueeze(0)
-        self._calls = calls
-
-    def _arguments(self, index: int, packed: Pack) -> dict[str, Any]:
-        """The keyword arguments of one layer for a pack: the recorded ones, looked up at each token's depth."""
-        call, at = self._calls[index], packed.positions
-        allowed = packed.ancestors
-        mask = call.get("attention_mask")
-        if mask is not None:  # sliding windows: the recorded mask says which distances a layer sees
-            mask = mask[0, 0][at[:, None], at[None, :]]
-            allowed = allowed & (mask if mask.dtype == torch.bool else mask >= 0)
-        if self.model.config._attn_implementation == "eager":  # adds its mask, does not select by it
-            dtype = self.model.dtype
-            allowed = torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
-        arguments = call | {"attention_mask": allowed[None, None], "position_ids": call["position_ids"][:, at]}
-        if (rotary := call.get("position_embeddings")) is not None:
-            arguments["position_embeddings"] = tuple(part[:, at] for part in rotary)
-        return arguments
 
     @torch.no_grad()
     def _embed(self, packed: Pack) -> Tensor:
@@ -239,12 +255,12 @@ class DecoderStack:
 
         def stop(_: Any, inputs: tuple[Tensor, ...]) -> None:
             entering.append(inputs[0])
-            raise _Stop
+            raise Stop
 
         handle = self.layers[0].register_forward_pre_hook(stop)
         try:
             self._body(input_ids=packed.tokens[None], use_cache=False)
-        except _Stop:
+        except Stop:
             pass
         finally:
             handle.remove()
@@ -262,18 +278,29 @@ class DecoderStack:
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def _tree_attention(self) -> Iterator[None]:
+        config = self._body.config
+        own = config._attn_implementation
+        config._attn_implementation = TREE_ATTENTION
+        try:
+            yield
+        finally:
+            config._attn_implementation = own
+
     @torch.no_grad()
     def _check(self) -> None:
         """Compares a packed run, whole and from the middle, with the plain model on two short sequences."""
         vocabulary = self.model.config.get_text_config().vocab_size
         shared = [(7 * i + 3) % vocabulary for i in range(4)]
         sequences = [[*shared, 5], [*shared, 1, 2]]
-        residuals = self.clean(self.pack([[(sequence, [len(sequence) - 1])] for sequence in sequences])[0])
+        [packed] = self.pack([[(sequence, [len(sequence) - 1])] for sequence in sequences])
         plain = torch.stack(
             [self.model(torch.tensor([s], device=self.device), use_cache=False).logits[0, -1] for s in sequences]
         )
         unedited = torch.ones(1, self.d_ff, device=self.device, dtype=self.model.dtype)
-        for logits in (residuals.logits, *(self.edited(residuals, i, unedited)[0] for i in (0, len(self) - 1))):
+        residuals = self.clean(packed)
+        for logits in (residuals.logits, *(self.scaled(residuals, i, unedited)[0] for i in (0, len(self) - 1))):
             gap = float((logits - plain).abs().max() / plain.abs().max().clamp(min=1))
             if not gap < 1e-3:
                 raise InputError(

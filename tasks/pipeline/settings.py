@@ -163,8 +163,9 @@ class Attribution(Strict):
 
 
 class Search(Strict):
-    """The grid: every layer x these fractions of its neurons."""
+    """The grid: layers x these fractions of their neurons, and which of its pairs are looked at."""
 
+    strategy: Literal["exhaustive", "coarse_to_fine", "layer_subset"] = "exhaustive"
     fractions: list[Fraction] = Field(min_length=1)
 
     @field_validator("fractions")

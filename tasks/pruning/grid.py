@@ -1,18 +1,21 @@
-"""The grid: accuracy and gold margin of every (layer, fraction), on given rows (2507.09185 Alg. 1)."""
+"""The grid: accuracy and gold margin of (layer, fraction) pairs, on given rows (2507.09185 Alg. 1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from tasks.benchmarks.encoding import Encoded
-from tasks.benchmarks.scoring import read_options, unit
-from tasks.models.stack import DecoderStack
-from tasks.pipeline.journal import Journal
-from tasks.pruning.masks import count, scales, top_neurons
+from tasks.benchmarks.scoring import read_options, read_without, unit
+from tasks.models.products import Precision
+from tasks.models.stack import DecoderStack, Residuals
+from tasks.pruning.masks import count, top_neurons
 
 UNPRUNED = -1  # the layer of the row that stands for the model as it is
 COLUMNS = {"layer": "int64", "fraction": "float64", "neurons": "int64", "accuracy": "float64", "margin": "float64"}
+
+Pairs = Mapping[int, Sequence[float]]  # layer -> ascending fractions
 
 
 def empty_grid() -> pd.DataFrame:
@@ -20,57 +23,93 @@ def empty_grid() -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
 
 
-def grid(
-    stack: DecoderStack,
-    rows: Sequence[Encoded],
-    gold: Sequence[int],
-    scores: np.ndarray,
-    fractions: Sequence[float],
-    *,
-    journal: Journal,
-    advance: Callable[[int], None],
-) -> pd.DataFrame:
-    """Accuracy and mean gold margin of every layer x fraction, and of the unpruned model (layer -1, fraction 0).
+def every_pair(layers: int, fractions: Sequence[float]) -> Pairs:
+    """All layers x all fractions."""
+    return dict.fromkeys(range(layers), fractions)
 
-    All fractions of a layer run as one batch from the residual that enters its MLP.
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the work: some fractions of one layer on the rows of one pack; `UNPRUNED` with the fraction 0."""
+
+    pack: int
+    layer: int
+    fractions: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"{self.pack} {self.layer} {self.fractions}"
+
+
+class Grid:
+    """Right answers and gold margins of pruned models on given rows, in parts that can be computed anywhere.
+
+    All fractions of a part run as one batch from the residual that enters the layer's MLP.
 
     Args:
         gold: index of the right option of each row.
-        scores: float32 [layers, d_ff].
-        journal: holds the parts that are done, named "<pack> <layer>"; they are not run again.
-        advance: called with the number of rows x layers done.
+        scores: float32 [layers, width].
+    """
+
+    def __init__(
+        self,
+        stack: DecoderStack,
+        rows: Sequence[Encoded],
+        gold: Sequence[int],
+        scores: np.ndarray,
+        precision: Precision = "float32",
+    ):
+        self._stack = stack
+        self._rows = rows
+        self._gold = gold
+        self._scores = scores
+        self._precision = precision
+        self._packs = stack.pack([unit(row) for row in rows])
+        self._clean: tuple[int, Residuals] | None = None  # of the last pack that was asked for
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many rows each pack has."""
+        return [len(packed.units) for packed in self._packs]
+
+    def compute(self, part: Part) -> list[list[float]]:
+        """For each fraction the number of right answers, and for each the sum of the gold margins."""
+        packed = self._packs[part.pack]
+        if self._clean is None or self._clean[0] != part.pack:
+            self._clean = part.pack, self._stack.clean(packed, self._precision)
+        residuals = self._clean[1]
+        if part.layer == UNPRUNED:
+            answers = read_options(packed, self._rows, residuals.logits[None])
+        else:
+            width = self._scores.shape[1]
+            sets = [top_neurons(self._scores[part.layer], count(p, width)) for p in part.fractions]
+            answers = read_without(self._stack, residuals, self._rows, part.layer, sets)
+        wanted = [self._gold[index] for index in packed.units]
+        right = (answers.predicted() == np.array(wanted)).sum(1)
+        return [right.tolist(), answers.margins(wanted).sum(1).tolist()]
+
+
+def parts_of(pairs: Pairs, packs: int) -> list[Part]:
+    """The work of these pairs and of the unpruned model, pack by pack."""
+    return [
+        Part(pack, layer, tuple(fractions))
+        for pack in range(packs)
+        for layer, fractions in {UNPRUNED: (0.0,), **pairs}.items()
+    ]
+
+
+def assemble(values: Mapping[Part, Sequence[Sequence[float]]], rows: int, width: int) -> pd.DataFrame:
+    """The grid from the values of its parts: one row per pair, in their order, the unpruned model first.
 
     Returns:
         Columns `layer`, `fraction`, `neurons`, `accuracy`, `margin`.
     """
-    masks = {
-        layer: scales([top_neurons(scores[layer], count(p, stack.d_ff)) for p in fractions], stack.d_ff)
-        for layer in range(len(stack))
-    }
-    sums: dict[int, np.ndarray] = {}
-    for number, packed in enumerate(stack.pack([unit(row) for row in rows])):
-        residuals = None
-        wanted = [gold[index] for index in packed.units]
-        for layer in (UNPRUNED, *masks):
-            name = f"{number} {layer}"
-            if name not in journal.parts:
-                residuals = residuals or stack.clean(packed)
-                logits = residuals.logits[None]
-                if layer != UNPRUNED:
-                    logits = stack.predict(residuals, layer, masks[layer])
-                answers = read_options(packed, rows, logits)
-                right = (answers.predicted() == np.array(wanted)).sum(1)
-                journal.put(name, [right.tolist(), answers.margins(wanted).sum(1).tolist()])
-            part = np.array(journal.parts[name])
-            sums[layer] = sums.get(layer, 0) + part
-            if layer != UNPRUNED:
-                advance(len(wanted))
-    return _frame(sums, fractions, stack.d_ff, len(rows))
-
-
-def _frame(sums: dict[int, np.ndarray], fractions: Sequence[float], d_ff: int, rows: int) -> pd.DataFrame:
-    records = []
-    for layer, (right, margin) in sums.items():
-        for i, fraction in enumerate([0.0] if layer == UNPRUNED else fractions):
-            records.append((layer, fraction, count(fraction, d_ff), right[i] / rows, margin[i] / rows))
+    sums: dict[tuple[int, float], np.ndarray] = {}
+    for part, value in values.items():
+        for fraction, both in zip(part.fractions, np.array(value).T, strict=True):
+            key = part.layer, fraction
+            sums[key] = sums.get(key, 0) + both
+    records = [
+        (layer, fraction, count(fraction, width), right / rows, margin / rows)
+        for (layer, fraction), (right, margin) in sorted(sums.items())
+    ]
     return pd.DataFrame(records, columns=list(COLUMNS)).astype(COLUMNS)

@@ -1,10 +1,6 @@
-"""Which neurons are silenced, as factors on the gate pre-activations (0 silenced, 1 kept)."""
-
-from collections.abc import Sequence
+"""Which neurons are silenced."""
 
 import numpy as np
-import torch
-from torch import Tensor
 
 
 def count(fraction: float, d_ff: int) -> int:
@@ -24,11 +20,3 @@ def top_neurons(scores: np.ndarray, number: int) -> np.ndarray:
 def random_neurons(d_ff: int, number: int, seed: int) -> np.ndarray:
     """The paper's random control: `number` neurons drawn without replacement, int64, ascending."""
     return np.sort(np.random.default_rng(seed).choice(d_ff, number, replace=False))
-
-
-def scales(silenced: Sequence[np.ndarray], d_ff: int) -> Tensor:
-    """One row per set of silenced neurons: float32 [sets, d_ff]."""
-    factors = torch.ones(len(silenced), d_ff)
-    for row, neurons in zip(factors, silenced, strict=True):
-        row[torch.as_tensor(neurons, dtype=torch.long)] = 0
-    return factors

@@ -35,8 +35,8 @@ def test_edited_runs_equal_the_model_with_zeroed_rows(family, data):
 
     results = {}
     for packed in stack.pack(units, max_tokens=data.draw(st.sampled_from([1, 12, 512]))):
-        logits = stack.edited(stack.clean(packed), layer, scale)
-        assert [unit for unit, _, _ in packed.read_of] == sorted(unit for unit, _, _ in packed.read_of)
+        logits = stack.scaled(stack.clean(packed), layer, scale)
+        assert {unit for unit, _, _ in packed.read_of} == set(packed.units)
         results |= {key: logits[:, read] for key, read in packed.read_of.items()}
 
     for edit in (0, 1):
@@ -53,13 +53,14 @@ def test_a_shared_prefix_is_stored_once():
     [packed] = stack.pack([[([1, 2, 3, 4], [3])], [([1, 2, 3, 5, 6], [4])]])
     assert packed.tokens.tolist() == [1, 2, 3, 4, 5, 6]
     assert packed.positions.tolist() == [0, 1, 2, 3, 3, 4]
+    assert packed.branches.tolist() == [-1, -1, -1, 0, 1, 1]
 
 
 def test_a_unit_is_never_split():
     stack = DecoderStack(tiny_model("llama"))
     units = [[([i, i, i], [2]), ([i, i, i + 1], [2])] for i in range(0, 20, 2)]
     packs = stack.pack(units, max_tokens=5)
-    assert [unit for packed in packs for unit in packed.units] == list(range(10))
+    assert sorted(unit for packed in packs for unit in packed.units) == list(range(10))
     assert all(len(packed.tokens) <= 5 for packed in packs)
 
 
@@ -68,7 +69,7 @@ def test_no_hook_and_no_change_is_left_behind():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     stack = DecoderStack(model)
     [packed] = stack.pack([[([1, 2, 3], [2])]])
-    stack.edited(stack.clean(packed), 1, torch.zeros(1, stack.d_ff, dtype=torch.float64))
+    stack.scaled(stack.clean(packed), 1, torch.zeros(1, stack.d_ff, dtype=torch.float64))
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from tasks.benchmarks.encoding import encode
-from tasks.benchmarks.scoring import answers_edited, answers_unedited
+from tasks.benchmarks.scoring import answers_unedited, answers_without
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.journal import Journal
-from tasks.pruning.grid import UNPRUNED, grid
-from tasks.pruning.masks import count, scales, top_neurons
+from tasks.pipeline.work import crew, run_parts
+from tasks.pruning.grid import UNPRUNED, Grid, assemble, every_pair, parts_of
+from tasks.pruning.masks import count, top_neurons
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 FRACTIONS = [0.1, 0.25, 0.4]
@@ -31,7 +32,10 @@ def run(model, tmp_path, name="journal", scores=None):
     if scores is None:
         scores = np.random.default_rng(0).normal(size=(len(stack), stack.d_ff)).astype(np.float32)
     journal = Journal(tmp_path / name, "key")
-    return grid(stack, ROWS, GOLD, scores, FRACTIONS, journal=journal, advance=nothing), scores
+    with crew(lambda: Grid(stack, ROWS, GOLD, scores)) as workers:
+        packs = workers.ask("sizes")
+        parts = parts_of(every_pair(*scores.shape[:1], FRACTIONS), len(packs))
+        return assemble(run_parts(workers, parts, journal, nothing), sum(packs), scores.shape[1]), scores
 
 
 def naive(model, row):
@@ -68,7 +72,7 @@ def test_each_option_equals_a_naive_forward():
     model = tiny_model("llama", torch.float32)
     stack = DecoderStack(model)
     silenced = np.arange(0, 48, 3)
-    answers = answers_edited(stack, ROWS, 1, scales([silenced], 48), advance=nothing)
+    answers = answers_without(stack, ROWS, 1, [silenced], advance=nothing)
     model.model.layers[1].mlp.gate_proj.weight[torch.tensor(silenced)] = 0
     for row, found in zip(ROWS, answers.logprobs, strict=True):
         np.testing.assert_allclose(found[0], naive(model, row), atol=1e-4)
@@ -78,8 +82,7 @@ def test_each_option_equals_a_naive_forward():
 def test_silencing_nothing_is_bit_identical_to_the_base(layer):
     stack = DecoderStack(tiny_model("llama", torch.float32))
     base = answers_unedited(stack, ROWS)
-    nobody = scales([np.array([], dtype=int)], 48)
-    edited = answers_edited(stack, ROWS, layer, nobody, advance=nothing)
+    edited = answers_without(stack, ROWS, layer, [np.array([], dtype=int)], advance=nothing)
     for first, second in zip(base.logprobs, edited.logprobs, strict=True):
         assert first.tobytes() == second.tobytes()
 
@@ -88,15 +91,15 @@ def test_a_killed_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
     model = tiny_model("llama", torch.float32)
     whole, scores = run(model, tmp_path, "whole")
     calls = []
-    predict = DecoderStack.predict
+    silenced = DecoderStack.silenced
 
-    def dies_at_the_second(self, residuals, index, scale):
+    def dies_at_the_second(self, residuals, index, sets):
         calls.append(index)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return predict(self, residuals, index, scale)
+        return silenced(self, residuals, index, sets)
 
-    monkeypatch.setattr(DecoderStack, "predict", dies_at_the_second)
+    monkeypatch.setattr(DecoderStack, "silenced", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         run(model, tmp_path, "killed", scores)
     resumed, _ = run(model, tmp_path, "killed", scores)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.pruning.masks import count, random_neurons, scales, top_neurons
+from tasks.pruning.masks import count, random_neurons, top_neurons
 
 
 @pytest.mark.parametrize(("fraction", "d_ff", "number"), [(0.05, 1536, 77), (0.4, 1536, 614), (0.5, 5, 3), (0.0, 9, 0)])
@@ -25,7 +25,3 @@ def test_random_neurons_are_seeded_and_distinct():
     first = random_neurons(50, 20, seed=3)
     assert first.tolist() == random_neurons(50, 20, seed=3).tolist() != random_neurons(50, 20, seed=4).tolist()
     assert len(set(first.tolist())) == 20
-
-
-def test_scales():
-    assert scales([np.array([], dtype=int), np.array([0, 2])], 4).tolist() == [[1, 1, 1, 1], [0, 1, 0, 1]]

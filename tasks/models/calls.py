@@ -1,0 +1,91 @@
+"""How a model calls its decoder layers: the keyword arguments, recorded once and looked up for a pack of sequences."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tasks.models.attention import tree_mask
+from tasks.models.packing import Pack
+
+Arguments = dict[str, Any]
+
+
+class Stop(Exception):
+    """Ends a forward pass of which no more is wanted."""
+
+
+class KeysAndValues:
+    """Stands in for a cache: hands the last layer's keys and values of all tokens to a run of only a few queries."""
+
+    def __init__(self) -> None:
+        self.stored: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if self.stored is None:
+            self.stored = key, value
+            raise Stop
+        return self.stored
+
+
+class LayerCalls:
+    """The keyword arguments (masks, rotary tables, ..) that each decoder layer gets from the model's own forward pass.
+
+    Args:
+        body: the model without its output embedding.
+    """
+
+    def __init__(self, body: Any, layers: list[Any]):
+        self._body = body
+        self._layers = layers
+        self._recorded: list[Arguments] = []
+
+    @torch.no_grad()
+    def learn(self, length: int, device: torch.device) -> None:
+        """Records the arguments for a sequence of `length` tokens, if no longer one has been recorded."""
+        if self._recorded and self._recorded[0]["position_ids"].shape[-1] >= length:
+            return
+        calls: list[Arguments] = []
+        handles = [
+            layer.register_forward_pre_hook(lambda _, __, kwargs: calls.append(dict(kwargs)), with_kwargs=True)
+            for layer in self._layers
+        ]
+        try:
+            self._body(input_ids=torch.zeros((1, length), dtype=torch.long, device=device), use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for call in calls:
+            if call.get("position_ids") is None:
+                call["position_ids"] = torch.arange(length, device=device).unsqueeze(0)
+        self._recorded = calls
+
+    def arguments(self, packed: Pack) -> list[Arguments]:
+        """The arguments of each layer for a pack: the recorded ones, looked up at each token's depth.
+
+        The last layer's come with a mask and positions of the reads alone as well, under the key "reads".
+        """
+        at, reads = packed.positions, packed.reads
+        allowed: dict[int, Tensor] = {}  # few different masks: full attention, sliding windows
+        trees: dict[int, Any] = {}
+        found = []
+        for call in self._recorded:
+            mask = call.get("attention_mask")
+            if id(mask) not in allowed:
+                allowed[id(mask)] = packed.ancestors
+                if mask is not None:  # sliding windows: the recorded mask says which distances a layer sees
+                    near = mask[0, 0][at[:, None], at[None, :]]
+                    allowed[id(mask)] = packed.ancestors & (near if near.dtype == torch.bool else near >= 0)
+                trees[id(mask)] = tree_mask(allowed[id(mask)], packed.branches)
+            arguments = call | {"attention_mask": trees[id(mask)], "position_ids": call["position_ids"][:, at]}
+            if (rotary := call.get("position_embeddings")) is not None:
+                arguments["position_embeddings"] = tuple(part[:, at] for part in rotary)
+            found.append(arguments)
+        last = found[-1]
+        last["reads"] = {
+            "attention_mask": allowed[id(self._recorded[-1].get("attention_mask"))][reads],
+            "position_ids": last["position_ids"][:, reads],
+        }
+        if "position_embeddings" in last and last["position_embeddings"] is not None:
+            last["reads"]["position_embeddings"] = tuple(part[:, reads] for part in last["position_embeddings"])
+        return found

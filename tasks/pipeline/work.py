@@ -1,0 +1,56 @@
+"""Long work in parts: computed one after the other, each in the journal once it is done."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from tasks.pipeline.journal import Journal
+
+
+class Worker(Protocol):
+    """Has a model loaded and computes parts. A part is hashable and pickles; a value is a JSON value."""
+
+    def compute(self, part: Any) -> Any:
+        """The value of a part, the same in whatever process and order."""
+
+
+class Crew(Protocol):
+    """Computes parts somewhere."""
+
+    def ask(self, name: str) -> Any:
+        """An attribute of the worker."""
+
+    def compute(self, parts: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        """Parts with their values, as they are done."""
+
+
+class _Here:
+    def __init__(self, make: Callable[[], Worker]):
+        self._worker = make()
+
+    def ask(self, name: str) -> Any:
+        return getattr(self._worker, name)
+
+    def compute(self, parts: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        for part in parts:
+            yield part, self._worker.compute(part)
+
+
+@contextmanager
+def crew(make: Callable[[], Worker]) -> Iterator[Crew]:
+    """Whoever computes: this process, with one worker."""
+    yield _Here(make)
+
+
+def run_parts(workers: Crew, parts: Sequence[Any], journal: Journal, advance: Callable[[int], None]) -> dict[Any, Any]:
+    """The values of the parts, in their order; those that the journal has are not computed again.
+
+    Args:
+        advance: called with the number of parts that are done.
+    """
+    missing = [part for part in parts if str(part) not in journal.parts]
+    advance(len(parts) - len(missing))
+    for part, value in workers.compute(missing):
+        journal.put(str(part), value)
+        advance(1)
+    return {part: journal.parts[str(part)] for part in parts}
