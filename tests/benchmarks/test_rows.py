@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -345,6 +346,23 @@ def test_options_may_be_columns_of_the_row(project):
         assert prompt == f"What is {number}?\n"
         assert list(options) == [f" odd {number}", " 2", " три", " چار"]
         assert gold == number % 4
+
+
+def test_the_recipe_of_the_readme(tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "quiz.jsonl" in block]
+    rows = [{**{key: row[key] for key in ("question", *"abcd")}, "right": row["answer"]} for row in QUIZ]
+    source = write_rows(tmp_path / "quiz.jsonl", rows)
+    from tests.cells import settings
+
+    params = settings() | yaml.safe_load(block.replace("<sha256sum quiz.jsonl>", source["sha256"]))
+    params["pipeline"]["benchmarks"] = ["quiz"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    cell = open_cell(root=tmp_path)
+    data.store(cell)
+    train, test = pd.read_parquet(cell.train), pd.read_parquet(cell.test)
+    assert (len(train), len(test)) == (20, 40)
+    assert train["prompt"].str.fullmatch(r"What is \d+\?\nAnswer:").all()
 
 
 def test_options_may_be_a_list_of_the_row_and_labels_their_numbers(project, capsys):
