@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from tasks.pipeline import library
 from tasks.pipeline.settings import PARAMS, BenchmarkSpec, HeldOut, load_settings
 
@@ -32,8 +34,9 @@ def catalogue(root: Path, data: str | None) -> list[list[Line]]:
     lines = [_library_line(name, root, data) for name in library.spec_names()]
     if not (root / PARAMS).exists():
         return [lines]
-    entries = load_settings(root).benchmarks
-    return [lines, [_declared_line(name, spec, root) for name, spec in entries.items()]]
+    settings = load_settings(root)
+    raw = yaml.safe_load((root / PARAMS).read_text(encoding="utf-8"))["benchmarks"]
+    return [lines, [_declared_line(name, spec, raw[name], root) for name, spec in settings.benchmarks.items()]]
 
 
 def _library_line(family: str, root: Path, data: str | None) -> Line:
@@ -59,20 +62,36 @@ def _library_line(family: str, root: Path, data: str | None) -> Line:
     )
 
 
-def _declared_line(name: str, spec: BenchmarkSpec, root: Path) -> Line:
+def _declared_line(name: str, spec: BenchmarkSpec, raw: dict[str, Any], root: Path) -> Line:
+    """`raw` is the entry as it stands in params.yaml, `spec` what it says in full."""
+    facts, template = library.Facts(), ""
+    if "spec" in raw:
+        facts = library.origin(raw["spec"], field=name, kind=raw.get("source"), data=raw.get("data"))[2]
+        template = raw.get("template", library.DEFAULT_TEMPLATE)
+    if "spec" not in raw or "test" in raw:  # held out of train in a way that no fact is about
+        facts = library.Facts(test=spec.test.split if isinstance(spec.test, HeldOut) else None)
     source = spec.train.source
     if source.kind == "local":
-        missing = _missing(source.paths, root)
-        where = f"{missing} is missing" if missing else source.paths[0]
+        where = _found(source.paths, root)
     elif source.kind == "path":
-        where = source.path if (root / Path(source.path).expanduser()).exists() else f"{source.path} is missing"
-    elif source.kind == "wheel":
-        where = f"wheel {source.package}"
+        where = _found([source.path], root)
     else:
-        where = f"hub {source.id}"
-    test = str(spec.test.split) if isinstance(spec.test, HeldOut) else ""
-    options = "by row" if isinstance(spec.options, str) else str(len(spec.options))
-    return (f"{PARAMS}: {name}", "", test, options, "", "", spec.licence, where)
+        where = f"wheel {source.package}" if source.kind == "wheel" else f"hub {source.id}"
+    return (
+        f"{PARAMS}: {name}",
+        _span([facts.train]),
+        _span([facts.test]),
+        "by row" if isinstance(spec.options, str) else str(len(spec.options)),
+        _span([facts.majority], ".3f"),
+        template,
+        spec.licence,
+        where,
+    )
+
+
+def _found(paths: Sequence[str], root: Path) -> str:
+    missing = _missing(paths, root)
+    return f"{missing} is missing" if missing else paths[0]
 
 
 def _origin(name: str, spec: library.Spec) -> str:

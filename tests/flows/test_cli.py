@@ -209,6 +209,12 @@ def test_benchmarks_ls(sst2: Path) -> None:
     lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
     assert "6,920" in lines["sst2"]
     assert " rows " in lines["sst2"]
+    declare(sst2, "sst2", model=None, data="rows")
+    _, out, _ = call("benchmarks", "ls")
+    lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
+    declared = [cell.strip() for cell in lines["params.yaml: sst2"].split("│")]
+    assert declared[2:7] == ["6,920", "1,821", "2", "0.501", "sadi"]
+    assert declared[8] == "rows/sst2/train.jsonl"
     assert "hub SetFit/sst5" in lines["sst5"]
     (sst2 / "params.yaml").unlink()
     assert call("benchmarks", "ls")[0] == 0
