@@ -11,9 +11,10 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from tasks.attribution.integrated_gradients import layer_scores
-from tasks.benchmarks.scoring import option_logprobs
+from tasks.benchmarks.scoring import Answers, option_logprobs
+from tasks.benchmarks.table import encode_rows
 from tasks.data import store as data
-from tasks.evaluate import evaluate
+from tasks.evaluate import _exact, evaluate
 from tasks.export import apply, export
 from tasks.model import store as model
 from tasks.models.hashing import sha256_directory
@@ -28,7 +29,7 @@ from tasks.sample import sample
 from tasks.score import score
 from tasks.search import search
 from tasks.transfer import transfer
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_tokenizer
 
 STEPS = [sample, score, search, prune, evaluate, transfer]
 WORDS = ["good", "fine", "dull", "bad", "long", "short", "warm", "cold"]
@@ -326,3 +327,13 @@ def test_a_prompt_with_nothing_in_it_cannot_be_attributed(tmp_path):
     data(cell)
     with pytest.raises(InputError, match="prompt: is empty in some of the rows: there is nothing to attribute"):
         sample(cell)
+
+
+def test_white_space_that_the_prompt_ends_in_need_not_be_predicted():
+    tokenizer = tiny_tokenizer()
+    table = pd.DataFrame({"id": ["a"], "prompt": ["Answer:\n"], "options": [["A", "B"]], "gold": [1]})
+    rows = encode_rows(table, tokenizer, 100)
+    answers = Answers([], [np.array([[tokenizer("xA")["input_ids"], tokenizer("xB")["input_ids"]]])])
+    assert _exact(tokenizer, rows, answers, 0) == [True]
+    answers.greedy[0] = np.array([[tokenizer("\nA")["input_ids"], tokenizer("\nC")["input_ids"]]])
+    assert _exact(tokenizer, rows, answers, 0) == [False]
