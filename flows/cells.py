@@ -13,6 +13,7 @@ from tasks.pipeline import library
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import write_text
 from tasks.pipeline.settings import PARAMS, load_settings, parse_settings
+from tasks.pipeline.sources import existing
 
 
 def list_cell(root: Path, model: str, benchmark: str) -> list[str]:
@@ -42,7 +43,7 @@ def declare(root: Path, benchmark: str, *, model: str | None, data: str | None) 
         What was added.
 
     Raises:
-        InputError: `data` is given for a benchmark that is declared already, or the library's rows cannot be had so.
+        InputError: `data` is given for a benchmark that is declared already, or its rows cannot be had so.
     """
     settings = load_settings(root)
     if benchmark in settings.benchmarks:
@@ -53,7 +54,10 @@ def declare(root: Path, benchmark: str, *, model: str | None, data: str | None) 
         return None  # `open_cell` tells
     spec, _ = library.member(benchmark, field="benchmarks")
     entry: dict[str, Any] = {"spec": benchmark, "limits": dict(spec.limits)} | ({"data": data} if data else {})
-    library.expand(entry, field=f"benchmarks.{benchmark}")
+    written = library.expand(entry, field=f"benchmarks.{benchmark}")
+    for split in ("train", "test"):
+        for path in written[split].get("source", {}).get("paths", ()):
+            existing(path, field="data", root=root)
     with _edited(root) as document:
         document["benchmarks"][benchmark] = _one_line(entry)
     return f"benchmarks.{benchmark}: {json.dumps(entry, ensure_ascii=False)}"

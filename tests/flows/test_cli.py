@@ -184,6 +184,7 @@ def test_a_benchmark_of_the_library_is_added_to_params(sst2: Path) -> None:
         (["--benchmark", "subj"], "benchmarks.subj.revision: is missing: no commit of SetFit/subj is known here; add "),
         (["--benchmark", "boolq", "--data", "x", "--model", "huge"], "models: 'huge' is not declared"),
         (["--benchmark", "piqa", "--data", "x"], "benchmarks.piqa.source: piqa has no source 'local'; there are "),
+        (["--benchmark", "sst2", "--data", "x"], "data: no such file or directory: x/sst2/train.jsonl (looked in "),
         (["--data", "x"], "data: is for a benchmark that is taken from the library; name it with --benchmark"),
     ],
 )
