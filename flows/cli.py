@@ -62,18 +62,34 @@ Model = Annotated[
 Benchmark = Annotated[
     str | None, typer.Option(help="A name under benchmarks in params.yaml; default: the first of pipeline.benchmarks.")
 ]
+Runnable = Annotated[
+    str | None,
+    typer.Option(
+        help="A name under benchmarks in params.yaml, or one of the library (`dsm benchmarks ls`), which is added "
+        "there; default: the first of pipeline.benchmarks."
+    ),
+]
+Data = Annotated[str | None, typer.Option(help="A directory with the files of the library's benchmarks.")]
+
+benchmarks = typer.Typer(help="The library of benchmarks.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(benchmarks, name="benchmarks")
 
 
 @app.command()
-def run(model: Model = None, benchmark: Benchmark = None) -> None:
+def run(model: Model = None, benchmark: Runnable = None, data: Data = None) -> None:
     """Bring every step of a cell up to date, register the result and show it."""
+    from flows.cells import declare
     from flows.environment import prepare, step_timeout
     from tasks.benchmarks.rows import check_templates
     from tasks.pipeline.cell import open_cell
 
+    step_timeout()
+    if data is not None and benchmark is None:
+        raise InputError("data", "is for a benchmark that is taken from the library; name it with --benchmark")
+    if benchmark is not None and (line := declare(Path.cwd(), benchmark, model=model, data=data)):
+        print(f"added to params.yaml: {line}", flush=True)
     cell = open_cell(model, benchmark)
     check_templates(cell.benchmark_spec, field=f"benchmarks.{cell.benchmark}")
-    step_timeout()
     prepare()
 
     from flows.cells import list_cell
@@ -202,12 +218,38 @@ def validate() -> None:
         print(f"model {name}: {_source(model.source)}{_listed(name, settings.pipeline.models)}")
     for name, benchmark in settings.benchmarks.items():
         print(
-            f"benchmark {name}: {len(benchmark.options)} options, {_source(benchmark.train.source)}"
+            f"benchmark {name}: {_options(benchmark.options)}, {_source(benchmark.train.source)}"
             f"{_listed(name, settings.pipeline.benchmarks)}"
         )
 
 
+@benchmarks.command("ls")
+def list_benchmarks(data: Data = None) -> None:
+    """Show the benchmarks of the library and of params.yaml: rows, options, licence, and where the rows come from."""
+    from rich.table import Table
+
+    from flows.catalogue import COLUMNS, catalogue
+
+    table = Table(
+        caption="train and test: rows as published; majority: share of the commonest right option; "
+        "from: what a line in params.yaml without `source` reads"
+    )
+    for name, justify in COLUMNS:
+        table.add_column(name, justify=justify, overflow="fold")
+    for section in catalogue(Path.cwd(), data):
+        for row in section:
+            table.add_row(*row)
+        table.add_section()
+    _print(table)
+
+
+def _options(options: Any) -> str:
+    return "options by row" if isinstance(options, str) else f"{len(options)} options"
+
+
 def _source(source: Any) -> str:
+    if source.kind == "local":
+        return ", ".join(source.paths[:2]) + (f" and {len(source.paths) - 2} more" if len(source.paths) > 2 else "")
     if source.kind == "wheel":
         return f"{source.file} of the wheel {source.package}=={source.version}"
     return f"{source.id}@{source.revision} on the hub" if source.kind == "hub" else str(source.path)

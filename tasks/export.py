@@ -76,6 +76,9 @@ def _card(cell: Cell) -> str:
     recipe, evaluation = read_recipe(cell.pruned), read_json(cell.evaluation)
     base, pruned, random = (evaluation["systems"][name] for name in ("base", "pruned", "random"))
     test = evaluation["comparisons"]["pruned_vs_base"]
+    # As the model sees them; where rows differ, the template that makes them.
+    options = evaluation["options"] or cell.benchmark_spec.options
+    chat = " (through the chat template)" if cell.benchmark_spec.chat_template else ""
     front = {"base_model": cell.model, "tags": ["pruned", "dsm"], "license": cell.model_spec.licence}
     lines = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
     return f"""---
@@ -95,7 +98,7 @@ training examples (method: arXiv 2507.09185). Shapes are unchanged: the model lo
 
 {evaluation["n"]} held-out rows of {cell.benchmark}; the random neurons are as many, of the same layer.
 Pruned minus base: {test["difference"]:+.4f} ± {test["stderr"]:.4f}, exact McNemar p = {test["p"]:.3g}.
-Answers are read as the most probable of the options {json.dumps(evaluation["options"])} after the prompt:
+Answers are read as the most probable of the options {json.dumps(options, ensure_ascii=False)} after the prompt{chat}:
 
 ```
 {cell.benchmark_spec.prompt}

@@ -69,7 +69,8 @@ def _content(cell: Cell) -> str:
     """Hash of what a version stands for: the recipe (with the base's hash), its evidence, and how it is asked."""
     spec = cell.benchmark_spec
     parts = {"pruned": read_json(cell.pruned), "evaluation": read_json(cell.evaluation)}
-    return sha256_json(parts | {"prompt": spec.prompt, "options": spec.options})
+    asked: dict[str, Any] = {"prompt": spec.prompt, "options": spec.options}
+    return sha256_json(parts | asked | ({"chat": True} if spec.chat_template else {}))
 
 
 @contextmanager
@@ -172,19 +173,31 @@ def _log_run(experiment: str, cell: Cell, content: str, *, with_model: bool = Tr
 def _log_model(cell: Cell) -> str:
     """Logs the exported model with the code that serves it, to the active run."""
     import mlflow
+    import pandas as pd
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
 
-    from tasks.benchmarks.templates import names_used
+    from tasks.benchmarks.templates import fixed_options, names_used
     from tasks.export import export
 
     package = Path(__file__).parent
     spec = cell.benchmark_spec
-    fields = sorted(names_used(spec.prompt))
-    names = [option.strip() for option in spec.options]
-    names = names if len(set(names)) == len(names) else spec.options
-    inputs: list[Any] = [ColSpec("string", field) for field in fields]
-    outputs: list[Any] = [ColSpec("string", "option"), *(ColSpec("double", f"p({name})") for name in names)]
+    fixed = fixed_options(spec)
+    names = [option.strip() for option in fixed or []]
+    names = names if len(set(names)) == len(names) else list(fixed or [])
+    sample = read_jsonl(cell.samples)[0]
+    inputs: list[Any]
+    outputs: list[Any] = [ColSpec("string", "option")]
+    if fixed:
+        fields = sorted(names_used(spec.prompt))
+        inputs = [ColSpec("string", field) for field in fields]
+        outputs += [ColSpec("double", f"p({name})") for name in names]
+        example = _example(spec.prompt, fields, sample["prompt"])
+    else:
+        inputs = [ColSpec("string", "prompt"), ColSpec(Array(DataType.string), "options")]
+        outputs += [ColSpec(Array(DataType.double), "p")]
+        example = pd.DataFrame({"prompt": [sample["prompt"]], "options": [sample["options"]]})
     cell.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cell.scratch) as work:
         checkpoint = Path(work) / "checkpoint"
@@ -194,9 +207,9 @@ def _log_model(cell: Cell) -> str:
             python_model=str(package / "serving.py"),
             artifacts={"checkpoint": str(checkpoint)},
             code_paths=[str(package)],
-            model_config={"prompt": spec.prompt, "options": spec.options, "names": names},
+            model_config={"prompt": spec.prompt, "options": fixed, "names": names, "chat": spec.chat_template},
             signature=ModelSignature(Schema(inputs), Schema(outputs)),
-            input_example=_example(spec.prompt, fields, read_jsonl(cell.samples)[0]["prompt"]),
+            input_example=example,
             pip_requirements=[f"{name}=={_installed(name)}" for name in REQUIREMENTS],
         )
     return str(info.model_id)
@@ -229,24 +242,30 @@ def _check(cell: Cell, version: int) -> None:
     import numpy as np
     import pandas as pd
 
+    from tasks.benchmarks.templates import fixed_options
+
     path = list(sys.path)
     try:
         loaded = mlflow.pyfunc.load_model(f"models:/{cell.name}/{version}")
     finally:
         sys.path[:] = path  # MLflow puts the version's own code first
     rows = pd.read_parquet(cell.predictions).head(CHECKED)
-    answers = loaded.unwrap_python_model().answer(rows["prompt"].tolist())
-    got = answers.drop(columns="option").to_numpy(dtype=np.float64)
-    logprobs = np.array(rows["pruned_logprobs"].tolist(), dtype=np.float64)
-    expected = np.exp(logprobs - logprobs.max(axis=1, keepdims=True))
-    expected /= expected.sum(axis=1, keepdims=True)
-    wrong = np.flatnonzero(~(np.abs(got - expected) <= TOLERANCE).all(axis=1))
-    if wrong.size:
-        raise InputError(
-            cell.predictions.name,
-            f"version {version} of {cell.name} answers row {rows['id'].iloc[wrong[0]]} with {got[wrong[0]].round(4)}, "
-            f"not {expected[wrong[0]].round(4)}; {ALIAS} was not moved. Are the cell's files up to date (dvc status)?",
-        )
+    model = loaded.unwrap_python_model()
+    if fixed_options(cell.benchmark_spec):
+        answers = model.answer(rows["prompt"].tolist()).drop(columns="option").to_numpy(dtype=np.float64)
+    else:
+        of_row = pd.read_parquet(cell.test).set_index("id")["options"]
+        answers = model.answer(rows["prompt"].tolist(), [list(of_row[name]) for name in rows["id"]])["p"]
+    for name, answer, row in zip(rows["id"], answers, rows["pruned_logprobs"], strict=True):
+        got, logprobs = np.array(answer, dtype=np.float64), np.array(row, dtype=np.float64)
+        expected = np.exp(logprobs - logprobs.max())
+        expected /= expected.sum()
+        if not (np.abs(got - expected) <= TOLERANCE).all():
+            raise InputError(
+                cell.predictions.name,
+                f"version {version} of {cell.name} answers row {name} with {got.round(4)}, "
+                f"not {expected.round(4)}; {ALIAS} was not moved. Are the cell's files up to date (dvc status)?",
+            )
 
 
 def _description(cell: Cell) -> str:

@@ -31,7 +31,9 @@ def sample(cell: Cell) -> None:
     if len(chosen) < settings.size:
         kind = "" if settings.selection == "random" else f" that the model gets {settings.selection}"
         raise InputError("adaptation.size", f"{settings.size}, but the train split has {len(chosen)} rows{kind}")
-    encode_rows(chosen, loaded.tokenizer, stack.context)  # refuses what the later steps could not use
+    encode_rows(chosen, loaded.tokenizer, stack.context)  # refuses what the later steps could not use..
+    if not chosen["prompt"].str.strip().all():  # ..and here `score`
+        raise InputError("prompt", "is empty in some of the rows: there is nothing to attribute an answer to")
     write_jsonl(cell.samples, json.loads(chosen.to_json(orient="records")))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -24,7 +25,7 @@ def score(cell: Cell) -> None:
     settings = cell.settings.attribution
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
-    prompts = [row["prompt"] for row in read_jsonl(cell.samples)]
+    samples = read_jsonl(cell.samples)
     adaptive = settings.quadrature == "adaptive"
     quadrature = settings.model_dump(exclude={"steps"} if adaptive else {"tolerance", "max_nodes"})
     header = {
@@ -35,7 +36,7 @@ def score(cell: Cell) -> None:
         **quadrature,
         "samples_sha256": sha256_file(cell.samples),
         "model_sha256": sha256_directory(cell.model_dir),
-        "n": len(prompts),
+        "n": len(samples),
     }
     journal = Journal(cell.scratch / "score.jsonl", journal_key(header))
     path = None
@@ -43,7 +44,7 @@ def score(cell: Cell) -> None:
         for layer in range(len(stack)):
             if str(layer) not in journal.parts:
                 if path is None:
-                    path = LayerPath(stack, [encode_prompt(loaded.tokenizer, p, stack.context) for p in prompts])
+                    path = LayerPath(stack, [_encode(loaded.tokenizer, row, stack.context) for row in samples])
                     one = path.at_one()
                 result = layer_scores(path, layer, one, settings)
                 values = {"gap": result.gap, "difference": result.difference, "error": result.error}
@@ -63,6 +64,10 @@ def score(cell: Cell) -> None:
         # One key: the format does not fix the order of several, and the bytes must not change from run to run.
         temporary.write_bytes(save(tensors, metadata={"header": json.dumps(header, sort_keys=True)}))
     journal.remove()
+
+
+def _encode(tokenizer: Any, row: dict[str, Any], context: int) -> list[int]:
+    return encode_prompt(tokenizer, row["prompt"], context, chat=row.get("chat", False))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json, write_json, write_parquet, write_text
 from tasks.register import EXPERIMENT, _example, register, tracking_uri
+from tasks.report import report
 from tests.cells import servable_cell
+from tests.test_steps import quiz_cell
 
 # mlflow 3.17 with the installed sqlalchemy and pandas; not ours to mend
 pytestmark = [
@@ -235,3 +237,19 @@ def test_an_unusable_address_is_one_line(cell: Cell, monkeypatch: pytest.MonkeyP
 )
 def test_input_example(template: str, prompt: str, row: dict[str, str]) -> None:
     assert _example(template, sorted(row), prompt).to_dict("records") == [row]
+
+
+def test_options_of_the_row_are_an_input(cell: Cell, tmp_path: Path) -> None:
+    quiz = quiz_cell(tmp_path / "quiz")
+    report(quiz)
+    register(quiz)
+    loaded = mlflow.pyfunc.load_model(f"models:/{quiz.name}@challenger")
+    frame = pd.read_parquet(quiz.predictions).head(3)
+    options = pd.read_parquet(quiz.test).set_index("id")["options"]
+    choices = [list(options[name]) for name in frame["id"]]
+    answers = loaded.predict(pd.DataFrame({"prompt": frame["prompt"], "options": choices}))
+    assert [
+        option == of[index].strip()
+        for option, of, index in zip(answers["option"], choices, frame["pruned"], strict=True)
+    ] == [True] * 3
+    assert [len(p) for p in answers["p"]] == [4] * 3

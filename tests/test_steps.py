@@ -11,9 +11,10 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from tasks.attribution.integrated_gradients import layer_scores
-from tasks.benchmarks.scoring import option_logprobs
+from tasks.benchmarks.scoring import Answers, option_logprobs
+from tasks.benchmarks.table import encode_rows
 from tasks.data import store as data
-from tasks.evaluate import evaluate
+from tasks.evaluate import _exact, evaluate
 from tasks.export import apply, export
 from tasks.model import store as model
 from tasks.models.hashing import sha256_directory
@@ -28,7 +29,7 @@ from tasks.sample import sample
 from tasks.score import score
 from tasks.search import search
 from tasks.transfer import transfer
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_tokenizer
 
 STEPS = [sample, score, search, prune, evaluate, transfer]
 WORDS = ["good", "fine", "dull", "bad", "long", "short", "warm", "cold"]
@@ -255,3 +256,84 @@ def test_served_predictions_equal_the_evaluated_ones(finished, tmp_path, selecte
     assert isinstance(loaded, Loaded)
     found = option_logprobs(loaded, table.prompt.tolist(), table.options.map(list).tolist())
     assert [int(values.argmax()) for values in found] == frame[selected].tolist()
+
+
+QUIZ = """
+quiz:
+  train: {source: {kind: path, path: quiz.jsonl, sha256: SHA}, gold: "{{ right }}"}
+  test: {split: 40, seed: 0}
+  prompt: "{{ question }}\\n"
+  options: [" {{ a }}", " {{ b }}", " {{ c }}", " {{ d }}"]
+  labels: [A, B, C, D]
+  chat_template: true
+  limits: {test: 30, transfer: 8}
+"""
+
+
+def quiz_cell(root):
+    """A cell whose four options stand in columns of the row, asked through a chat template."""
+    write_project(root)
+    rng = np.random.default_rng(2)
+    rows = [
+        {"question": f"Which word, number {i}?", "right": "ABCD"[i % 4]}
+        | dict(zip("abcd", rng.permutation(WORDS)[:4].tolist(), strict=True))
+        for i in range(60)
+    ]
+    (root / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "source" / "chat_template.jinja").write_text(
+        "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}{{ '<assistant>\n' }}"
+    )
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["models"]["tiny"]["source"]["sha256"] = sha256_directory(root / "source")
+    params["benchmarks"] |= yaml.safe_load(QUIZ.replace("SHA", sha256_file(root / "quiz.jsonl")))
+    params["pipeline"]["benchmarks"] = ["quiz"]
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    cell = open_cell(root=root)
+    for step in [model, data, *STEPS]:
+        step(cell)
+    return cell
+
+
+def test_a_benchmark_with_options_of_the_row_asked_through_a_chat_template(tmp_path):
+    cell = quiz_cell(tmp_path)
+    result, rows = read_json(cell.evaluation), read_jsonl(cell.samples)
+    assert result["options"] is None
+    assert result["n"] == 30
+    assert sum(result["systems"]["base"]["predicted"]) == 30
+    assert len(result["systems"]["base"]["confusion"]) == 4
+    assert all(row["chat"] and len(set(row["options"])) == 4 for row in rows)
+    # The first row's log-probabilities, by a plain forward of the text that the template writes.
+    frame = pd.read_parquet(cell.predictions).iloc[0]
+    table = pd.read_parquet(cell.test).set_index("id")
+    loaded = load(cell.model_dir)
+    text = f"<user>{frame['prompt']}<assistant>"
+    for option, expected in zip(table.loc[frame["id"], "options"], frame["base_logprobs"], strict=True):
+        ids, start = loaded.tokenizer(f"{text}\n{option[1:]}")["input_ids"], len(loaded.tokenizer(text)["input_ids"])
+        logprobs = loaded.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        found = sum(float(logprobs[i - 1, ids[i]]) for i in range(start, len(ids)))
+        assert found == pytest.approx(expected, abs=1e-3)
+    export(cell, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert '[" {{ a }}", " {{ b }}", " {{ c }}", " {{ d }}"] after the prompt (through the chat template):' in card
+
+
+def test_a_prompt_with_nothing_in_it_cannot_be_attributed(tmp_path):
+    cell = write_project(tmp_path)
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    params["benchmarks"]["reviews"] |= {"prompt": "", "options": [" {{ text }} no", " {{ text }} yes"]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    cell = open_cell(root=tmp_path)
+    model(cell)
+    data(cell)
+    with pytest.raises(InputError, match="prompt: is empty in some of the rows: there is nothing to attribute"):
+        sample(cell)
+
+
+def test_white_space_that_the_prompt_ends_in_need_not_be_predicted():
+    tokenizer = tiny_tokenizer()
+    table = pd.DataFrame({"id": ["a"], "prompt": ["Answer:\n"], "options": [["A", "B"]], "gold": [1]})
+    rows = encode_rows(table, tokenizer, 100)
+    answers = Answers([], [np.array([[tokenizer("xA")["input_ids"], tokenizer("xB")["input_ids"]]])])
+    assert _exact(tokenizer, rows, answers, 0) == [True]
+    answers.greedy[0] = np.array([[tokenizer("\nA")["input_ids"], tokenizer("\nC")["input_ids"]]])
+    assert _exact(tokenizer, rows, answers, 0) == [False]

@@ -2,6 +2,8 @@
 
 import csv
 import json
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +13,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.benchmarks.templates import Render, compile_template, names_used
+from tasks.benchmarks.templates import Evaluate, compile_template, compile_value, is_template, names_used
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.settings import BenchmarkSpec, HeldOut, Rows
 
 Row = dict[str, Any]  # column -> value
+
+MISSING = ("-1", "")  # what data sets put where a label is not published
+BY_WHERE, UNLABELLED, AMBIGUOUS = "left out by `where`", "without a label", "with an option twice"  # reasons
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,21 @@ class Example:
     number: int
     prompt: str
     gold: int
+    options: tuple[str, ...] = ()
+    group: str | None = None
+
+    @property
+    def asked(self) -> tuple[str, tuple[str, ...]]:
+        """What makes two examples the same: two with one prompt may ask for other options."""
+        return self.prompt, self.options
+
+
+@dataclass(frozen=True)
+class Found:
+    """The examples of one source, and how many of its rows are none, by reason."""
+
+    examples: list[Example]
+    left_out: Counter[str]
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -113,47 +133,105 @@ def check_templates(spec: BenchmarkSpec, *, field: str) -> None:
     """Finds what is wrong with a benchmark's templates before anything is downloaded. `field` is the benchmark's.
 
     Raises:
-        InputError: a syntax error, or a name in the prompt that is none of the fields.
+        InputError: a syntax error, or a name in the prompt or an option that is none of the fields.
     """
-    compile_template(spec.prompt, field=f"{field}.prompt")
+    templates = {"prompt": spec.prompt} | {
+        "options" if isinstance(spec.options, str) else f"options.{i}": option
+        for i, option in enumerate([spec.options] if isinstance(spec.options, str) else spec.options)
+    }
     for split in ("train", "test"):
-        templates = getattr(spec, split)
-        if isinstance(templates, HeldOut):
+        rows = getattr(spec, split)
+        if isinstance(rows, HeldOut):
             continue
-        _compile(templates, field=f"{field}.{split}")
-        if unknown := sorted(names_used(spec.prompt) - set(templates.fields)):
-            known = sorted(templates.fields)
-            raise InputError(f"{field}.prompt", f"unknown field {unknown[0]!r}; {split}.fields has {known}")
+        _Compiled(spec, rows, split, field)
+        for name, text in templates.items():
+            unknown = sorted(names_used(text) - set(rows.fields)) if rows.fields else []
+            if unknown:
+                raise InputError(
+                    f"{field}.{name}", f"unknown field {unknown[0]!r}; {split}.fields has {sorted(rows.fields)}"
+                )
 
 
-def _compile(templates: Rows, *, field: str) -> tuple[dict[str, Render], Render]:
-    fields = {name: compile_template(text, field=f"{field}.fields.{name}") for name, text in templates.fields.items()}
-    return fields, compile_template(templates.gold, field=f"{field}.gold")
+class _Compiled:
+    """The templates of one split, as functions of a row and its number."""
+
+    def __init__(self, spec: BenchmarkSpec, rows: Rows, split: str, field: str):
+        self.fields = {
+            name: compile_value(text, field=f"{field}.{split}.fields.{name}") for name, text in rows.fields.items()
+        }
+        self.prompt = compile_template(spec.prompt, field=f"{field}.prompt")
+        self.options = _compile_list(spec.options, f"{field}.options")
+        self.gold = compile_template(rows.gold, field=f"{field}.{split}.gold")
+        self.labels = None if spec.labels is None else _labels(spec.labels, f"{field}.labels")
+        self.group = None if spec.group is None else compile_template(spec.group, field=f"{field}.group")
 
 
-def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test"], *, field: str) -> list[Example]:
+def _compile_list(templates: list[str] | str, field: str) -> Evaluate:
+    """One template that gives a list of at least two, or a list of templates."""
+    if isinstance(templates, list):
+        compiled = [compile_template(text, field=f"{field}.{i}") for i, text in enumerate(templates)]
+        if not any(map(is_template, templates)):
+            return lambda row, number: templates
+        return lambda row, number: [render(row, number) for render in compiled]
+    evaluate = compile_value(templates, field=field)
+
+    def several(row: Mapping[str, Any], number: int) -> list[str]:
+        value = evaluate(row, number)
+        if not isinstance(value, list | tuple) or len(value) < 2:
+            raise InputError(field, f"row {number}: the template must give a list of two or more, not {value!r}")
+        return [str(one) for one in value]
+
+    return several
+
+
+def _labels(labels: list[str] | str, field: str) -> Evaluate:
+    return _compile_list(labels, field) if isinstance(labels, str) else lambda row, number: labels
+
+
+def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test"], *, field: str) -> Found:
     """The rows of one source that its `where` keeps, with their prompts and gold options. `field` is the benchmark's.
+
+    A row whose label is missing, or that has an option twice, is left out and counted.
 
     Raises:
         InputError: no row is left, a template asks for a column that a row does not have, or a label is not known.
     """
     templates = getattr(spec, split)
-    prompt = compile_template(spec.prompt, field=f"{field}.prompt")
-    field = f"{field}.{split}"
-    fields, gold = _compile(templates, field=field)
-    index = {label: i for i, label in enumerate(spec.labels)}
+    compiled = _Compiled(spec, templates, split, field)
+    selected = select(rows, templates.where, field=f"{field}.{split}")
     found = []
-    for number, row in select(rows, templates.where, field=field):
-        label = gold(row, number)
-        if label not in index:
-            raise InputError(f"{field}.gold", f"row {number}: the label {label!r} is not one of {spec.labels}")
-        text = prompt({name: template(row, number) for name, template in fields.items()}, number)
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError(field, f"row {number}: half of a surrogate pair, which is not text")
-        found.append(Example(number, text, index[label]))
+    left_out = Counter({BY_WHERE: len(rows) - len(selected)})
+    for number, row in selected:
+        label = compiled.gold(row, number)
+        values = {name: template(row, number) for name, template in compiled.fields.items()} or row
+        options = compiled.options(values, number)
+        labels = compiled.labels(row, number) if compiled.labels else [str(i) for i in range(len(options))]
+        if len(labels) != len(options):
+            raise InputError(f"{field}.labels", f"row {number}: {len(labels)} for {len(options)} options")
+        if label not in labels:
+            if label in MISSING:
+                left_out[UNLABELLED] += 1
+                continue
+            raise InputError(f"{field}.{split}.gold", f"row {number}: the label {label!r} is not one of {labels}")
+        text = compiled.prompt(values, number)
+        if any("\ud800" <= character <= "\udfff" for part in (text, *options) for character in part):
+            raise InputError(f"{field}.{split}", f"row {number}: half of a surrogate pair, which is not text")
+        if any(not option.strip() for option in options):
+            raise InputError(f"{field}.options", f"row {number}: an option is empty: {options}")
+        if len(set(options)) < len(options):
+            left_out[AMBIGUOUS] += 1
+            continue
+        group = compiled.group(row, number) if compiled.group else None
+        found.append(Example(number, text, labels.index(label), tuple(options), group))
     if not found:
-        raise InputError(field, f"is empty: the source has {len(rows)} rows, and none is left after `where`")
-    return found
+        raise InputError(f"{field}.{split}", f"is empty: {_why_empty(len(rows), left_out)}")
+    return Found(found, left_out)
+
+
+def _why_empty(rows: int, left_out: Counter[str]) -> str:
+    if left_out[UNLABELLED]:
+        return f"{left_out[UNLABELLED]} of the source's {rows} rows have no label (-1 or nothing): none is published"
+    return f"the source has {rows} rows, and none is left after `where`"
 
 
 # -- examples to splits -----------------------------------------------------------------------------------------------
@@ -164,44 +242,67 @@ def splits(
 ) -> tuple[list[Example], list[Example]]:
     """(train, test) in which no prompt occurs twice; `test` is None if it is to be drawn from `train`.
 
-    Of several examples with one prompt the first is kept, whatever the gold options of the others; a prompt of both
-    splits stays in test. Test comes in random order, since files are often sorted by label and `limits` takes the
-    first rows; train keeps its order. `field` is the benchmark's place in params.yaml.
+    Of several examples with one prompt (and the same options) the first is kept, whatever the gold options of the
+    others; a prompt of both splits stays in test, and so does a group. Test comes in random order, since files are
+    often sorted by label and `limits` takes the first rows; train keeps its order. `field` is the benchmark's place in
+    params.yaml.
 
     Raises:
-        InputError: nothing would be left for train.
+        InputError: nothing would be left for train or test.
     """
-    train = _first_of_each_prompt(train)
+    train = _first_of_each(train)
     if isinstance(spec.test, HeldOut):
         if spec.test.split >= len(train):
             raise InputError(f"{field}.test.split", f"must be less than {len(train)}, the number of different prompts")
-        test, seed, size = train, spec.test.seed, spec.test.split
+        test = _drawn(train, spec.test)
+        if not test:
+            raise InputError(f"{field}.test.split", f"every group has more than {spec.test.split} rows")
     else:
-        test, seed = _first_of_each_prompt(test or []), 0
-        size = len(test)
-    order = np.random.default_rng(seed).permutation(len(test))
-    test = [test[i] for i in order[:size]]
-    tested = {example.prompt for example in test}
-    train = [example for example in train if example.prompt not in tested]
+        test = _shuffled(_first_of_each(test or []), 0)
+    tested = {example.asked for example in test}
+    groups = {example.group for example in test} - {None}
+    train = [example for example in train if example.asked not in tested and example.group not in groups]
     if not train:
         raise InputError(f"{field}.train", "is empty: the test split has every prompt of it too")
     return train, test
 
 
-def _first_of_each_prompt(found: list[Example]) -> list[Example]:
-    first: dict[str, Example] = {}
+def _drawn(found: list[Example], held: HeldOut) -> list[Example]:
+    """The held-out rows in random order; a group is taken whole, if it fits."""
+    shuffled = _shuffled(found, held.seed)
+    sizes = Counter(example.group for example in found)
+    room, taken = held.split, set()
+    for example in shuffled:
+        if example.group is not None and example.group not in taken and sizes[example.group] <= room:
+            taken.add(example.group)
+            room -= sizes[example.group]
+    return [example for example in shuffled if example.group in taken] if taken else _ungrouped(shuffled, held.split)
+
+
+def _ungrouped(shuffled: list[Example], size: int) -> list[Example]:
+    return [example for example in shuffled if example.group is None][:size]
+
+
+def _shuffled(found: list[Example], seed: int) -> list[Example]:
+    return [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
+
+
+def _first_of_each(found: list[Example]) -> list[Example]:
+    first: dict[tuple[str, tuple[str, ...]], Example] = {}
     for example in found:
-        first.setdefault(example.prompt, example)
+        first.setdefault(example.asked, example)
     return list(first.values())
 
 
-def frame(found: list[Example], options: list[str], split: str) -> pd.DataFrame:
-    """Columns id (the split and the row's number in its source), prompt, options and gold; one row per example."""
-    return pd.DataFrame(
-        {
-            "id": [f"{split}-{example.number}" for example in found],
-            "prompt": [example.prompt for example in found],
-            "options": [options] * len(found),
-            "gold": np.array([example.gold for example in found], dtype=np.int64),
-        }
-    )
+def frame(found: list[Example], split: str, *, chat: bool = False) -> pd.DataFrame:
+    """Columns id (the split and the row's number in its source), prompt, options and gold; one row per example.
+
+    A column `chat` only where it is true, so that the files of other benchmarks stay as they were.
+    """
+    columns = {
+        "id": [f"{split}-{example.number}" for example in found],
+        "prompt": [example.prompt for example in found],
+        "options": [list(example.options) for example in found],
+        "gold": np.array([example.gold for example in found], dtype=np.int64),
+    }
+    return pd.DataFrame(columns | ({"chat": [True] * len(found)} if chat else {}))

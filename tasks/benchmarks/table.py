@@ -1,18 +1,19 @@
 """The rows of a benchmark as the `data` step wrote them, encoded for a model."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from tasks.benchmarks.encoding import Encoded, encode
+from tasks.benchmarks.encoding import Encoded, begins_another, encode
 from tasks.pipeline.errors import InputError
 
 
 @dataclass(frozen=True)
 class Rows:
-    """n rows: the table (id, prompt, options, gold) and the token ids of each."""
+    """n rows: the table (id, prompt, options, gold; chat where it is true) and the token ids of each."""
 
     table: pd.DataFrame
     encoded: list[Encoded]
@@ -28,15 +29,32 @@ def read_split(path: Path, limit: int | None = None) -> pd.DataFrame:
 
 
 def encode_rows(table: pd.DataFrame, tokenizer: Any, context: int) -> Rows:
-    """The rows with their token ids.
+    """The rows with their token ids. Warns about rows that are cut or answered otherwise than one would think.
 
     Raises:
         InputError: naming the row that does not fit the model, and why.
     """
-    encoded = []
-    for name, prompt, options in zip(table["id"], table["prompt"], table["options"], strict=True):
+    shared = table["options"].map(tuple).nunique() == 1
+    chats = table["chat"] if "chat" in table else [False] * len(table)
+    encoded: list[Encoded] = []
+    overlapping = 0
+    for name, prompt, options, chat in zip(table["id"], table["prompt"], table["options"], chats, strict=True):
         try:
-            encoded.append(encode(tokenizer, prompt, list(options), context))
+            row = encode(tokenizer, prompt, list(options), context, chat=bool(chat))
         except InputError as error:
             raise InputError(f"row {name}: {error.field}", error.problem) from None
+        if pair := begins_another(row):
+            if shared:
+                first, second = (options[i] for i in pair)
+                raise InputError(f"row {name}: options", f"the tokens of {first!r} begin those of {second!r}")
+            overlapping += 1
+        encoded.append(row)
+    if overlapping:
+        _warn(overlapping, len(table), "the tokens of one option begin those of another, which so cannot be chosen")
+    if merged := sum(row.merged for row in encoded):
+        _warn(merged, len(table), "this tokenizer joins the end of the prompt and the option into other tokens")
     return Rows(table, encoded)
+
+
+def _warn(count: int, rows: int, what: str) -> None:
+    print(f"warning: in {count} of {rows} rows, {what}", file=sys.stderr, flush=True)

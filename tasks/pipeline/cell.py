@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.pipeline import library
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.settings import BenchmarkSpec, ModelSpec, Settings, load_settings
 
@@ -92,8 +93,16 @@ class Cell:
 
 
 def _declared(section: str, name: str, declared: dict[str, object]) -> None:
-    if name not in declared:
-        raise InputError(section, f"{name!r} is not declared in params.yaml; there are {sorted(declared)}")
+    if name in declared:
+        return
+    told = f"{name!r} is not declared in params.yaml; there are {sorted(declared)}"
+    if section == "benchmarks":
+        try:
+            library.member(name, field=section)
+            told += f", and the library has it: `dsm run --benchmark {name}` adds it"
+        except InputError as error:
+            told += f"; {error.problem}"
+    raise InputError(section, told)
 
 
 def open_cell(model: str | None = None, benchmark: str | None = None, root: Path | None = None) -> Cell:

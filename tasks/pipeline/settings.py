@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from tasks.pipeline import library
 from tasks.pipeline.errors import InputError
 
 PARAMS = "params.yaml"
@@ -78,6 +79,19 @@ class PathSource(Strict):
 Source = Annotated[WheelSource | HubSource | PathSource, Field(discriminator="kind")]
 
 
+class LocalSource(Strict):
+    """Local files of a benchmark of the library, read one after the other; relative to params.yaml or absolute.
+
+    Not hashed, since a line of params.yaml names only their directory: `dvc repro -f data@NAME` after they changed.
+    """
+
+    kind: Literal["local"]
+    paths: list[str] = Field(min_length=1)
+
+
+RowsSource = Annotated[WheelSource | HubSource | PathSource | LocalSource, Field(discriminator="kind")]
+
+
 class ModelSpec(Strict):
     """A model: where it comes from, and under which terms."""
 
@@ -86,16 +100,19 @@ class ModelSpec(Strict):
 
 
 class Rows(Strict):
-    """The rows of one split: a source, a filter, and templates over its columns."""
+    """The rows of one split: a source, a filter, and templates over its columns.
 
-    source: Source
+    `fields` are what prompt and options are made of; without any, that is the columns themselves.
+    """
+
+    source: RowsSource
     where: dict[str, list[str | int | float | bool]] = {}
-    fields: dict[str, str] = Field(min_length=1)
+    fields: dict[str, str] = {}
     gold: str
 
 
 class HeldOut(Strict):
-    """A test split drawn from the train rows: `split` rows, with this seed."""
+    """A test split drawn from the train rows: `split` rows (at most, where rows are in groups), with this seed."""
 
     split: int = Field(gt=0)
     seed: Seed = 0
@@ -116,32 +133,52 @@ class Limits(Strict):
     transfer: int = Field(ge=0)
 
 
+# A list with a template each, or one template `{{ expression }}` that gives the list of a row.
+def _kind_of_list(value: Any) -> str:
+    return "one" if isinstance(value, str) else "several"
+
+
+Options = Annotated[
+    Annotated[str, Tag("one")] | Annotated[list[str], Field(min_length=2), Tag("several")],
+    Discriminator(_kind_of_list),
+]
+Labels = Annotated[Annotated[str, Tag("one")] | Annotated[list[str], Tag("several")], Discriminator(_kind_of_list)]
+
+
 class BenchmarkSpec(Strict):
-    """A multiple-choice benchmark as data. `prompt` is a Jinja template over the fields of its rows."""
+    """A multiple-choice benchmark as data.
+
+    Attributes:
+        prompt: a Jinja template over the fields of a row. White space at its end belongs to the beginning of the
+            options for a tokenizer that joins the two, as in lm-evaluation-harness.
+        options: what the model may answer, each a template over the same fields; or one template that gives the list.
+        labels: the gold value that means each option; by default its number, from 0. A template is over the columns.
+        group: a template over the columns; rows that it makes the same value of are never split between train and test.
+        chat_template: ask through the tokenizer's chat template, as one turn of the user.
+    """
 
     train: Rows
     test: TestSplit
     prompt: str
-    options: list[str] = Field(min_length=2)
-    labels: list[str]
+    options: Options
+    labels: Labels | None = None
     limits: Limits
+    group: str | None = None
+    chat_template: bool = False
     licence: str = ""
 
     @model_validator(mode="after")
     def _options_are_distinct(self) -> "BenchmarkSpec":
-        if len(self.labels) != len(self.options):
-            raise ValueError(
-                f"labels has {len(self.labels)} values for {len(self.options)} options; one each is needed"
-            )
-        for name in ("options", "labels"):
-            values = getattr(self, name)
-            if len(set(values)) != len(values):
+        options, labels = self.options, self.labels
+        if isinstance(options, list) and isinstance(labels, list) and len(labels) != len(options):
+            raise ValueError(f"labels has {len(labels)} values for {len(options)} options; one each is needed")
+        for name, values in (("options", options), ("labels", labels)):
+            if isinstance(values, list) and len(set(values)) != len(values):
                 raise ValueError(f"{name} holds the same value twice: {values}")
-        if any(not option.strip() for option in self.options):
+        if isinstance(options, list) and any(not option.strip() for option in options):
             raise ValueError("options holds an empty one")
-        if self.prompt != self.prompt.rstrip():
-            # The answer is read after the last token of the prompt, and a tokenizer joins white space to what follows.
-            raise ValueError("prompt ends in white space; begin each of the options with it instead")
+        if not isinstance(self.test, HeldOut) and bool(self.train.fields) != bool(self.test.fields):
+            raise ValueError("train and test must both have fields, or neither: they share the prompt")
         return self
 
 
@@ -227,7 +264,9 @@ class Settings(Strict):
 def _line(error: dict[str, Any]) -> tuple[str, str]:
     """One pydantic error as (field, problem)."""
     # pydantic puts the tag of a discriminated union into the path; a reader of params.yaml has no such field.
-    tags = {"source": ("wheel", "hub", "path"), "test": ("Rows", "HeldOut")}
+    several = ("one", "several")
+    kinds = ("wheel", "hub", "path", "local")
+    tags = {"source": kinds, "test": ("Rows", "HeldOut"), "options": several, "labels": several}
     loc = [str(part) for part in error["loc"]]
     parts = [part for before, part in zip(["", *loc], loc, strict=False) if part not in tags.get(before, ())]
     problem = error["msg"].removeprefix("Value error, ")
@@ -250,10 +289,20 @@ def parse_settings(text: str) -> Settings:
         raise InputError(PARAMS, f"not valid YAML{where}: {getattr(error, 'problem', error)}") from None
     if not isinstance(raw, dict):
         raise InputError(PARAMS, "must hold a mapping of sections")
+    benchmarks = raw.get("benchmarks")
+    if isinstance(benchmarks, dict):  # what is none is told below
+        raw = raw | {"benchmarks": {name: _written_out(name, entry) for name, entry in benchmarks.items()}}
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
         raise InputError(*_line(dict(error.errors()[0]))) from None
+
+
+def _written_out(name: Any, entry: Any) -> Any:
+    """An entry of `benchmarks` that names one of the library, in full."""
+    if isinstance(entry, dict) and "spec" in entry:
+        return library.expand(entry, field=f"benchmarks.{name}")
+    return entry
 
 
 def load_settings(root: Path) -> Settings:

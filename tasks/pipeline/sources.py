@@ -46,9 +46,18 @@ def local_path(source: PathSource, *, field: str, root: Path) -> Path:
     Raises:
         InputError: there is no such file or directory.
     """
-    path = root / Path(source.path).expanduser()
+    return existing(source.path, field=f"{field}.path", root=root)
+
+
+def existing(name: str, *, field: str, root: Path) -> Path:
+    """A local path, taken relative to the project's directory `root`.
+
+    Raises:
+        InputError: there is no such file or directory.
+    """
+    path = root / Path(name).expanduser()
     if not path.exists():
-        raise InputError(f"{field}.path", f"no such file or directory: {source.path} (looked in {root})")
+        raise InputError(field, f"no such file or directory: {name} (looked in {root})")
     return path
 
 

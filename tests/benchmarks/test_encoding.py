@@ -1,8 +1,15 @@
 """Where prompts and options are cut, and the options that a model could not tell apart."""
 
+from pathlib import Path
+
+import pandas as pd
 import pytest
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
 from tasks.benchmarks.encoding import encode, encode_prompt
+from tasks.benchmarks.table import encode_rows
 from tasks.pipeline.errors import InputError
 from tests.tiny import tiny_tokenizer
 
@@ -30,8 +37,21 @@ def test_space_at_the_end_of_the_prompt_begins_the_options():
     ],
 )
 def test_options_that_cannot_be_told_apart_are_refused(options, message):
-    with pytest.raises(InputError, match=message):
-        encode(TOKENIZER, "Answer:", options, 100)
+    with pytest.raises(InputError, match=f"row a: options: {message}"):
+        encode_rows(table([options, options]), TOKENIZER, 100)
+
+
+def table(options, prompt="Answer:", **columns):
+    names = ["a", "b", "c"][: len(options)]
+    return pd.DataFrame({"id": names, "prompt": prompt, "options": options, "gold": 0} | columns)
+
+
+def test_options_of_a_row_of_which_one_begins_another_are_counted(capsys):
+    rows = encode_rows(table([[" yes", " yes sir"], [" a", " b"], [" b", " c"]]), TOKENIZER, 100)
+    assert len(rows.encoded) == 3
+    assert capsys.readouterr().err == (
+        "warning: in 1 of 3 rows, the tokens of one option begin those of another, which so cannot be chosen\n"
+    )
 
 
 def test_options_that_become_the_same_tokens_are_refused():
@@ -51,4 +71,98 @@ def test_prompts_must_fit_the_context():
 
 def test_an_empty_prompt_is_refused():
     with pytest.raises(InputError, match="empty prompt"):
-        encode(TOKENIZER, "", ["a", "b"], 10)
+        encode_prompt(TOKENIZER, "", 10)
+
+
+def test_options_behind_an_empty_prompt_follow_the_token_that_begins_a_text():
+    encoded = encode(TOKENIZER, "", [" one", " two"], 10)
+    assert encoded.prompt == [TOKENIZER.eos_token_id]  # it has no other
+    assert [TOKENIZER.decode(option) for option in encoded.options] == [" one", " two"]
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match="prompt: is empty, and the tokenizer has no token that begins a text"):
+        encode(tokenizer, "", [" one", " two"], 10)
+
+
+def test_white_space_at_the_end_of_a_prompt_is_given():
+    encoded = encode(TOKENIZER, "Answer: \n", ["A", "BC"], 100)
+    assert encoded.given == 2
+    assert [TOKENIZER.decode(option) for option in encoded.options] == [" \nA", " \nBC"]
+    assert encode_prompt(TOKENIZER, "Answer:\n", 100) == TOKENIZER("Answer:\n")["input_ids"]
+    assert encode(TOKENIZER, "Answer:", [" A", " B"], 100).given == 0
+
+
+def special_tokens(template):
+    """The tiny tokenizer with an end-of-text token that it puts where the template says."""
+    tokenizer = tiny_tokenizer()
+    end = tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=[("<|end|>", end)])
+    return tokenizer
+
+
+def test_an_end_of_text_that_the_tokenizer_appends_is_cut():
+    plain = encode(TOKENIZER, "Answer:", [" no", " yes"], 100)
+    assert encode(special_tokens("$A <|end|>"), "Answer:", [" no", " yes"], 100) == plain
+    both = special_tokens("<|end|> $A <|end|>")
+    assert encode(both, "Answer:", [" no", " yes"], 100).prompt == [both.eos_token_id, *plain.prompt]
+    assert encode(both, "Answer:", [" no", " yes"], 100).options == plain.options
+    assert encode(both, "", [" no", " yes"], 100).options == plain.options
+    written = encode(TOKENIZER, "Answer:<|end|>", [" no", " yes"], 100)
+    assert written.prompt == [*plain.prompt, TOKENIZER.eos_token_id]
+
+
+def merging(first, second):
+    """The tiny tokenizer with one merge."""
+    tokenizer = tiny_tokenizer()
+    vocabulary = {token: i for token, i in tokenizer.get_vocab().items() if i < 256}
+    tokenizer.backend_tokenizer.model = BPE(vocab=vocabulary | {first + second: 300}, merges=[(first, second)])
+    return tokenizer
+
+
+def test_a_tokenizer_that_joins_prompt_and_option_is_cut_by_number_and_told(capsys):
+    tokenizer = merging(":", "a")
+    encoded = encode(tokenizer, "Answer:", ["abc", "xyz"], 100)
+    assert encoded.merged
+    assert encoded.prompt == tokenizer("Answer:")["input_ids"]
+    assert tokenizer.decode(encoded.options[0]) == "bc"  # as lm-evaluation-harness cuts it
+    encode_rows(table([["abc", "xyz"], ["x", "y"]]), tokenizer, 100)
+    assert capsys.readouterr().err == (
+        "warning: in 1 of 2 rows, this tokenizer joins the end of the prompt and the option into other tokens\n"
+    )
+    with pytest.raises(InputError, match="'a' adds no token to the prompt"):
+        encode(tokenizer, "Answer:", ["a", "b"], 100)
+
+
+CHAT = "<|end|>{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}{{ '<assistant>\n' }}"
+
+
+def test_chat_template():
+    tokenizer = special_tokens("<|end|> $A")
+    with pytest.raises(InputError, match="chat_template: is true, but this model's tokenizer has no chat template"):
+        encode(tokenizer, "Q:", [" A", " B"], 100, chat=True)
+    tokenizer.chat_template = CHAT
+    text = "<|end|><user>Q:<assistant>\n"
+    assert encode_prompt(tokenizer, "Q:", 100, chat=True) == TOKENIZER(text)["input_ids"]  # no second special token
+    encoded = encode(tokenizer, "Q:", [" A", " B c"], 100, chat=True)
+    assert TOKENIZER.decode(encoded.prompt) == text.rstrip()
+    assert [TOKENIZER.decode(option) for option in encoded.options] == ["\nA", "\nB c"]
+    assert encoded.given == 1
+    rows = encode_rows(table([[" A", " B c"]], prompt="Q:", chat=[True]), tokenizer, 100)
+    assert rows.encoded == [encoded]
+
+
+@pytest.mark.real
+def test_the_chat_template_of_smollm2():
+    directory = Path(__file__).parents[2] / "data" / "models" / "smollm2-135m-instruct"
+    if not directory.exists():
+        pytest.skip("needs the default model in data/models: `dsm run` makes it")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    encoded = encode(tokenizer, "Is it good?", [" No", " Yes"], 1000, chat=True)
+    prompt = tokenizer.decode(encoded.prompt)
+    assert prompt.endswith("<|im_start|>user\nIs it good?<|im_end|>\n<|im_start|>assistant")
+    assert [tokenizer.decode(option) for option in encoded.options] == ["\nNo", "\nYes"]
+    assert encoded.given == 1
+    assert not encoded.merged
+    turns = [{"role": "user", "content": "Is it good?"}]
+    whole = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert encode_prompt(tokenizer, "Is it good?", 1000, chat=True) == whole

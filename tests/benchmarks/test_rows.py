@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -314,3 +316,145 @@ def test_the_real_benchmarks(tmp_path, benchmark, train, test):
     assert everything["gold"].isin([0, 1]).all()
     first = settings.benchmarks[benchmark].limits.test
     assert 0.3 < frames[1]["gold"][:first].mean() < 0.7
+
+
+# -- options and labels of a row --------------------------------------------------------------------------------------
+
+QUIZ = [
+    {"question": f"What is {i}?", "a": f"odd {i}", "b": "2", "c": "три", "d": "چار", "answer": "ABCD"[i % 4]}
+    for i in range(60)
+]
+
+
+def quiz(**changes):
+    """Changes the entry `reviews` into one whose four options stand in columns of the row."""
+
+    def change(benchmark):
+        benchmark["train"] = {"source": benchmark["train"]["source"], "gold": "{{ answer }}"}
+        benchmark |= {"prompt": "{{ question }}\n", "options": [" {{ a }}", " {{ b }}", " {{ c }}", " {{ d }}"]}
+        benchmark |= {"labels": ["A", "B", "C", "D"], **changes}
+
+    return change
+
+
+def test_options_may_be_columns_of_the_row(project):
+    cell = project(quiz(), QUIZ)
+    data.store(cell)
+    everything = pd.concat([pd.read_parquet(cell.train), pd.read_parquet(cell.test)])
+    for name, prompt, options, gold in everything[["id", "prompt", "options", "gold"]].itertuples(index=False):
+        number = int(name.partition("-")[2]) - 1
+        assert prompt == f"What is {number}?\n"
+        assert list(options) == [f" odd {number}", " 2", " три", " چار"]
+        assert gold == number % 4
+
+
+def test_the_recipe_of_the_readme(tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "quiz.jsonl" in block]
+    rows = [{**{key: row[key] for key in ("question", *"abcd")}, "right": row["answer"]} for row in QUIZ]
+    source = write_rows(tmp_path / "quiz.jsonl", rows)
+    from tests.cells import settings
+
+    params = settings() | yaml.safe_load(block.replace("<sha256sum quiz.jsonl>", source["sha256"]))
+    params["pipeline"]["benchmarks"] = ["quiz"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    cell = open_cell(root=tmp_path)
+    data.store(cell)
+    train, test = pd.read_parquet(cell.train), pd.read_parquet(cell.test)
+    assert (len(train), len(test)) == (20, 40)
+    assert train["prompt"].str.fullmatch(r"What is \d+\?\nAnswer:").all()
+
+
+def test_options_may_be_a_list_of_the_row_and_labels_their_numbers(project, capsys):
+    rows = [{"q": f"{i}", "of": ["x", "y", "z"][: 2 + i % 2], "label": i % 2} for i in range(20)]
+    change = {"prompt": "{{ q }}", "options": '{{ of | map("upper") | list }}', "labels": None}
+    cell = project(lambda b: quiz(**change)(b) or b["train"].update(gold="{{ label }}"), rows)
+    data.store(cell)
+    train = pd.read_parquet(cell.train)
+    assert {tuple(options) for options in train["options"]} == {("X", "Y"), ("X", "Y", "Z")}
+    assert "option 1, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"options": "{{ q }}"}, "options: row 1: the template must give a list of two or more, not '0'"),
+        ({"options": "{{ of[:1] }}"}, "options: row 1: the template must give a list of two or more, not ['x']"),
+        ({"options": "{{ off }}"}, "options: row 1: 'off' is undefined"),
+        ({"options": [" {{ q }}", "{{ of[2] }}"]}, "options.1: row 1: "),
+        ({"options": [" {{ q }}", "{{ '' }}"]}, "options: row 1: an option is empty"),
+        ({"labels": ["0", "1"]}, "labels: row 2: 2 for 3 options"),
+        ({"labels": "{{ q }}"}, "labels: row 1: the template must give a list of two or more, not '0'"),
+    ],
+)
+def test_options_that_a_row_does_not_give_are_one_line(project, change, line):
+    rows = [{"q": f"{i}", "of": ["x", "y", "z"][: 2 + i % 2], "label": 0} for i in range(20)]
+    base = {"prompt": "{{ q }}", "options": "{{ of }}", "labels": None}
+    cell = project(lambda b: quiz(**base | change)(b) or b["train"].update(gold="{{ label }}"), rows)
+    assert refused(cell).startswith(f"benchmarks.reviews.{line}")
+
+
+def test_rows_without_a_label_are_dropped_and_counted(project, capsys):
+    rows = [*QUIZ, {**QUIZ[0], "question": "?", "answer": "-1"}, {**QUIZ[0], "question": "??", "answer": ""}]
+    data.store(project(quiz(), rows))
+    assert "62 rows read, 0 left out by `where`, 2 without a label dropped, 0 repeated" in capsys.readouterr().out
+
+
+def test_a_split_whose_labels_are_all_missing_is_refused(project):
+    told = refused(project(quiz(), [{**row, "answer": -1} for row in QUIZ]))
+    assert told.startswith(
+        "benchmarks.reviews.train: is empty: 60 of the source's 60 rows have no label (-1 or nothing)"
+    )
+
+
+def test_rows_with_an_option_twice_are_dropped_and_counted(project, capsys):
+    data.store(project(quiz(), [*QUIZ, {**QUIZ[0], "c": "2"}]))
+    assert "1 with an option twice dropped" in capsys.readouterr().out
+
+
+def test_one_prompt_with_other_options_is_another_example(project):
+    rows = [{**row, "question": "Which?"} for row in QUIZ]
+    cell = project(quiz(), [*rows, rows[0]])
+    data.store(cell)
+    assert len(pd.read_parquet(cell.train)) == 55
+
+
+@given(st.lists(st.integers(0, 9), min_size=12, max_size=40), st.integers(4, 11), st.integers(0, 3))
+def test_groups_are_never_split(groups, size, seed):
+    found = [Example(i, f"{i}", 0, group=str(group)) for i, group in enumerate(groups)]
+    held = spec({"split": size, "seed": seed})
+    if min(Counter(groups).values()) > size:
+        with pytest.raises(InputError, match=r"b\.test\.split: every group has more than"):
+            splits(held, found, None, field=FIELD)
+        return
+    train, test = splits(held, found, None, field=FIELD)
+    assert 0 < len(test) <= size
+    assert len(train) + len(test) == len(found)
+    assert not {example.group for example in train} & {example.group for example in test}
+
+
+def test_a_group_of_a_given_test_split_leaves_train():
+    train = [Example(i, f"train {i}", 0, group=str(i % 3)) for i in range(6)]
+    kept, test = splits(spec(None), train, [Example(1, "test", 0, group="2")], field=FIELD)
+    assert [example.group for example in kept] == ["0", "1"] * 2
+    assert len(test) == 1
+
+
+def test_the_chat_template_is_a_column_of_the_rows(project):
+    cell = project(lambda b: b.update(chat_template=True))
+    data.store(cell)
+    assert pd.read_parquet(cell.train)["chat"].all()
+    cell = project()
+    data.store(cell)
+    assert "chat" not in pd.read_parquet(cell.train)
+
+
+def test_local_files_are_read_one_after_the_other(project, tmp_path):
+    write_rows(tmp_path / "more.jsonl", [{"text": "another film", "label": "1"}])
+    local = {"kind": "local", "paths": ["train.jsonl", str(tmp_path / "more.jsonl")]}
+    cell = project(lambda b: b["train"].update(source=local))
+    data.store(cell)
+    assert len(pd.read_parquet(cell.train)) == 16
+    cell = project(lambda b: b["train"].update(source={"kind": "local", "paths": ["gone.jsonl"]}))
+    with pytest.raises(InputError, match=r"train\.source\.paths: no such file or directory: gone\.jsonl"):
+        data.store(cell)

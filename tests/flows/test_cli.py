@@ -12,11 +12,14 @@ import yaml
 from typer.testing import CliRunner
 
 from flows import cli
-from flows.cells import list_cell
+from flows.cells import declare, list_cell
 from flows.plan import forward_passes, make_plan
 from flows.results import read_result
 from flows.stages import StepFailed, stages_of
+from tasks.benchmarks.table import read_split
+from tasks.data import store
 from tasks.pipeline.cell import open_cell
+from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import write_text
 from tasks.pipeline.settings import parse_settings
 from tests.cells import settings, write_cell
@@ -49,7 +52,7 @@ def test_help_imports_nothing_heavy() -> None:
         "print('MODULES', *{name.partition('.')[0] for name in sys.modules})"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=REAL, check=True, capture_output=True, text=True).stdout
-    for command in ("run", "plan", "show", "export", "apply", "ui", "validate"):
+    for command in ("run", "plan", "show", "export", "apply", "ui", "validate", "benchmarks"):
         assert f"\n  {command} " in out
     assert not HEAVY & set(out.split("MODULES")[1].split())
 
@@ -57,7 +60,10 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize("command", ["run", "plan", "export --out x"])
 def test_unknown_names_are_refused_in_one_line(project: Path, command: str) -> None:
     write_cell(project)
-    for option, section, names in (("--model", "models", "['tiny']"), ("--benchmark", "benchmarks", "['reviews']")):
+    for option, section, names in (
+        ("--model", "models", "['tiny']"),
+        ("--benchmark", "benchmarks", "['reviews']; no benchmark 'other' in the library; did you mean mmlu-other?"),
+    ):
         code, out, err = call(*command.split(), option, "other")
         assert (code, out) == (2, "")
         assert err == f"error: {section}: 'other' is not declared in params.yaml; there are {names}\n"
@@ -129,6 +135,90 @@ def test_a_new_cell_is_added_to_params_and_nothing_else_changes(project: Path) -
     assert (project / "params.yaml").read_text() == expected
     assert list_cell(project, declared.pipeline.models[0], other) == []
     assert (project / "params.yaml").read_text() == expected
+
+
+@pytest.fixture
+def sst2(project: Path) -> Path:
+    """A directory with the files of SST-2, as the hub names their fields, beside a project with one cell."""
+    write_cell(project)
+    for split in ("train", "test"):
+        rows = [f'{{"sentence": "{split} {i}", "label": {i % 2}}}\n' for i in range(30)]
+        write_text(project / "rows" / "sst2" / f"{split}.jsonl", "".join(rows))
+    return project
+
+
+def test_a_benchmark_of_the_library_is_added_to_params(sst2: Path) -> None:
+    path = sst2 / "params.yaml"
+    path.write_text("# kept\n" + path.read_text())
+    before = path.read_text()
+    told = declare(sst2, "sst2", model="tiny", data="rows")
+    assert told == 'benchmarks.sst2: {"spec": "sst2", "limits": {"test": 400, "transfer": 30}, "data": "rows"}'
+    text = path.read_text()
+    line = "  sst2: {spec: sst2, limits: {test: 400, transfer: 30}, data: rows}\n"
+    assert line in text
+    assert text.replace(line, "") == before
+    cell = open_cell("tiny", "sst2", sst2)
+    store(cell)
+    assert len(read_split(cell.train)) == len(read_split(cell.test)) == 30
+    assert declare(sst2, "sst2", model="tiny", data=None) is None
+    with pytest.raises(InputError, match=r"data: benchmarks\.sst2 is in params.yaml already"):
+        declare(sst2, "sst2", model="tiny", data="rows")
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--benchmark", "ss2"],
+            "benchmarks: 'ss2' is not declared in params.yaml; there are ['reviews']; no benchmark ",
+        ),
+        (
+            ["--benchmark", "xnli"],
+            "benchmarks: 'xnli' is not declared in params.yaml; there are ['reviews']; xnli is a ",
+        ),
+        (
+            ["--benchmark", "sst2", "--model", "huge"],
+            "models: 'huge' is not declared in params.yaml; there are ['tiny']",
+        ),
+        (["--benchmark", "subj"], "benchmarks.subj.revision: is missing: no commit of SetFit/subj is known here; add "),
+        (["--benchmark", "boolq", "--data", "x", "--model", "huge"], "models: 'huge' is not declared"),
+        (["--benchmark", "piqa", "--data", "x"], "benchmarks.piqa.source: piqa has no source 'local'; there are "),
+        (["--benchmark", "sst2", "--data", "x"], "data: no such file or directory: x/sst2/train.jsonl (looked in "),
+        (["--data", "x"], "data: is for a benchmark that is taken from the library; name it with --benchmark"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_added_leaves_params_alone(project: Path, arguments: list[str], line: str) -> None:
+    write_cell(project)
+    before = (project / "params.yaml").read_bytes()
+    code, out, err = call("run", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {line}")
+    assert (project / "params.yaml").read_bytes() == before
+
+
+def test_benchmarks_ls(sst2: Path) -> None:
+    code, out, err = call("benchmarks", "ls")
+    assert (code, err) == (0, "")
+    lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
+    assert "67,349" in lines["sst2"]
+    assert "hub nyu-mll/glue" in lines["sst2"]
+    assert "xnli-{15 languages}" in lines
+    assert "hub SetFit/subj" in lines["subj"]
+    assert "reviews.csv is missing" in lines["params.yaml: reviews"]
+    _, out, _ = call("benchmarks", "ls", "--data", "rows")
+    lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
+    assert "6,920" in lines["sst2"]
+    assert " rows " in lines["sst2"]
+    declare(sst2, "sst2", model=None, data="rows")
+    _, out, _ = call("benchmarks", "ls")
+    lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
+    declared = [cell.strip() for cell in lines["params.yaml: sst2"].split("│")]
+    assert declared[2:7] == ["6,920", "1,821", "2", "0.501", "sadi"]
+    assert declared[8] == "rows/sst2/train.jsonl"
+    assert "hub SetFit/sst5" in lines["sst5"]
+    (sst2 / "params.yaml").unlink()
+    assert call("benchmarks", "ls")[0] == 0
 
 
 def test_show(project: Path) -> None:

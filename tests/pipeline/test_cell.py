@@ -24,7 +24,16 @@ def test_without_names_the_first_of_the_pipeline(root):
     ("names", "line"),
     [
         ({"model": "huge"}, "models: 'huge' is not declared in params.yaml; there are ['tiny']"),
-        ({"benchmark": "sst"}, "benchmarks: 'sst' is not declared in params.yaml; there are ['reviews']"),
+        (
+            {"benchmark": "sst"},
+            "benchmarks: 'sst' is not declared in params.yaml; there are ['reviews']; "
+            "no benchmark 'sst' in the library; did you mean sst5 or sst2?",
+        ),
+        (
+            {"benchmark": "sst2"},
+            "benchmarks: 'sst2' is not declared in params.yaml; there are ['reviews'], and the library has it: "
+            "`dsm run --benchmark sst2` adds it",
+        ),
     ],
 )
 def test_an_unknown_name(root, names, line):

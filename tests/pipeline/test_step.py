@@ -40,7 +40,11 @@ def write_rows(project: Path) -> None:
     ("arguments", "line"),
     [
         (["--model", "nobody"], "error: models: 'nobody' is not declared in params.yaml; there are ['tiny']\n"),
-        (["--benchmark", "none"], "error: benchmarks: 'none' is not declared in params.yaml; there are ['reviews']\n"),
+        (
+            ["--benchmark", "none"],
+            "error: benchmarks: 'none' is not declared in params.yaml; there are ['reviews']; "
+            "no benchmark 'none' in the library; `dsm benchmarks ls` shows all there are\n",
+        ),
     ],
 )
 def test_an_unknown_name_is_one_line_and_exit_2(project: Path, arguments: list[str], line: str) -> None:

@@ -1,0 +1,411 @@
+"""The library: one line of params.yaml becomes what one would write out; every spec fits the rows it is written for."""
+
+import ast
+import importlib.util
+import os
+from collections import Counter
+from pathlib import Path
+
+import jinja2
+import pytest
+import yaml
+
+from tasks.benchmarks.rows import check_templates, examples, read_rows, splits
+from tasks.pipeline import library
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.settings import BenchmarkSpec, HeldOut, LocalSource, WheelSource, parse_settings
+from tasks.pipeline.sources import fetch_file
+from tests.cells import settings
+
+LIMITS = {"test": 10, "transfer": 0}
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("DSM_TEST_DATA") or ROOT.parent / "shared" / "data")
+NAMES = library.benchmark_names()
+DOMAINS = ("stem", "humanities", "social_sciences", "other")
+SUBJECTS = [name.removeprefix("mmlu-") for name in NAMES if name.startswith("mmlu-") and name[5:] not in DOMAINS]
+# Files that hold fewer rows than were published.
+SUBSETS = ("arc_challenge", "xnli-ar", "xnli-bg", "xnli-el", "xnli-hi", "xnli-ru", "xnli-th", "xnli-tr", "xnli-ur")
+SUBSETS += ("xnli-vi",)
+
+
+def spec_of(name, **fields):
+    return BenchmarkSpec.model_validate(library.expand({"spec": name, "limits": LIMITS, **fields}, field="b"))
+
+
+# -- names and lines --------------------------------------------------------------------------------------------------
+
+
+def test_the_library_has_what_it_should():
+    assert library.spec_names() == [
+        *("arc_challenge", "arc_easy", "balanced_copa", "boolq", "commonsenseqa", "copa", "logiqa", "mmlu"),
+        *("openbookqa", "piqa", "rotten_tomatoes", "scitail", "siqa", "sst2", "sst5", "subj", "xcopa", "xnli"),
+    ]
+    members = Counter(name.partition("-")[0] for name in NAMES)
+    assert (members["xnli"], members["xcopa"], members["mmlu"]) == (15, 11, 57 + 4)
+    domains = [library.member(f"mmlu-{domain}", field="b")[1].values["subject"] for domain in DOMAINS]
+    assert sorted(subject for domain in domains for subject in domain) == sorted(SUBJECTS)
+    assert all(library.is_benchmark(name) for name in NAMES)
+    assert not any(library.is_benchmark(name) for name in ("xnli", "xnli-xx", "sst2-en", "", "nothing"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_can_be_written_out(name):
+    spec, variant = library.member(name, field="b")
+    for kind in variant.sources or spec.sources:
+        for template in spec.prompts:
+            line = {"source": kind, "template": template}
+            line |= {"data": "rows"} if kind == "local" else {}
+            source = (variant.sources or spec.sources)[kind].train.source
+            line |= {"revision": "0" * 40} if kind == "hub" and "revision" not in source else {}
+            written = spec_of(name, **line)
+            check_templates(written, field="b")
+            assert "$" not in str(written.model_dump())
+    assert set(spec.limits) == {"test", "transfer"}
+    assert spec.note
+    assert spec.licence
+
+
+def test_a_line_in_params():
+    params = settings()
+    params["benchmarks"]["zh"] = {"spec": "xcopa-zh", "data": "rows", "template": "harness", "limits": LIMITS}
+    params["benchmarks"]["stem"] = {"spec": "mmlu-stem", "limits": LIMITS, "chat_template": True}
+    parsed = parse_settings(yaml.safe_dump(params)).benchmarks
+    assert parsed["zh"].train.source.paths == ["rows/xcopa/zh/validation.jsonl"]
+    assert "因为" in parsed["zh"].prompt
+    assert not parsed["zh"].chat_template
+    stem = parsed["stem"]
+    assert stem.chat_template
+    assert (stem.test.source.id, stem.test.source.config, stem.test.source.split) == ("cais/mmlu", "all", "test")
+    assert len(stem.test.where["subject"]) == 19
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({"spec": "xnli"}, "spec: xnli is a family; name one of its languages, such as xnli-ar, xnli-bg, xnli-de"),
+        ({"spec": "xnli-xy"}, "spec: no benchmark 'xnli-xy' in the library; did you mean "),
+        ({"spec": "mmlu-anatmy"}, "spec: no benchmark 'mmlu-anatmy' in the library; did you mean mmlu-anatomy"),
+        ({"spec": "../params"}, "spec: no benchmark '../params' in the library; `dsm benchmarks ls` shows all"),
+        ({"spec": "sst5", "template": "harness"}, "template: sst5 has no 'harness'; there are ['sadi']"),
+        ({"spec": "piqa", "source": "local"}, "source: piqa has no source 'local'; there are ['hub', 'wheel']"),
+        ({"spec": "sst2", "source": "local"}, "data: is missing: name the directory with the benchmark's files"),
+        ({"spec": "sst2", "source": "hub", "data": "x"}, "data: is for local files, but source is 'hub'"),
+        ({"spec": "siqa", "source": "hub"}, "revision: is missing: no commit of lighteval/siqa is known here"),
+        ({"spec": "sst2", "revision": "0" * 40}, "revision: sst2 is read from the commit bcdcba79"),
+        ({"spec": "boolq", "revision": "0" * 40}, "revision: is for the hub, but the rows come from: wheel"),
+        ({"spec": "siqa", "source": "hub", "revision": "main"}, "train.source.revision: must be a commit of 40"),
+        ({"spec": "sst2", "prompt": "?"}, "prompt: Extra inputs are not permitted"),
+        ({"spec": "sst2", "chat_template": "maybe"}, "chat_template: Input should be a valid boolean"),
+        ({"spec": "sst2", "test": {"split": 0}}, "test.split: Input should be greater than 0"),
+        ({"spec": "sst2", "limits": {"test": 0, "transfer": 0}}, "limits.test: Input should be greater than 0"),
+        ({"spec": "sst2", "limits": None}, "limits: "),
+    ],
+)
+def test_a_mistake_in_a_line_is_one_line(line, told):
+    params = settings()
+    params["benchmarks"]["b"] = {"limits": LIMITS, **line}
+    with pytest.raises(InputError) as caught:
+        parse_settings(yaml.safe_dump(params))
+    assert str(caught.value).startswith(f"benchmarks.b.{told}")
+    assert "\n" not in str(caught.value)
+
+
+def test_twins_of_balanced_copa_stay_together():
+    rows = [
+        {"id": i + 1000 * twin, "premise": f"p{i} {twin}", "question": "cause", "label": twin}
+        | {"choice1": f"a{i}", "choice2": f"b{i}"}
+        for twin in (0, 1)
+        for i in range(1, 31)
+    ]
+    for size, expected in ((20, 20), (21, 20)):
+        spec = spec_of("balanced_copa", test={"split": size, "seed": 3})
+        found = examples(rows, spec, "train", field="b").examples
+        train, test = splits(spec, found, None, field="b")
+        assert (len(test), len(train)) == (expected, 60 - expected)
+        assert not {example.group for example in test} & {example.group for example in train}
+    with pytest.raises(InputError, match=r"b\.test\.split: every group has more than 1 rows"):
+        splits(spec_of("balanced_copa", test={"split": 1}), found, None, field="b")
+
+
+# -- real rows --------------------------------------------------------------------------------------------------------
+
+
+def local_rows(source):
+    return [row for path in source.paths for row in read_rows(Path(path), name=path, field="b")]
+
+
+def check_rows(name, spec, facts, train, test, exact=True):
+    """Three rows of each split are sound, and the facts of the file are those of the rows."""
+    kept = {}
+    for split, rows in (("train", train), ("test", test)):
+        if rows is None:
+            continue
+        kept[split] = examples(rows, spec, split, field=name).examples
+        for example in kept[split][:3]:
+            assert 0 <= example.gold < len(example.options)
+            assert len(set(example.options)) == len(example.options) >= 2
+            assert "{{" not in example.prompt + "".join(example.options)
+    pool = kept.get("test") or kept["train"]
+    if exact and facts.majority is not None:
+        share = Counter(example.gold for example in pool).most_common(1)[0][1] / len(pool)
+        assert share == pytest.approx(facts.majority, abs=0.025 if isinstance(spec.test, HeldOut) else 6e-4)
+    if test is not None:
+        assert len(test) == facts.test if exact else len(test) < facts.test
+        assert facts.train is None or len(train) <= facts.train
+    else:
+        assert facts.test == spec.test.split
+        assert facts.train <= len(train) - facts.test
+    choices = {len(example.options) for example in pool}
+    assert str(min(choices)) in library.member(name, field="b")[0].choices.split(" to ")[0]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "local" in library.member(name, field="b")[0].sources])
+def test_specs_fit_local_rows(name):
+    spec = spec_of(name, data=str(DATA))
+    files = [*spec.train.source.paths, *([] if isinstance(spec.test, HeldOut) else spec.test.source.paths)]
+    if not all(Path(path).is_file() for path in files):
+        pytest.skip(f"needs the rows of {name}; DSM_TEST_DATA names the directory")
+    _, _, facts = library.origin(name, field="b", data=str(DATA))
+    train = local_rows(spec.train.source)
+    test = None if isinstance(spec.test, HeldOut) else local_rows(spec.test.source)
+    for template in library.member(name, field="b")[0].prompts:
+        check_rows(name, spec_of(name, data=str(DATA), template=template), facts, train, test, name not in SUBSETS)
+
+
+@pytest.mark.real
+def test_specs_fit_the_wheels(tmp_path):
+    for name in ("rotten_tomatoes", "boolq", "commonsenseqa", "piqa", "openbookqa", "siqa", "logiqa"):
+        assert library.origin(name, field="b")[0] == "wheel"
+        for template in library.member(name, field="b")[0].prompts:
+            spec = spec_of(name, template=template)
+            facts = library.origin(name, field="b")[2]
+            rows = [
+                None if isinstance(split, HeldOut) else wheel_rows(split.source, tmp_path)
+                for split in (spec.train, spec.test)
+            ]
+            if name == "boolq":  # the file of train holds the rows of test, too, and those without a label
+                found = [
+                    examples(part, spec, split, field="b").examples for part, split in zip(rows, SPLITS, strict=True)
+                ]
+                train, test = splits(spec, *found, field="b")
+                assert (len(train), len(test)) == (facts.train, facts.test)
+            elif name == "rotten_tomatoes":
+                check_rows(name, spec, facts, [row for row in rows[0] if row["source"] == name], rows[1])
+            else:
+                check_rows(name, spec, facts, *rows)
+
+
+SPLITS = ("train", "test")
+
+
+def wheel_rows(source, work):
+    assert isinstance(source, WheelSource)
+    return read_rows(fetch_file(source, field="b", root=work, work=work), name=source.file, field="b")
+
+
+# -- prompts ----------------------------------------------------------------------------------------------------------
+
+SADI = {  # a row, as the local files or the wheel have it, and what SADI asks (or what is shaped like it)
+    "sst2": (
+        {"sentence": "so dull .", "label": 0},
+        "Consider the sentiment expression in this sentence and respond briefly with 'positive' or 'negative'.\n\n"
+        "so dull .\n\nAnswer:",
+        (" Negative", " Positive"),
+    ),
+    "sst5": (
+        {"text": "so dull .", "label": 0},
+        "Consider the sentiment expression in this sentence and respond briefly with 'very positive', 'positive', "
+        "'neutral', 'negative', and 'very negative'.\n\nso dull .\n\nAnswer:",
+        (" very negative", " negative", " neutral", " positive", " very positive"),
+    ),
+    "boolq": (
+        {"question": "is it wet", "passage": "Water is wet.", "answer": True},
+        "Is the answer to the question encapsulated in the passage? Please confirm with 'yes' or 'no'.\n\n"
+        "Passage: Water is wet.\n\nQuestion: is it wet\n\nAnswer:",
+        (" No", " Yes"),
+    ),
+    "copa": (
+        {"premise": "It fell.", "question": "cause", "choice1": "I hit it.", "choice2": "It ran.", "label": 0},
+        "Question:\nIt fell. Based on the previous passage, choose the most reasonable cause.\nA:I hit it.\n"
+        "B:It ran.\n\nAnswer:\n",
+        (" A", " B"),
+    ),
+    "xnli-en": (
+        {"premise": "P.", "hypothesis": "H.", "label": 2},
+        "Answer whether the hypothesis is more likely to be true, false, or unclusive based on the given premise.\n"
+        "Premise: P.\nHypothesis: H.\nAnswer:",
+        (" True", " unclusive", " False"),
+    ),
+    "mmlu-anatomy": (
+        {"question": "Q?", "subject": "anatomy", "choices": ["w", "x", "y", "z"], "answer": 3},
+        "Question: Q?\nWhich of the following answers is correct?\nA. w\nB. x\nC. y\nD. z\n"
+        "State the letter corresponding to the correct answer.\nAnswer:",
+        (" A", " B", " C", " D"),
+    ),
+    "arc_easy": (
+        {"question": "Q?", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "2"},
+        "Question: Q?\nWhich of the following answers is correct?\nA. x\nB. y\nC. z\n"
+        "State the letter corresponding to the correct answer.\nAnswer:",
+        (" A", " B", " C"),
+    ),
+    "scitail": (
+        {"premise": "P.", "hypothesis": "H.", "label": "neutral"},
+        "Answer whether the hypothesis is more likely to be true or inconclusive based on the given premise.\n"
+        "Premise: P.\nHypothesis: H.\nAnswer:",
+        (" True", " inconclusive"),
+    ),
+    "subj": (
+        {"text": "so dull .", "label": 0, "label_text": "subjective"},
+        "Consider the expression in this sentence and respond briefly with 'subjective' or 'objective'.\n\n"
+        "so dull .\n\nAnswer:",
+        (" subjective", " objective"),
+    ),
+    "commonsenseqa": (
+        {"question": "Q?", "options": "\nA. v\nB. w\nC. x\nD. y\nE. z", "answer": "B. w"},
+        "Question: Q?\nWhich of the following answers is correct?\nA. v\nB. w\nC. x\nD. y\nE. z\n"
+        "State the letter corresponding to the correct answer.\nAnswer:",
+        (" A", " B", " C", " D", " E"),
+    ),
+    "piqa": (
+        {"question": "Q?", "options": "A. x\nB. y", "answer": "B. y"},
+        "Question: Q?\nWhich of the following answers is correct?\nA. x\nB. y\n"
+        "State the letter corresponding to the correct answer.\nAnswer:",
+        (" A", " B"),
+    ),
+    "openbookqa": (
+        {"question": "Q:", "options": "A. w\nB. x\nC. y\nD. z", "answer": "B. x"},
+        "Question: Q:\nWhich of the following answers is correct?\nA. w\nB. x\nC. y\nD. z\n"
+        "State the letter corresponding to the correct answer.\nAnswer:",
+        (" A", " B", " C", " D"),
+    ),
+    "siqa": (
+        {"passage": "P.", "question": "Q?", "options": "A. x\nB. y\nC. z", "answer": "C. z"},
+        "Question: P. Q?\nWhich of the following answers is correct?\nA. x\nB. y\nC. z\n"
+        "State the letter corresponding to the correct answer.\nAnswer:",
+        (" A", " B", " C"),
+    ),
+    "logiqa": (
+        {"passage": "P.", "question": "Q?\n", "options": "A. w\nB. x\nC. y\nD. z", "answer": "D. z"},
+        "Question: P. Q?\nWhich of the following answers is correct?\nA. w\nB. x\nC. y\nD. z\n"
+        "State the letter corresponding to the correct answer.\nAnswer:",
+        (" A", " B", " C", " D"),
+    ),
+}
+SADI["rotten_tomatoes"] = ({"text": "so dull .", "label": 0, "source": "rotten_tomatoes"}, SADI["sst2"][1])
+SADI["rotten_tomatoes"] += ((" negative", " positive"),)
+SADI["arc_challenge"] = SADI["arc_easy"]
+SADI["xcopa-zh"] = SADI["copa"]
+SADI["balanced_copa"] = ({**SADI["copa"][0], "id": 7}, *SADI["copa"][1:])
+GOLD = {"boolq": 1, "xnli-en": 2, "mmlu-anatomy": 3, "arc_easy": 1, "arc_challenge": 1, "scitail": 1}
+GOLD |= {"commonsenseqa": 1, "piqa": 1, "openbookqa": 1, "siqa": 2, "logiqa": 3}
+
+
+def rendered(name, template, row):
+    local = "local" in library.member(name, field="b")[0].sources and name != "rotten_tomatoes"
+    spec = spec_of(name, template=template, **({"data": "rows"} if local else {}))
+    assert isinstance(spec.train.source, LocalSource) == local
+    return examples([row], spec, "train", field="b").examples[0]
+
+
+def test_there_is_a_prompt_of_every_spec():
+    assert {name.partition("-")[0] for name in SADI} == set(library.spec_names())
+
+
+@pytest.mark.parametrize("name", SADI)
+def test_the_default_prompt(name):
+    row, prompt, options = SADI[name]
+    found = rendered(name, "sadi", row)
+    assert (found.prompt, found.options, found.gold) == (prompt, options, GOLD.get(name, 0))
+
+
+def test_broken_rows_of_commonsenseqa_are_cut_by_their_letters():
+    for row in (
+        {"question": "Q", "options": ".\nA. v\nB. w\nC. x\nD. y\nE. z?", "answer": "E. z"},
+        {"question": "Q\nA. v\nB. w", "options": "\nC. x\nD. y\nE. z?", "answer": "E. z"},
+    ):
+        found = rendered("commonsenseqa", "sadi", row)
+        assert "A. v\nB. w\nC. x\nD. y\nE. z\nState" in found.prompt
+        assert found.gold == 4
+
+
+HARNESS = {  # the task of lm-evaluation-harness, and a row as the hub has it
+    "sst2": ("glue/sst2/default.yaml", SADI["sst2"][0]),
+    "boolq": ("super_glue/boolq/default.yaml", SADI["boolq"][0]),
+    "copa": ("super_glue/copa/default.yaml", SADI["copa"][0]),
+    "balanced_copa": ("super_glue/copa/default.yaml", SADI["balanced_copa"][0]),
+    "arc_easy": ("arc/arc_easy.yaml", SADI["arc_easy"][0]),
+    "arc_challenge": ("arc/arc_challenge.yaml", SADI["arc_easy"][0]),
+    "commonsenseqa": (
+        "commonsense_qa/default.yaml",
+        {"question": "Q? ", "choices": {"text": list("vwxyz"), "label": list("ABCDE")}, "answerKey": "B"},
+    ),
+    "piqa": ("piqa/piqa.yaml", {"goal": "Q?", "sol1": "x", "sol2": "y", "label": 1}),
+    "openbookqa": (
+        "openbookqa/openbookqa.yaml",
+        {"question_stem": "Q:", "choices": {"text": list("wxyz"), "label": list("ABCD")}, "answerKey": "B"},
+    ),
+    "siqa": (
+        "siqa/siqa.yaml",
+        {"context": "P.", "question": "Q?", "answerA": "x", "answerB": "y", "answerC": "z", "label": "3"},
+    ),
+    "mmlu-high_school_us_history": (
+        "mmlu/default/mmlu_high_school_us_history.yaml",
+        {**SADI["mmlu-anatomy"][0], "question": " Q?\n", "subject": "high_school_us_history"},
+    ),
+}
+HARNESS |= {
+    f"xnli-{name}": (f"xnli/xnli_{name}.yaml", SADI["xnli-en"][0]) for name in library.read_spec("xnli").variants
+}
+HARNESS |= {
+    f"xcopa-{name}": (f"xcopa/default_{name}.yaml", SADI["copa"][0]) for name in library.read_spec("xcopa").variants
+}
+
+
+REVISION = {"siqa": {"revision": "0" * 40}}  # the library knows none
+
+
+@pytest.mark.parametrize("name", HARNESS)
+def test_the_harness_prompt_is_that_of_lm_evaluation_harness(name):
+    package = importlib.util.find_spec("lm_eval")
+    if package is None:
+        pytest.skip("needs lm_eval 0.4.13 installed")
+    file, row = HARNESS[name]
+    config = harness_config(Path(package.submodule_search_locations[0]) / "tasks" / file)
+    local = "local" in library.member(name, field="b")[0].sources
+    line = {"data": "x"} if local else {"source": "hub", **REVISION.get(name, {})}
+    found = examples([row], spec_of(name, template="harness", **line), "train", field="b").examples[0]
+    assert found.prompt == config.get("description", "") + harness_value(config["doc_to_text"], row)
+    choices = harness_value(config["doc_to_choice"], row)
+    choices = ast.literal_eval(choices) if isinstance(choices, str) else choices
+    delimiter = config.get("target_delimiter", " ")
+    assert list(found.options) == [f"{delimiter}{choice}" for choice in choices]
+
+
+def harness_config(path):
+    """A task of lm-evaluation-harness: its YAML file over the files that it includes; functions are theirs."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def function(loader, node):
+        module, _, name = loader.construct_scalar(node).rpartition(".")
+        spec = importlib.util.spec_from_file_location(module, path.parent / f"{module}.py")
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        return getattr(loaded, name)
+
+    Loader.add_constructor("!function", function)
+    config = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    return (harness_config(path.parent / config["include"]) if "include" in config else {}) | config
+
+
+def harness_value(value, row):
+    """A function of the row, the name of a column, or a Jinja template, rendered as the harness renders one."""
+    if callable(value):
+        return value(row)
+    if isinstance(value, list):
+        return value
+    if value in row:
+        return row[value]
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string(value).render(**row)
