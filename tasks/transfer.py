@@ -19,6 +19,7 @@ from tasks.pipeline.progress import progress
 from tasks.pipeline.step import run_step
 from tasks.pipeline.work import crew, run_parts
 from tasks.pruning.grid import UNPRUNED, Grid, assemble, empty_grid, every_pair, parts_of
+from tasks.pruning.precision import settle
 from tasks.pruning.recipe import Recipe, read_recipe
 
 
@@ -35,11 +36,15 @@ def transfer(cell: Cell) -> None:
     journal = Journal(cell.scratch / "transfer.jsonl", journal_key(inputs))
     with crew(partial(test_grid, cell)) as workers:
         packs = workers.ask("sizes")
-        parts = parts_of(every_pair(layers, fractions), len(packs))
+        pairs = every_pair(layers, fractions)
+        run = partial(run_parts, workers, journal=journal)
+        settled = settle(cell.settings.precision.transfer, parts_of(pairs, len(packs)), run, width)
+        parts = parts_of(pairs, len(packs), settled.precision)
         with progress("transfer", len(parts)) as advance:
-            frame = assemble(run_parts(workers, parts, journal, advance), sum(packs), width)
+            frame = assemble(run(parts, advance=advance), sum(packs), width)
     write_parquet(cell.transfer_grid, frame)
-    write_json(cell.transfer, compare(pd.read_parquet(cell.grid), frame, read_recipe(cell.pruned), sum(packs)))
+    result = compare(pd.read_parquet(cell.grid), frame, read_recipe(cell.pruned), sum(packs))
+    write_json(cell.transfer, result | {"precision": settled.as_json()})
     journal.remove()
 
 

@@ -94,7 +94,7 @@ def answers_without(
     sets: Sequence[np.ndarray],
     *,
     precision: Precision = "float32",
-    advance: Callable[[int], None],
+    advance: Callable[[int], None] = lambda rows: None,
 ) -> Answers:
     """Answers to all rows of the C models that are left without these neurons of one layer (`DecoderStack.silenced`).
 

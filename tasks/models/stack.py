@@ -108,18 +108,19 @@ class DecoderStack:
         _, after = self._norms(self.layers[index])
         return residual + (y if after is None else after(y))
 
-    def _scaled(self, index: int, residual: Tensor, scale: Tensor, projection: Projection) -> Tensor:
-        """The residual that leaves layer `index` with the rows of a projection times `scale`, [C, T, d_model]."""
+    def _scaled(
+        self, index: int, residual: Tensor, scale: Tensor, projection: Projection, added: Tensor | None
+    ) -> Tensor:
+        """The residual that leaves layer `index` with a projection's rows times `scale`, [C, T, d_model]."""
         mlp = self.layers[index].mlp
         with torch.no_grad():
             gate, up = self.gate_and_up(index, residual)
-        scale = scale.unsqueeze(1)
         if projection == "gate_proj":
-            y = mlp.down_proj(mlp.act_fn(gate * scale) * up)
+            y = mlp.down_proj(mlp.act_fn(_edited(gate, scale, added)) * up)
         elif projection == "up_proj":
-            y = mlp.down_proj(mlp.act_fn(gate) * (up * scale))
+            y = mlp.down_proj(mlp.act_fn(gate) * _edited(up, scale, added))
         else:
-            y = mlp.down_proj(mlp.act_fn(gate) * up) * scale
+            y = _edited(mlp.down_proj(mlp.act_fn(gate) * up), scale, added)
         return self._leaving(index, residual, y)
 
     def _silenced(self, index: int, residual: Tensor, sets: Sequence[np.ndarray], projection: Projection) -> Tensor:
@@ -167,32 +168,50 @@ class DecoderStack:
             logits = self._head(hidden)[0]
         return Residuals(packed, entering, logits, arguments, kept)
 
-    def scaled(self, residuals: Residuals, index: int, scale: Tensor, projection: Projection = "gate_proj") -> Tensor:
+    def scaled(
+        self,
+        residuals: Residuals,
+        index: int,
+        scale: Tensor,
+        projection: Projection = "gate_proj",
+        added: Tensor | None = None,
+    ) -> Tensor:
         """Logits at the pack's reads, with row j of a projection of layer `index` multiplied by scale[:, j].
 
         Multiplying row j of gate_proj by alpha multiplies g_j by it, since g is linear in the row: it is the weight
-        path of integrated gradients (2507.09185 Eq. 4). Differentiable in `scale`.
+        path of integrated gradients (2507.09185 Eq. 4). Differentiable in `scale` and in `added`.
 
         Args:
             scale: [C, width], one row per run.
+            added: to what the scaled rows give, [C, tokens, width] with as many tokens as the layer's residual has;
+                zeros, to differentiate by position.
 
         Returns:
             [C, R, vocabulary].
         """
         with Products():
-            hidden = self._scaled(index, residuals.entering[index], scale, projection)
+            hidden = self._scaled(index, residuals.entering[index], scale, projection, added)
             if index < len(self) - 1:
                 hidden = self._run_layers(index + 1, hidden, residuals.pack, residuals.arguments)
             return self._head(hidden)
 
-    def scaled_everywhere(self, residuals: Residuals, scale: Tensor, projection: Projection = "gate_proj") -> Tensor:
+    def scaled_everywhere(
+        self,
+        residuals: Residuals,
+        scale: Tensor,
+        projection: Projection = "gate_proj",
+        added: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
         """Logits at the pack's reads, [C, R, vocabulary], with the rows of every layer l multiplied by scale[:, l].
 
-        Differentiable in `scale`, [C, layers, width].
+        Differentiable in `scale`, [C, layers, width], and in `added`, which is for each layer what `scaled` takes.
         """
+        edits = zip(self.layers, scale.unbind(1), added or [None] * len(self), strict=True)
         handles = [
-            getattr(layer.mlp, projection).register_forward_hook(lambda _, __, rows, by=by: rows * by[:, None])
-            for layer, by in zip(self.layers, scale.unbind(1), strict=True)
+            getattr(layer.mlp, projection).register_forward_hook(
+                lambda _, __, rows, by=by, more=more: _edited(rows, by, more)
+            )
+            for layer, by, more in edits
         ]
         try:
             with Products():
@@ -308,6 +327,12 @@ class DecoderStack:
                     f"{type(self.model).__name__}: re-running its layers does not give its logits (relative "
                     f"difference {gap:.1e}); this family is not supported",
                 )
+
+
+def _edited(rows: Tensor, scale: Tensor, added: Tensor | None) -> Tensor:
+    """What a projection gives, [.., tokens, width], by an edit of its rows: [C, tokens, width]."""
+    scaled = rows * scale[:, None]
+    return scaled if added is None else scaled + added
 
 
 def _first(output: Any) -> Tensor:

@@ -213,6 +213,14 @@ class Search(Strict):
         return value
 
 
+class Precisions(Strict):
+    """How the products of pruned runs are computed, by step; see `tasks.models.products`."""
+
+    search: Literal["float32", "bfloat16"] = "float32"
+    evaluate: Literal["float32", "bfloat16"] = "float32"
+    transfer: Literal["float32", "bfloat16"] = "float32"
+
+
 class Evaluation(Strict):
     """The random control is drawn once for each of these seeds."""
 
@@ -241,6 +249,7 @@ class Settings(Strict):
     attribution: Attribution
     search: Search
     evaluation: Evaluation
+    precision: Precisions = Precisions()
     models: dict[str, ModelSpec]
     benchmarks: dict[str, BenchmarkSpec]
 
