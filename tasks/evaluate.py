@@ -33,7 +33,7 @@ def evaluate(cell: Cell) -> None:
     rows = encode_rows(table, loaded.tokenizer, stack.context)
     controls = [random_neurons(recipe.d_ff, len(recipe.neurons), seed) for seed in seeds]
     sets = [NOTHING, np.array(recipe.neurons), *controls]
-    answer = partial(answers_without, stack, layer=recipe.layer, sets=sets)
+    answer = partial(answers_without, stack, layer=recipe.layer, sets=sets, projection=recipe.projection)
     settled = settle_on_rows(
         cell.settings.precision.evaluate, lambda p: answer(rows.encoded[:SAMPLE], precision=p).predicted()
     )

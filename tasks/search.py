@@ -3,7 +3,6 @@
 from functools import partial
 
 import pandas as pd
-from safetensors.torch import load_file
 
 from tasks.benchmarks.table import encode_rows
 from tasks.models.hashing import sha256_directory
@@ -17,7 +16,7 @@ from tasks.pipeline.progress import progress
 from tasks.pipeline.step import run_step
 from tasks.pipeline.work import crew, run_parts
 from tasks.pruning.grid import Grid, Pairs, assemble, every_pair, parts_of
-from tasks.pruning.masks import count
+from tasks.pruning.masks import count, read_ranking
 from tasks.pruning.precision import settle
 from tasks.pruning.strategies import STRATEGIES
 
@@ -25,7 +24,7 @@ from tasks.pruning.strategies import STRATEGIES
 def search(cell: Cell) -> None:
     """Writes the grid. Its labels are those of the adaptation set; no test row is seen."""
     settings = cell.settings.search
-    scores = load_file(cell.scores)["scores"].numpy()
+    scores = read_ranking(cell.scores).values
     layers, width = scores.shape
     if not count(settings.fractions[0], width):
         raise InputError(
@@ -54,7 +53,8 @@ def adaptation_grid(cell: Cell) -> Grid:
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
     rows = encode_rows(pd.DataFrame(read_jsonl(cell.samples)), loaded.tokenizer, stack.context)
-    return Grid(stack, rows.encoded, rows.gold, load_file(cell.scores)["scores"].numpy())
+    ranking = read_ranking(cell.scores)
+    return Grid(stack, rows.encoded, rows.gold, ranking.values, ranking.projection)
 
 
 if __name__ == "__main__":

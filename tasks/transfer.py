@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
-from safetensors.torch import load_file
 
 from tasks.benchmarks.table import encode_rows, read_split
 from tasks.evidence.statistics import spearman
@@ -19,6 +18,7 @@ from tasks.pipeline.progress import progress
 from tasks.pipeline.step import run_step
 from tasks.pipeline.work import crew, run_parts
 from tasks.pruning.grid import UNPRUNED, Grid, assemble, empty_grid, every_pair, parts_of
+from tasks.pruning.masks import read_ranking
 from tasks.pruning.precision import settle
 from tasks.pruning.recipe import Recipe, read_recipe
 
@@ -31,7 +31,7 @@ def transfer(cell: Cell) -> None:
         write_json(cell.transfer, {"n": 0})
         return
     fractions = cell.settings.search.fractions
-    layers, width = load_file(cell.scores)["scores"].shape
+    layers, width = read_ranking(cell.scores).values.shape
     inputs = [sha256_directory(cell.model_dir), *map(sha256_file, (cell.test, cell.scores)), fractions, limit]
     journal = Journal(cell.scratch / "transfer.jsonl", journal_key(inputs))
     with crew(partial(test_grid, cell)) as workers:
@@ -53,7 +53,8 @@ def test_grid(cell: Cell) -> Grid:
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
     rows = encode_rows(read_split(cell.test, cell.benchmark_spec.limits.transfer), loaded.tokenizer, stack.context)
-    return Grid(stack, rows.encoded, rows.gold, load_file(cell.scores)["scores"].numpy())
+    ranking = read_ranking(cell.scores)
+    return Grid(stack, rows.encoded, rows.gold, ranking.values, ranking.projection)
 
 
 def compare(adaptation: pd.DataFrame, test: pd.DataFrame, recipe: Recipe, n: int) -> dict[str, Any]:

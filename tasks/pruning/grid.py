@@ -10,7 +10,7 @@ import pandas as pd
 from tasks.benchmarks.encoding import Encoded
 from tasks.benchmarks.scoring import read_options, read_without, unit
 from tasks.models.products import Precision
-from tasks.models.stack import DecoderStack, Residuals
+from tasks.models.stack import DecoderStack, Projection, Residuals
 from tasks.pruning.masks import count, top_neurons
 
 UNPRUNED = -1  # the layer of the row that stands for the model as it is
@@ -57,7 +57,8 @@ class Grid:
 
     Args:
         gold: index of the right option of each row.
-        scores: float32 [layers, width].
+        scores: float32 [layers, width], what neurons are ordered by.
+        projection: the one whose rows the neurons are.
     """
 
     def __init__(
@@ -66,11 +67,13 @@ class Grid:
         rows: Sequence[Encoded],
         gold: Sequence[int],
         scores: np.ndarray,
+        projection: Projection = "gate_proj",
     ):
         self._stack = stack
         self._rows = rows
         self._gold = gold
         self._scores = scores
+        self._projection = projection
         self._packs = stack.pack([unit(row) for row in rows])
         self._clean: tuple[tuple[int, Precision], Residuals] | None = None  # of the last pack that was asked for
 
@@ -91,7 +94,7 @@ class Grid:
         else:
             width = self._scores.shape[1]
             sets = [top_neurons(self._scores[part.layer], count(p, width)) for p in part.fractions]
-            answers = read_without(self._stack, residuals, self._rows, part.layer, sets)
+            answers = read_without(self._stack, residuals, self._rows, part.layer, sets, self._projection)
         wanted = [self._gold[index] for index in packed.units]
         predicted = answers.predicted()
         return {
