@@ -59,6 +59,8 @@ class DecoderStack:
         kind = type(model).__name__
         if not self.layers:
             raise InputError("model", _no_gated_mlp(kind))
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise InputError("model", f"{kind}: some weights are offloaded; all of them must be in memory")
         for layer in self.layers:
             mlp: Any = getattr(layer, "mlp", None)
             if not all(isinstance(getattr(mlp, name, None), nn.Linear) for name in PROJECTIONS):
