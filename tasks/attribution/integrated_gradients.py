@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tasks.attribution.quadrature import Integral, adaptive, riemann_right
 from tasks.attribution.targets import target_of
+from tasks.models.memory import backward_tokens
 from tasks.models.stack import DecoderStack, Projection, Residuals
 from tasks.pipeline.settings import Attribution
 
@@ -34,7 +35,7 @@ class LayerPath:
         sequences: token ids of each prompt.
         firsts: the first token of each option of each prompt, for targets on options.
         apart: a pack for each prompt, so that no position belongs to several (for `rectified`).
-        max_tokens: how many tokens (nodes x prompt tokens) one backward pass may hold in memory.
+        max_tokens: how many tokens (nodes x tokens of a pack) one backward pass may hold; default: by free memory.
     """
 
     def __init__(
@@ -46,14 +47,14 @@ class LayerPath:
         target: str = "max_logit",
         projection: Projection = "gate_proj",
         apart: bool = False,
-        max_tokens: int = 1280,
+        max_tokens: int | None = None,
     ):
         self.stack = stack
         self.projection = projection
         self.prompts = len(sequences)
-        self._max_tokens = max_tokens
+        self._max_tokens = max_tokens or backward_tokens(stack.model)
         units = [[(sequence, [len(sequence) - 1])] for sequence in sequences]
-        packs = stack.pack(units, max_tokens=1 if apart else max_tokens)
+        packs = stack.pack(units, max_tokens=1) if apart else stack.pack(units)
         residuals = [stack.clean(packed) for packed in packs]
         self.passes = [(part, target_of(target, part, firsts)) for part in residuals]
 
