@@ -123,8 +123,10 @@ def on_ray() -> Iterator[Crew]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DSM_WORKERS", "2")
         patch.delenv("RAY_ADDRESS", raising=False)
+        before = signal.getsignal(signal.SIGTERM)
         with crew(Squares) as workers:
             yield workers
+    assert signal.getsignal(signal.SIGTERM) == before
     assert not [process for process in descendants() if "ray" in process.name()]
 
 
