@@ -27,6 +27,7 @@ def settings(*, transfer: int = 40) -> dict[str, Any]:
         "attribution": {"quadrature": "adaptive", "steps": 20, "tolerance": 0.01, "max_nodes": 32},
         "search": {"fractions": FRACTIONS},
         "evaluation": {"control_seeds": [0, 1, 2]},
+        "precision": {"search": "float32", "evaluate": "float32", "transfer": "float32"},
         "models": {"tiny": {"licence": "Apache-2.0", "source": {"kind": "path", "path": "tiny", "sha256": SHA}}},
         "benchmarks": {
             "reviews": {
