@@ -17,6 +17,8 @@ from tasks.evidence.reading import Evidence, read_evidence
 from tasks.evidence.statistics import spearman
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.files import sha256_file
+from tasks.pruning.recipe import choose
+from tasks.pruning.strategies import STRATEGIES, replayed
 
 FLIPS_SHOWN = 100  # per direction; the rest stands in predictions.parquet
 LONG = 280  # characters of a row's text from which it is folded
@@ -66,6 +68,7 @@ def _context(cell: Cell, evidence: Evidence) -> dict[str, Any]:
         "gold": [sum(row) for row in evaluation["systems"]["base"]["confusion"]],
         "figures": {name: Markup(svg) for name, svg in figures(evidence).items()},
         "margin_spearman": _margin_spearman(evidence),
+        "strategies": _strategies(evidence, cell.settings.search.fractions),
         "layers": _layers(evidence),
         "samples": [
             {"text": varying(row["prompt"]), "gold": row["options"][row["gold"]].strip(), "id": row["id"]}
@@ -84,7 +87,7 @@ def _context(cell: Cell, evidence: Evidence) -> dict[str, Any]:
         },
         "settings": {
             section: getattr(cell.settings, section).model_dump()
-            for section in ("adaptation", "attribution", "search", "evaluation")
+            for section in ("adaptation", "attribution", "search", "evaluation", "precision")
         }
         | {"limits": cell.benchmark_spec.limits.model_dump()},
         "hashes": {
@@ -157,6 +160,30 @@ def _margin_spearman(evidence: Evidence) -> float | None:
     both = evidence.grid.merge(evidence.transfer_grid, on=["layer", "fraction"]).query("layer >= 0")
     rank, _ = spearman(both["margin_x"], both["margin_y"])
     return None if np.isnan(rank) else rank
+
+
+def _strategies(evidence: Evidence, fractions: list[float]) -> list[dict[str, Any]]:
+    """What the cheaper searches would have chosen, where the grid has every pair; else nothing.
+
+    Regret is the accuracy of the exhaustive search's choice minus that of theirs.
+    """
+    scores, grid = evidence.scores.ranked, evidence.grid
+    if len(grid) < 1 + len(scores) * len(fractions):
+        return []
+
+    def accuracy(surface: pd.DataFrame, pair: dict[str, Any]) -> float:
+        rows = surface[(surface.layer == pair["layer"]) & (surface.fraction == pair["fraction"])]
+        return float(rows.accuracy.iloc[0])
+
+    best, _ = choose(grid)
+    found = []
+    for name, strategy in STRATEGIES.items():
+        looked_at = strategy(scores, fractions, replayed(grid))
+        pair, _ = choose(looked_at)
+        surfaces = {"adaptation": grid} | ({"test": evidence.transfer_grid} if evidence.has_transfer else {})
+        regret = {where: accuracy(surface, best) - accuracy(surface, pair) for where, surface in surfaces.items()}
+        found.append({"name": name, "pairs": int((looked_at.layer >= 0).sum()), "pair": pair, "regret": regret})
+    return found
 
 
 def _layers(evidence: Evidence) -> list[dict[str, Any]]:

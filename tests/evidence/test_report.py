@@ -103,7 +103,7 @@ def test_long_text_is_folded(tmp_path: Path) -> None:
 def test_no_transfer_is_said(tmp_path: Path) -> None:
     text = render(write_cell(tmp_path, transfer=False))
     assert "The transfer check was left out (n = 0" in plain(text)
-    assert "Regret" not in text
+    assert "<dt>Regret</dt>" not in text
     parsed(text)
 
 
@@ -198,3 +198,11 @@ def test_a_missing_file_is_named(cell: Cell) -> None:
     with pytest.raises(InputError, match=r"tiny-reviews: transfer.json is not there"):
         report(cell)
     assert not cell.report.exists()
+
+
+def test_the_report_says_what_cheaper_searches_would_have_chosen(tmp_path):
+    text = render(write_cell(tmp_path))
+    for name in ("exhaustive", "coarse_to_fine", "layer_subset"):
+        assert f"<code>{name}</code>" in text
+    assert "Regret, test rows" in text
+    assert "99.85 % of 3840 predictions" in text
