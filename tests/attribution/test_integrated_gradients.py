@@ -11,10 +11,10 @@ from tasks.attribution.quadrature import allowed, gauss_legendre
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.settings import Attribution
-from tests.tiny import tiny_model
+from tests.tiny import rows, tiny_model
 
 PROMPTS = [[5, 6, 7, 8, 1], [5, 6, 7, 9, 20, 30, 2, 2], [5, 44]]
-ORACLE_FAMILIES = ["llama", "qwen2", "mistral", "gemma3"]
+ORACLE_FAMILIES = ["llama", "qwen2", "mistral", "gemma3", "phi3"]
 
 
 @pytest.fixture(params=ORACLE_FAMILIES)
@@ -39,9 +39,12 @@ def gauss(stack, layer, nodes):
 
 def captum_scores(model, layer, prompt, token, steps):
     """Riemann-right IG of the target logit over a factor on each gate pre-activation, by Captum on the whole model."""
-    gate = model.model.layers[layer].mlp.gate_proj
+    mlp = model.model.layers[layer].mlp
+    gate = mlp.gate_up_proj if hasattr(mlp, "gate_up_proj") else mlp.gate_proj  # one of both: gate's rows come first
+    d_ff = mlp.down_proj.in_features
 
     def forward(scale):  # [m, d_ff] -> [m]
+        scale = torch.nn.functional.pad(scale, (0, gate.out_features - d_ff), value=1.0)
         handle = gate.register_forward_hook(lambda _, __, output: output * scale[:, None])
         try:
             ids = torch.tensor([prompt]).expand(len(scale), -1)
@@ -49,19 +52,22 @@ def captum_scores(model, layer, prompt, token, steps):
         finally:
             handle.remove()
 
-    one = torch.ones(1, gate.out_features, dtype=torch.float64)
+    one = torch.ones(1, d_ff, dtype=torch.float64)
     return IntegratedGradients(forward).attribute(one, one * 0, n_steps=steps, method="riemann_right")[0]
 
 
 def weight_scores(model, layer, prompt, token, nodes):
     """Eq. 4 as it stands: gradients with respect to the weight rows themselves, scaled together, by quadrature."""
-    name = f"model.layers.{layer}.mlp.gate_proj.weight"
-    weight = model.get_parameter(name)
+    mlp = model.model.layers[layer].mlp
+    name, whole = next((n, w) for n, w in mlp.named_parameters() if n.startswith("gate"))
+    weight, rest = whole.split([mlp.down_proj.in_features, len(whole) - mlp.down_proj.in_features])
     total = torch.zeros_like(weight)
     for x, w in zip(*leggauss(nodes), strict=True):
         scaled = ((x + 1) / 2 * weight).requires_grad_(True)
         kwargs = {"input_ids": torch.tensor([prompt]), "use_cache": False}
-        logit = functional_call(model, {name: scaled}, (), kwargs).logits[0, -1, token]
+        logit = functional_call(
+            model, {f"model.layers.{layer}.mlp.{name}": torch.cat([scaled, rest])}, (), kwargs
+        ).logits[0, -1, token]
         total += w / 2 * torch.autograd.grad(logit, scaled)[0]
     return (total * weight).sum(1)
 
@@ -91,7 +97,7 @@ def test_scores_add_up_to_the_difference(model, layer):
         return sum(float(model(torch.tensor([p])).logits[0, -1, t]) for p, t in zip(PROMPTS, tokens, strict=True)) / 3
 
     full = mean_logit()
-    model.model.layers[layer].mlp.gate_proj.weight.zero_()
+    rows(model, layer).zero_()
     difference = full - mean_logit()
     assert result.difference == pytest.approx(difference, abs=1e-9)
     assert float(result.scores.sum()) == pytest.approx(difference, abs=1e-4 * max(1, abs(difference)))
