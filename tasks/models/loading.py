@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from tasks.models.weights import weight_files
 from tasks.pipeline.errors import InputError
 
 
@@ -40,8 +41,10 @@ def load(directory: Path) -> Loaded:
     """
     if not (directory / "config.json").is_file():
         raise InputError("model", f"{directory} is not a model directory: it has no config.json")
-    if not any(directory.glob("*.safetensors")):
-        raise InputError("model", f"{directory} has no *.safetensors file; other weight formats are not read")
+    if not weight_files(directory):
+        raise InputError(
+            "model", f"{directory} has no model.safetensors and no index of shards; no other format is read"
+        )
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it prints a table of what is refused below
     try:

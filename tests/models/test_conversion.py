@@ -175,7 +175,7 @@ def test_other_bytes_in_a_directory(tmp_path):
 def test_pickled_weights_are_refused(tmp_path):
     source = save_tiny(tmp_path / "in")
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"no \*\.safetensors weights \(it has pytorch_model\.bin\); only safetensors"):
+    with pytest.raises(InputError, match=r"nor an index of shards \(it has pytorch_model\.bin\); only safetensors"):
         write(path_source(source), tmp_path)
 
 
