@@ -117,9 +117,7 @@ def attend(
             return torch.cat([trunk, branch(part)], dim=3).flatten(0, 1)
 
         own = together(branch(query).flatten(0, 1), with_trunk(key), with_trunk(value), attention_mask.branches)
-        own = (
-            own.reshape(copies, number, heads, -1, own.shape[-1]).transpose(2, 3).flatten(1, 2)
-        )
+        own = own.reshape(copies, number, heads, -1, own.shape[-1]).transpose(2, 3).flatten(1, 2)
         out.append(own.index_select(1, attention_mask.places))
     return torch.cat(out, dim=1), None
 
