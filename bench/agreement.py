@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from tasks.benchmarks.rows import Example, examples, read_rows
-from tasks.benchmarks.scoring import option_logprobs
+from tasks.benchmarks.scoring import option_logprobs, per_character
 from tasks.models.loading import Loaded, load
 from tasks.pipeline import library
 from tasks.pipeline.settings import BenchmarkSpec, HeldOut, LocalSource
@@ -76,10 +76,9 @@ def harness_logprobs(loaded: Loaded, rows: Sequence[Example], batch_size: int) -
 
 
 def accuracies(rows: Sequence[Example], logprobs: Sequence[np.ndarray]) -> tuple[float, float]:
-    """acc and acc_norm as in the harness: by log-probability, and by it per character of the option as it is listed."""
-    lengths = [np.array([len(option.removeprefix(" ")) for option in row.options]) for row in rows]
+    """acc and acc_norm: how often the gold option has the largest log-probability, in all and per character."""
     plain = [values.argmax() == row.gold for row, values in zip(rows, logprobs, strict=True)]
-    normed = [(v / size).argmax() == row.gold for row, v, size in zip(rows, logprobs, lengths, strict=True)]
+    normed = [per_character(v, row.options).argmax() == row.gold for row, v in zip(rows, logprobs, strict=True)]
     return float(np.mean(plain)), float(np.mean(normed))
 
 

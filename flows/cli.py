@@ -252,6 +252,8 @@ def _source(source: Any) -> str:
         return ", ".join(source.paths[:2]) + (f" and {len(source.paths) - 2} more" if len(source.paths) > 2 else "")
     if source.kind == "wheel":
         return f"{source.file} of the wheel {source.package}=={source.version}"
+    if source.kind == "wheels":
+        return f"{source.file} in {len(source.parts)} wheels on PyPI"
     return f"{source.id}@{source.revision} on the hub" if source.kind == "hub" else str(source.path)
 
 

@@ -279,7 +279,7 @@ def _line(error: dict[str, Any]) -> tuple[str, str]:
     """One pydantic error as (field, problem)."""
     # pydantic puts the tag of a discriminated union into the path; a reader of params.yaml has no such field.
     several = ("one", "several")
-    kinds = ("wheel", "hub", "path", "local")
+    kinds = ("wheel", "wheels", "hub", "path", "local")
     tags = {"source": kinds, "test": ("Rows", "HeldOut"), "options": several, "labels": several}
     loc = [str(part) for part in error["loc"]]
     parts = [part for before, part in zip(["", *loc], loc, strict=False) if part not in tags.get(before, ())]

