@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from flows import cli
@@ -111,6 +112,8 @@ def test_exit_codes_of_failures(project: Path, monkeypatch: pytest.MonkeyPatch) 
     code, _, err = after(KeyError("base"))
     assert (code, err.count("\n")) == (1, 1)
     assert err.startswith("failed: KeyError: 'base' (")
+    line = "error: a safetensors file cannot be read or written: header too large\n"
+    assert after(SafetensorError("header\ntoo large")) == (2, "", line)
     assert after(KeyboardInterrupt())[0] == 130
     assert call("plan", "--unknown")[0] == 2
 

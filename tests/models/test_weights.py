@@ -70,6 +70,13 @@ def test_damaged_weights_are_told_in_one_line(tmp_path, keep):
         assert "\n" not in str(caught.value)
 
 
+def test_quantized_weights_are_refused(tmp_path):
+    config = save_tiny(tmp_path) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(InputError, match="has quantized weights"):
+        load(tmp_path)
+
+
 def test_a_damaged_base_is_refused_by_apply_in_one_line(tmp_path):
     directory = save_tiny(tmp_path / "base")
     (directory / "model.safetensors").write_bytes(b"x" * 20)
