@@ -200,7 +200,8 @@ def test_a_model_on_the_hub(tmp_path, monkeypatch):
     assert hub_snapshot(hub_source(), field="models.m.source") == tmp_path
     ((repo, options),) = calls
     assert (repo, options["revision"]) == ("owner/name", COMMIT)
-    files = ["config.json", "model.safetensors", "pytorch_model.bin", "modeling.py", "onnx/config.json"]
+    files = ["config.json", "consolidated.safetensors", "model.safetensors", "pytorch_model.bin", "modeling.py"]
+    files += ["onnx/config.json"]
     kept = filter_repo_objects(
         files, allow_patterns=options["allow_patterns"], ignore_patterns=options["ignore_patterns"]
     )
