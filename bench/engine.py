@@ -1,172 +1,251 @@
-"""Seconds of the two costly loops beside the plainest computation of the same numbers: `python -m bench.engine`.
+"""The costly loops beside the plainest computation of the same numbers: `python -m bench.engine [LOOP ..]`.
 
-Needs a finished default cell (`make run`), an idle machine and some minutes. The plain side is measured on a stated
-part of the work and extrapolated; the agreement on that part is printed: only equal numbers are a fair comparison.
+Loops: scores, grid, transfer, evaluation; all of them by default. Needs a finished default cell (`make run`), an idle
+machine and about twenty minutes. A side that is measured on a part of the work says on which, and is extrapolated; the
+agreement on that part is printed, since only equal numbers are a fair comparison. Memory is the most that the process
+held during the loop, less what it held before, plus the weights.
 """
 
 import argparse
-import resource
+import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import psutil
 import torch
-from captum.attr import IntegratedGradients
+from rich.console import Console
+from rich.table import Table
 from safetensors.torch import load_file
-from torch import Tensor
 
+from bench import plain
+from tasks.attribution.attribute import Attributor
 from tasks.attribution.integrated_gradients import LayerPath, layer_scores
-from tasks.benchmarks.encoding import encode
-from tasks.benchmarks.scoring import read_options, unit
+from tasks.attribution.quadrature import allowed
+from tasks.benchmarks.encoding import Encoded
+from tasks.benchmarks.scoring import answers_unedited, answers_without
+from tasks.benchmarks.table import Rows, encode_rows, read_split
 from tasks.models.loading import load
+from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.cell import open_cell
+from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.files import read_jsonl
 from tasks.pipeline.settings import Attribution
-from tasks.pruning.masks import count, scales, top_neurons
+from tasks.pruning.grid import Grid, Part, parts_of
+from tasks.pruning.masks import count, top_neurons
+
+SPREAD = [2, 10, 19, 27]  # of 30 layers: as deep on average as all of them
+PAPER = Attribution(quadrature="riemann_right", steps=20)
+MANY = {"max_nodes": 512}
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What `work` returns, and the seconds it took."""
+@dataclass
+class Bench:
+    """What the loops share, and the table they fill."""
+
+    cell: Cell
+    model: Any
+    tokenizer: Any
+    stack: DecoderStack
+    table: Table
+    weights: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+
+    def row(self, what: str, seconds: float, memory: int, against: float | None, note: str) -> None:
+        """One line: seconds, how many times as fast as `against` seconds, GB with the weights."""
+        ratio = "" if against is None else f"{against / seconds:.1f}"
+        self.table.add_row(what, f"{seconds:.1f}", ratio, f"{(memory + self.weights) / 1e9:.2f}", note)
+
+
+def measured(work: Callable[[], Any]) -> tuple[Any, float, int]:
+    """What `work` returns, the seconds it took, and the bytes that the process grew by at most."""
+    process, done, peak = psutil.Process(os.getpid()), threading.Event(), [0]
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], process.memory_info().rss - before)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
     start = time.perf_counter()
-    return work(), time.perf_counter() - start
+    try:
+        result = work()
+    finally:
+        seconds = time.perf_counter() - start
+        done.set()
+        thread.join()
+    return result, seconds, peak[0]
 
 
-def captum(model: Any, layer: int, prompt: Sequence[int], steps: int) -> Tensor:
-    """Scores of one layer on one prompt by Captum: a factor on each gate, the whole model for each batch of nodes."""
-    gate = model.model.layers[layer].mlp.gate_proj
-    ids = torch.tensor([prompt])
-    with torch.no_grad():
-        token = int(model(ids, use_cache=False).logits[0, -1].argmax())
+def bench_scores(bench: Bench, prompts: list[list[int]]) -> None:
+    """All layers of ten prompts: Captum and the loop of knowledge neurons on one prompt, ours on all."""
+    layers, few = range(len(bench.stack)), prompts[:1]
+    times = len(prompts) / len(few)
 
-    def forward(scale: Tensor) -> Tensor:
-        handle = gate.register_forward_hook(lambda _, __, output: output * scale[:, None])
-        try:
-            logits: Tensor = model(ids.expand(len(scale), -1), use_cache=False, logits_to_keep=1).logits
-            return logits[:, -1, token]
-        finally:
-            handle.remove()
+    def ours(settings: Attribution, of: list[list[int]]) -> dict[int, Any]:
+        attributor = Attributor(bench.stack, of, settings)
+        return {layer: attributor.attribute((layer,)) for layer in layers}
 
-    one = torch.ones(1, gate.out_features)
-    scores: Tensor = IntegratedGradients(forward).attribute(
-        one, one * 0, n_steps=steps, method="riemann_right", internal_batch_size=steps
+    theirs, captum, memory = measured(lambda: {at: plain.captum_scores(bench.model, at, few[0], 20) for at in layers})
+    captum *= times
+    bench.row("scores: Captum, right Riemann 20", captum, memory, None, "1 prompt of 10")
+    loop, seconds, memory = measured(
+        lambda: {at: plain.knowledge_neuron_scores(bench.model, at, few[0], 20) for at in SPREAD}
     )
-    return scores[0]
+    seconds *= times * len(layers) / len(SPREAD)
+    gap = max(float((loop[at] - theirs[at]).abs().max()) for at in SPREAD)
+    bench.row("scores: as knowledge neurons", seconds, memory, captum, f"1 prompt, layers {SPREAD}; within {gap:.0e}")
+
+    same = ours(PAPER, few)
+    gap = max(float((same[at].scores[0] - theirs[at]).abs().max()) for at in layers)
+    scale = max(float(theirs[at].abs().max()) for at in layers)
+    paper, seconds, memory = measured(lambda: ours(PAPER, prompts))
+    worst = max(abs(r.gap) for r in paper.values())
+    note = f"within {gap:.0e} of Captum on 1 prompt (scale {scale:.2g}); largest gap {worst:.2g}"
+    bench.row("scores: ours, right Riemann 20", seconds, memory, captum, note)
+
+    def matched() -> list[tuple[float, float]]:
+        path = LayerPath(bench.stack, prompts)
+        one, pairs = path.at_one(), []
+        for at, rule in paper.items():
+            # The tolerance that allows just the gap of the fixed rule on this layer.
+            tolerance = max(abs(rule.gap), 1e-3) / allowed(rule.difference, 1.0)
+            settings = Attribution(tolerance=tolerance, stability=0, max_nodes=512)
+            pairs.append((abs(layer_scores(path, at, one, settings).gap), abs(rule.gap)))
+        return pairs
+
+    pairs, seconds, memory = measured(matched)
+    note = f"gap at most that of right Riemann 20 on {sum(a <= max(b, 1e-3) for a, b in pairs)} of {len(pairs)} layers"
+    bench.row("scores: ours, adaptive to the gaps of right Riemann 20", seconds, memory, captum, note)
+
+    configured = bench.cell.settings.attribution
+    for name, settings in (("as configured", configured), ("converged", configured.model_copy(update=MANY))):
+        results, seconds, memory = measured(partial(ours, settings, prompts))
+        rough = [at for at, r in results.items() if r.error > allowed(r.difference, settings.tolerance)]
+        nodes = sum(r.nodes for r in results.values())
+        note = f"{nodes} nodes; error over {settings.tolerance:.0%} in layers {rough}"
+        bench.row(f"scores: ours, adaptive, {name}", seconds, memory, captum, note)
 
 
-@torch.no_grad()
-def naive_grid(model: Any, rows: Sequence[Any], layer: int, neurons: np.ndarray) -> np.ndarray:
-    """Log-probabilities of one-token options, [rows, options]: weights zeroed, one padded batch through the model."""
-    weight = model.model.layers[layer].mlp.gate_proj.weight
-    chosen = torch.as_tensor(neurons)
-    kept = weight[chosen].clone()
-    weight[chosen] = 0
-    length = max(len(row.prompt) for row in rows)
-    ids = torch.tensor([row.prompt + [0] * (length - len(row.prompt)) for row in rows])
-    mask = torch.tensor([[1] * len(row.prompt) + [0] * (length - len(row.prompt)) for row in rows])
-    logits = model(ids, attention_mask=mask, use_cache=False).logits
-    weight[chosen] = kept
-    values = [
-        logits[i, len(row.prompt) - 1].log_softmax(-1)[[option[0] for option in row.options]]
-        for i, row in enumerate(rows)
-    ]
-    return torch.stack(values).numpy()
+def bench_grid(bench: Bench, rows: Rows, layers: list[int], few: int, name: str) -> None:
+    """All fractions of some layers on rows: the plain loop on the first `few` rows, smallest and largest fraction."""
+    scores = load_file(bench.cell.scores)["scores"].numpy()
+    fractions = bench.cell.settings.search.fractions
+    ends = [fractions[0], fractions[-1]]
+    part = rows.encoded[:few]
+    if any(len(option) > 1 for row in part for option in row.options):
+        sys.exit("error: the plain grid reads options of one token only")
+    blocks = [part[i : i + 10] for i in range(0, few, 10)]
+    found, seconds, memory = measured(
+        lambda: {
+            (at, p): np.concatenate([grid_block(bench, block, at, p, scores) for block in blocks])
+            for at in layers
+            for p in ends
+        }
+    )
+    naive = seconds * len(rows.encoded) / few * len(fractions) / len(ends) * len(bench.stack) / len(layers)
+    note = f"{few} of {len(rows.encoded)} rows in batches of 10, {len(found)} pairs"
+    bench.row(f"{name}: whole model per pair", naive, memory, None, note)
+
+    exact = np.empty(0)
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    for precision in precisions:
+
+        def ours(precision: Precision = precision) -> dict[Part, Any]:
+            grid = Grid(bench.stack, rows.encoded, rows.gold, scores)
+            parts = [p for p in parts_of(dict.fromkeys(layers, fractions), len(grid.sizes), precision) if p.layer >= 0]
+            return {part: grid.compute(part) for part in parts}
+
+        values, seconds, memory = measured(ours)
+        seconds *= len(bench.stack) / len(layers)
+        predicted = np.concatenate([value["predicted"] for value in values.values()], axis=1)
+        if precision == "float32":
+            exact = predicted
+            note = f"layers {layers}; log-probabilities within {grid_gap(bench, part, scores, found):.0e}"
+        else:
+            note = f"{(predicted == exact).mean():.2%} of {exact.size} predictions as in float32"
+        bench.row(f"{name}: ours, {precision}", seconds, memory, naive, note)
+
+
+def grid_block(bench: Bench, block: list[Encoded], layer: int, fraction: float, scores: np.ndarray) -> np.ndarray:
+    """One pair of the plain grid on a batch of rows."""
+    return plain.grid_logprobs(bench.model, block, layer, top_neurons(scores[layer], count(fraction, scores.shape[1])))
+
+
+def grid_gap(bench: Bench, rows: list[Encoded], scores: np.ndarray, found: dict[Any, np.ndarray]) -> float:
+    """The largest difference between the plain grid's log-probabilities and ours."""
+    width = scores.shape[1]
+    return max(
+        float(np.abs(np.stack([row[0] for row in answers.logprobs]) - values).max())
+        for (at, p), values in found.items()
+        for answers in [answers_without(bench.stack, rows, at, [top_neurons(scores[at], count(p, width))])]
+    )
+
+
+def bench_evaluation(bench: Bench, rows: Rows) -> None:
+    """The unpruned model on test rows, beside lm-evaluation-harness at the better of two batch sizes."""
+    prompts, options = list(rows.table["prompt"]), [list(few) for few in rows.table["options"]]
+    best: tuple[Any, float, int, int] | None = None
+    for batch in (1, 16):
+        theirs, seconds, memory = measured(
+            partial(plain.harness_logprobs, bench.model, bench.tokenizer, prompts, options, batch)
+        )
+        if best is None or seconds < best[1]:
+            best = theirs, seconds, memory, batch
+    assert best is not None
+    theirs, against, memory, batch = best
+    bench.row("evaluation: lm-evaluation-harness", against, memory, None, f"{len(prompts)} rows, batch size {batch}")
+    ours, seconds, memory = measured(lambda: answers_unedited(bench.stack, rows.encoded))
+    logprobs = [row[0] for row in ours.logprobs]
+    gap = max(float(np.abs(a - b).max()) for a, b in zip(logprobs, theirs, strict=True))
+    same = np.mean([a.argmax() == b.argmax() for a, b in zip(logprobs, theirs, strict=True)])
+    note = f"{same:.2%} of the predictions the same, log-probabilities within {gap:.0e}"
+    bench.row("evaluation: ours", seconds, memory, against, note)
 
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, nargs="+", default=[3, 10, 17, 24], help="layers that are measured")
-    parser.add_argument("--prompts", type=int, default=2, help="prompts that Captum scores, of the adaptation set")
-    arguments = parser.parse_args()
+    loops = ["scores", "grid", "transfer", "evaluation"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("loops", nargs="*", metavar="LOOP", help=", ".join(loops), default=loops)
+    chosen = parser.parse_args().loops
+    if unknown := set(chosen) - set(loops):
+        parser.error(f"no such loop: {sorted(unknown)[0]}; there are {', '.join(loops)}")
     cell = open_cell()
     if not cell.scores.exists():
         sys.exit("error: the default cell is not there; run `make run` first")
     loaded = load(cell.model_dir)
-    model, stack = loaded.model, DecoderStack(loaded.model)
+    stack = DecoderStack(loaded.model)
+    title = f"{cell.name}, {torch.get_num_threads()} threads"
+    table = Table(title=title, caption="s: of the whole loop; x: times as fast as the plain side of the same loop")
+    for name in ("loop", "s", "x", "GB", "on what, and how far they agree"):
+        table.add_column(name, justify="left" if " " in name or name == "loop" else "right")
+    bench = Bench(cell, loaded.model, loaded.tokenizer, stack, table)
     samples = read_jsonl(cell.samples)
-    rows = [encode(loaded.tokenizer, row["prompt"], row["options"], stack.context) for row in samples]
-    if any(len(option) > 1 for row in rows for option in row.options):
-        sys.exit("error: the plain grid reads options of one token only")
-    print(f"{cell.name}, {len(rows)} prompts, layers {arguments.layers}, {torch.get_num_threads()} threads\n")
-    bench_scores(model, stack, [row.prompt for row in rows], arguments.layers, arguments.prompts)
-    bench_grid(model, stack, rows, load_file(cell.scores)["scores"].numpy(), cell.settings.search.fractions, arguments)
-    print(f"peak memory of the whole run: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+    adaptation = encode_rows(pd.DataFrame(samples), loaded.tokenizer, stack.context)
 
+    def tested(number: int) -> Rows:
+        return encode_rows(read_split(cell.test, number), loaded.tokenizer, stack.context)
 
-def bench_scores(model: Any, stack: DecoderStack, prompts: list[list[int]], layers: list[int], few: int) -> None:
-    """Captum on a few prompts, ours on the same (for the agreement) and on all."""
-    theirs, seconds = timed(
-        lambda: {at: torch.stack([captum(model, at, p, 20) for p in prompts[:few]]).mean(0) for at in layers}
-    )
-    seconds *= len(prompts) / few
-    print(f"scores, right Riemann 20: Captum, whole model   {seconds:8.1f} s  ({few} prompts, extrapolated)")
-    part = LayerPath(stack, prompts[:few])
-    one = part.at_one()
-    riemann = Attribution(quadrature="riemann_right", steps=20)
-    gap = max(float((layer_scores(part, at, one, riemann).scores - theirs[at]).abs().max()) for at in layers)
-    scale = max(float(theirs[at].abs().max()) for at in layers)
-    for name, settings in (("right Riemann 20", riemann), ("adaptive, 1 %   ", Attribution())):
-
-        def ours(settings: Attribution = settings) -> list[Any]:
-            path = LayerPath(stack, prompts)
-            one = path.at_one()
-            return [layer_scores(path, at, one, settings) for at in layers]
-
-        results, mine = timed(ours)
-        error = max(result.error for result in results)
-        print(
-            f"scores, {name}: ours                  {mine:8.1f} s  {seconds / mine:5.1f} x, largest error {error:.2g}"
-        )
-    print(f"largest difference to Captum, same rule: {gap:.1e} on a scale of {scale:.2g}\n")
-
-
-def bench_grid(
-    model: Any,
-    stack: DecoderStack,
-    rows: list[Any],
-    scores: np.ndarray,
-    fractions: list[float],
-    arguments: argparse.Namespace,
-) -> None:
-    """Two fractions of each layer the plain way, all of them ours."""
-    few = [fractions[0], fractions[-1]]
-    plain, seconds = timed(
-        lambda: {
-            (at, p): naive_grid(model, rows, at, top_neurons(scores[at], count(p, stack.d_ff)))
-            for at in arguments.layers
-            for p in few
-        }
-    )
-    seconds *= len(fractions) / len(few)
-
-    def ours() -> dict[int, list[np.ndarray]]:
-        [packed] = stack.pack([unit(row) for row in rows])
-        residuals = stack.clean(packed)
-        return {
-            at: read_options(
-                packed,
-                rows,
-                stack.predict(
-                    residuals,
-                    at,
-                    scales([top_neurons(scores[at], count(p, stack.d_ff)) for p in fractions], stack.d_ff),
-                ),
-            ).logprobs
-            for at in arguments.layers
-        }
-
-    found, mine = timed(ours)
-    pairs = len(arguments.layers) * len(fractions)
-    print(f"grid, {pairs} pairs: whole model per pair          {seconds:8.1f} s  ({len(plain)} pairs, extrapolated)")
-    print(f"grid, {pairs} pairs: ours                          {mine:8.1f} s  {seconds / mine:5.1f} x")
-    gap = max(
-        float(np.abs(np.stack([row[fractions.index(p)] for row in found[at]]) - values).max())
-        for (at, p), values in plain.items()
-    )
-    print(f"largest difference of a log-probability: {gap:.1e}\n")
+    for loop in chosen:
+        if loop == "scores":
+            bench_scores(bench, [row.prompt for row in adaptation.encoded])
+        elif loop == "grid":
+            bench_grid(bench, adaptation, list(range(len(stack))), len(samples), "grid, 10 rows")
+        elif loop == "transfer":
+            bench_grid(bench, tested(100), SPREAD, 20, "transfer grid, 100 rows")
+        else:
+            bench_evaluation(bench, tested(300))
+    Console(width=160).print(table)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,20 +11,26 @@ from tasks.pipeline.cell import Cell
 from tasks.pipeline.files import read_json, read_jsonl
 
 # Used until the model and the samples are there: the default model, and the sentences of its benchmark.
-ASSUMED_LAYERS = 30
-ASSUMED_PARAMETERS = 134.5e6
+ASSUMED = {
+    "num_hidden_layers": 30,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+}
 ASSUMED_ROW = 120  # characters that a row adds to the template of the prompt
 
 CHARACTERS_PER_TOKEN = 4.0  # English text
-PROBES = 8  # gradient evaluations that the adaptive quadrature spends on a layer, on average (2 panels of 4 nodes)
-BACKWARD = 2.0  # a backward pass costs as much as this many forward passes
+PROBES = 10  # gradient evaluations that the adaptive quadrature spends on a layer, on average
+BACKWARD = 1.0  # a backward pass without weight gradients costs as much as a forward pass
 SUFFIX = 0.5  # a run that starts at layer l costs (1 - l / layers) of a forward pass: half of one on average
 
-# Without timings of this machine: multiply-adds per second that 2 idle CPU cores reach in float32, and seconds of steps
-# not bound by forward passes (download and conversion of the default model, reading of a benchmark).
-SPEED = 4e10
-FIXED = {"model": 60.0, "data": 20.0, "sample": 5.0, "prune": 5.0, "report": 10.0}
-START = 3.0  # seconds that a step takes before its first forward pass
+# Without timings of this machine: multiply-adds per second that 2 idle CPU cores reach (`python -m bench.engine`), and
+# seconds of steps not bound by forward passes (download and conversion of the default model, reading of a benchmark).
+RATES = {"score": 6e10, "float32": 7e10, "bfloat16": 1.05e11}
+FIXED = {"model": 30.0, "data": 5.0, "sample": 5.0, "prune": 5.0, "report": 5.0, "register": 16.0}
+START = 4.0  # seconds that a step takes before its first forward pass
 
 Does = Literal["run", "cached", "restore", "check"]
 
@@ -50,11 +55,23 @@ class Plan:
 
 def make_plan(cell: Cell) -> Plan:
     """What a run of this cell would do, in order. Reads only."""
-    work = forward_passes(cell, _layers(cell) or ASSUMED_LAYERS)
+    size = _size(cell)
+    work = forward_passes(cell, size["num_hidden_layers"])
+    cost = prompt_tokens(cell) * _multiply_adds(size)
     timings = _timings(cell)
-    cost = prompt_tokens(cell) * (_parameters(cell) or ASSUMED_PARAMETERS)  # multiply-adds of one forward pass
-    speed, basis = _speed(work, timings, cost)
-    if not _parameters(cell):
+    # How fast this machine is, as a part of the typical one; a step that was timed goes by itself.
+    speeds: dict[str, float] = {
+        step: work[step] * cost / _rate(cell, step) / max(timings[step] - START, 1.0)
+        for step in ("score", "search", "evaluate", "transfer")
+        if step in timings and work[step]
+    }
+    speed = sum(speeds.values(), 0.0) / len(speeds) if speeds else 1.0
+    basis = (
+        f"estimated from the last timings of {', '.join(speeds)}"
+        if speeds
+        else "estimated with a typical speed of 2 CPU cores"
+    )
+    if size is ASSUMED:
         basis += "; the model is not there yet: the size of the default model is assumed"
     lines = []
     for step, (stage, status) in zip(STEPS, _statuses(cell).items(), strict=True):
@@ -63,8 +80,9 @@ def make_plan(cell: Cell) -> Plan:
         elif step in FIXED and not work[step]:
             lines.append(Line(stage, status, 0, timings.get(step, FIXED[step])))
         else:
-            lines.append(Line(stage, status, round(work[step]), START + work[step] * cost / speed))
-    lines.append(Line("register", "check", 0, timings.get("register", START)))
+            seconds = work[step] * cost / _rate(cell, step) / speeds.get(step, speed)
+            lines.append(Line(stage, status, round(work[step]), START + seconds))
+    lines.append(Line("register", "check", 0, timings.get("register", FIXED["register"])))
     return Plan(lines, basis)
 
 
@@ -75,21 +93,47 @@ def forward_passes(cell: Cell, layers: int) -> dict[str, float]:
     """
     settings, limits = cell.settings, cell.benchmark_spec.limits
     size = settings.adaptation.size
-    rule = settings.attribution
-    nodes = rule.steps if rule.quadrature == "riemann_right" else min(PROBES, rule.max_nodes)
-    grid = layers * len(settings.search.fractions) * SUFFIX
+    pairs = layers * len(settings.search.fractions)
+    looked_at = {
+        "exhaustive": pairs,
+        "coarse_to_fine": 3 * layers / 4 + 7 * len(settings.search.fractions),
+        "layer_subset": pairs / 4,
+    }
     return {
         "model": 0,
         "data": 0,
         # Rows are drawn until enough are answered right (wrong): about every second one is.
         "sample": 0 if settings.adaptation.selection == "random" else 2 * size,
-        "score": size * (1 + layers * nodes * SUFFIX * (1 + BACKWARD)),
-        "search": size * (1 + grid),
+        "score": size * (1 + _gradients(cell, layers) * (1 + BACKWARD)),
+        "search": size * (1 + looked_at[settings.search.strategy] * SUFFIX),
         "prune": 0,
-        "evaluate": limits.test * (2 + len(settings.evaluation.control_seeds)),
-        "transfer": limits.transfer * (1 + grid),
+        "evaluate": limits.test * (1 + (2 + len(settings.evaluation.control_seeds)) * _behind(cell, layers)),
+        "transfer": limits.transfer * (1 + pairs * SUFFIX),
         "report": 0,
     }
+
+
+def _gradients(cell: Cell, layers: int) -> float:
+    """Gradients of whole passes that `score` takes of a prompt, that of the full model among them."""
+    rule = cell.settings.attribution
+    if rule.method == "activation":
+        return 0
+    if rule.method == "gradient_x_activation":
+        return 1
+    if rule.path == "single":
+        return layers * _size(cell)["intermediate_size"] * SUFFIX / (1 + BACKWARD)
+    fixed = rule.method == "relu_gradient" or rule.quadrature == "riemann_right"
+    nodes = rule.steps if fixed else min(PROBES, rule.max_nodes)
+    return 1 + nodes * (1 if rule.path == "all_layers" else layers * SUFFIX)
+
+
+def _behind(cell: Cell, layers: int) -> float:
+    """The part of a pass that lies behind the pruned layer, if that has been chosen."""
+    return 1 - read_json(cell.pruned)["layer"] / layers if cell.pruned.exists() else SUFFIX
+
+
+def _rate(cell: Cell, step: str) -> float:
+    return RATES[step] if step in RATES else RATES[getattr(cell.settings.precision, step, "float32")]
 
 
 def prompt_tokens(cell: Cell) -> float:
@@ -119,18 +163,21 @@ def _statuses(cell: Cell) -> dict[str, Status]:
     return plan
 
 
-def _layers(cell: Cell) -> int | None:
+def _size(cell: Cell) -> dict[str, int]:
     path = cell.model_dir / "config.json"
     if not path.exists():
-        return None
+        return ASSUMED
     config = read_json(path)
-    return int(config.get("text_config", config)["num_hidden_layers"])
+    config = config.get("text_config", config)
+    return {name: int(config.get(name) or config["num_attention_heads"]) for name in ASSUMED}
 
 
-def _parameters(cell: Cell) -> float | None:
-    """From the size of the float32 weights."""
-    weights = list(cell.model_dir.glob("*.safetensors"))
-    return sum(path.stat().st_size for path in weights) / 4 or None
+def _multiply_adds(size: dict[str, int]) -> float:
+    """Of one token in a forward pass, without the output embedding, which only the last token of a prompt needs."""
+    heads = (2 * size["num_attention_heads"] + 2 * size["num_key_value_heads"]) / size["num_attention_heads"]
+    return (
+        size["num_hidden_layers"] * size["hidden_size"] * (heads * size["hidden_size"] + 3 * size["intermediate_size"])
+    )
 
 
 def _timings(cell: Cell) -> dict[str, float]:
@@ -140,16 +187,3 @@ def _timings(cell: Cell) -> dict[str, float]:
 
 def _seconds(path: Path) -> float:
     return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
-
-
-def _speed(work: dict[str, float], timings: dict[str, float], cost: float) -> tuple[float, str]:
-    """Multiply-adds per second, and where that comes from. `cost` is that of one forward pass."""
-    timed = [step for step in ("score", "search", "evaluate", "transfer") if step in timings and work[step]]
-    seconds = _sum(max(timings[step] - START, 0.0) for step in timed)
-    if not seconds:
-        return SPEED, "estimated with a typical speed of 2 CPU cores"
-    return _sum(work[step] for step in timed) * cost / seconds, f"estimated from the last timings of {', '.join(timed)}"
-
-
-def _sum(values: Iterable[float]) -> float:
-    return sum(values, 0.0)

@@ -1,5 +1,6 @@
 """evaluate: base, pruned and randomly pruned model on the held-out test rows."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from tasks.pipeline.files import write_json, write_parquet
 from tasks.pipeline.progress import progress
 from tasks.pipeline.step import run_step
 from tasks.pruning.masks import random_neurons
+from tasks.pruning.precision import settle_on_rows
 from tasks.pruning.recipe import read_recipe
 
+SAMPLE = 32  # rows on which a lower precision is tried out
 NOTHING = np.array([], dtype=np.int64)
 
 
@@ -30,8 +33,12 @@ def evaluate(cell: Cell) -> None:
     rows = encode_rows(table, loaded.tokenizer, stack.context)
     controls = [random_neurons(recipe.d_ff, len(recipe.neurons), seed) for seed in seeds]
     sets = [NOTHING, np.array(recipe.neurons), *controls]
+    answer = partial(answers_without, stack, layer=recipe.layer, sets=sets, projection=recipe.projection)
+    settled = settle_on_rows(
+        cell.settings.precision.evaluate, lambda p: answer(rows.encoded[:SAMPLE], precision=p).predicted()
+    )
     with progress("evaluate", len(table)) as advance:
-        answers = answers_without(stack, rows.encoded, recipe.layer, sets, advance=advance)
+        answers = answer(rows.encoded, precision=settled.precision, advance=advance)
 
     predicted = dict(zip(_systems(seeds), answers.predicted(), strict=True))
     margins = answers.margins(rows.gold)
@@ -48,7 +55,7 @@ def evaluate(cell: Cell) -> None:
             "acc_norm": norm,
             "acc_norm_stderr": standard_error(norm, len(table)),
         }
-    write_json(cell.evaluation, result)
+    write_json(cell.evaluation, result | {"precision": settled.as_json()})
 
 
 def _systems(seeds: list[int]) -> list[str]:

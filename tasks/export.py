@@ -9,6 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from tasks.evidence.reading import read_scores
+from tasks.evidence.verdict import method_name
 from tasks.models.gated import PLACES
 from tasks.models.hashing import sha256_directory
 from tasks.models.weights import model_files, tensors, weight_files
@@ -91,6 +93,7 @@ def _card(cell: Cell) -> str:
     test = evaluation["comparisons"]["pruned_vs_base"]
     # As the model sees them; where rows differ, the template that makes them.
     options = evaluation["options"] or cell.benchmark_spec.options
+    method = method_name(read_scores(cell.scores).header)
     chat = " (through the chat template)" if cell.benchmark_spec.chat_template else ""
     front = {"base_model": cell.model, "tags": ["pruned", "dsm"], "license": cell.model_spec.licence}
     lines = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
@@ -99,8 +102,8 @@ def _card(cell: Cell) -> str:
 ---
 # {cell.model}, pruned for {cell.benchmark}
 
-{len(recipe.neurons)} of the {recipe.d_ff} neurons (rows of `gate_proj`) of layer {recipe.layer} are zeroed
-({recipe.fraction:.0%}). They were chosen by integrated gradients and a grid search on {recipe.adaptation.n} labeled
+{len(recipe.neurons)} of the {recipe.d_ff} neurons (rows of `{recipe.projection}`) of layer {recipe.layer} are zeroed
+({recipe.fraction:.0%}). They were chosen by {method} and a grid search on {recipe.adaptation.n} labeled
 training examples (method: arXiv 2507.09185). Shapes are unchanged: the model loads and runs like its base.
 
 | system | accuracy | standard error |

@@ -276,9 +276,7 @@ def _description(cell: Cell) -> str:
 def _parameters(cell: Cell, pruned: dict[str, Any]) -> dict[str, Any]:
     """The settings that the cell depends on, flattened, and what was chosen."""
     settings = cell.settings.model_dump(mode="json", exclude_none=True)
-    unused = ("steps",) if settings["attribution"]["quadrature"] == "adaptive" else ("tolerance", "max_nodes")
-    for name in unused:
-        del settings["attribution"][name]
+    settings["attribution"] = cell.settings.attribution.effective()
     found: dict[str, Any] = {"model": cell.model, "benchmark": cell.benchmark}
     for section in ("adaptation", "attribution", "search", "evaluation"):
         found |= _flat(settings[section], section)

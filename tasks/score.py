@@ -1,15 +1,15 @@
-"""score: the score of every neuron, by integrated gradients on the adaptation set."""
+"""score: the score of every neuron on the adaptation set, by default by integrated gradients."""
 
 import json
 import sys
+from functools import partial
 from typing import Any
 
-import torch
 from safetensors.torch import save
 
-from tasks.attribution.integrated_gradients import TARGET, LayerPath, layer_scores
+from tasks.attribution.attribute import Attributor, Part, assemble, describe, needs_options
 from tasks.attribution.quadrature import allowed
-from tasks.benchmarks.encoding import encode_prompt
+from tasks.benchmarks.encoding import encode, encode_prompt
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
@@ -17,57 +17,73 @@ from tasks.pipeline.cell import Cell
 from tasks.pipeline.files import read_jsonl, replacing, sha256_file
 from tasks.pipeline.journal import Journal, journal_key
 from tasks.pipeline.progress import progress
+from tasks.pipeline.settings import Attribution
 from tasks.pipeline.step import run_step
+from tasks.pipeline.work import crew, run_parts
 
 
 def score(cell: Cell) -> None:
-    """Writes scores, completeness gaps and node counts of every layer; warns where the integral did not converge."""
+    """Writes scores, completeness gaps and node counts of every layer; warns where the integral did not converge.
+
+    The scores are signed; the header's `ranking` says how to order them (`tasks.pruning.masks.read_ranking`).
+    """
+    settings = cell.settings.attribution
+    header = {
+        **describe(settings),
+        "samples_sha256": sha256_file(cell.samples),
+        "model_sha256": sha256_directory(cell.model_dir),
+        "n": len(read_jsonl(cell.samples)),
+    }
+    journal = Journal(cell.scratch / "score.jsonl", journal_key(header))
+    with crew(partial(attributor, cell)) as workers:
+        parts = workers.ask("parts")
+        with progress("score", len(parts)) as advance:
+            values = run_parts(workers, parts, journal, advance)
+    _warn(values, settings)
+    with replacing(cell.scores) as temporary:
+        # One key: the format does not fix the order of several, and the bytes must not change from run to run.
+        metadata = {"header": json.dumps(header, sort_keys=True)}
+        temporary.write_bytes(save(assemble(list(values.values())), metadata=metadata))
+    journal.remove()
+
+
+def _warn(values: dict[Part, dict[str, Any]], settings: Attribution) -> None:
+    """Names the layers whose integral did not converge. Nothing is over or below NaN: what is no integral has none."""
+    if settings.method != "integrated_gradients":
+        return
+    rough: list[int] = []
+    unsettled: list[int] = []
+    for part, value in values.items():
+        if value["error"] > allowed(value["difference"], settings.tolerance):
+            rough += part
+        elif value["stability"] < settings.stability:
+            unsettled += part
+    if rough:
+        print(f"warning: completeness gap over attribution.tolerance in layers {rough}", file=sys.stderr)
+    if unsettled:
+        print(f"warning: ranking below attribution.stability in layers {unsettled}", file=sys.stderr)
+
+
+def attributor(cell: Cell) -> Attributor:
+    """The attribution on the adaptation set."""
     settings = cell.settings.attribution
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
     samples = read_jsonl(cell.samples)
-    adaptive = settings.quadrature == "adaptive"
-    quadrature = settings.model_dump(exclude={"steps"} if adaptive else {"tolerance", "max_nodes"})
-    header = {
-        "method": "integrated_gradients",
-        "path": "layer",
-        "projection": "gate_proj",
-        "target": TARGET,
-        **quadrature,
-        "samples_sha256": sha256_file(cell.samples),
-        "model_sha256": sha256_directory(cell.model_dir),
-        "n": len(samples),
-    }
-    journal = Journal(cell.scratch / "score.jsonl", journal_key(header))
-    path = None
-    with progress("score", len(stack)) as advance:
-        for layer in range(len(stack)):
-            if str(layer) not in journal.parts:
-                if path is None:
-                    path = LayerPath(stack, [_encode(loaded.tokenizer, row, stack.context) for row in samples])
-                    one = path.at_one()
-                result = layer_scores(path, layer, one, settings)
-                values = {"gap": result.gap, "difference": result.difference, "error": result.error}
-                journal.put(str(layer), values | {"nodes": result.nodes, "scores": result.scores.tolist()})
-            advance(1)
-    parts = [journal.parts[str(layer)] for layer in range(len(stack))]
-    tensors = {
-        name: torch.tensor([part[name] for part in parts], dtype=torch.int32 if name == "nodes" else torch.float32)
-        for name in ("scores", "gap", "difference", "error", "nodes")
-    }
-    rough = [
-        layer for layer, part in enumerate(parts) if part["error"] > allowed(part["difference"], settings.tolerance)
-    ]
-    if rough:
-        print(f"warning: completeness gap over attribution.tolerance in layers {rough}", file=sys.stderr)
-    with replacing(cell.scores) as temporary:
-        # One key: the format does not fix the order of several, and the bytes must not change from run to run.
-        temporary.write_bytes(save(tensors, metadata={"header": json.dumps(header, sort_keys=True)}))
-    journal.remove()
+    if not needs_options(settings):
+        return Attributor(stack, [_prompt(loaded.tokenizer, row, stack.context) for row in samples], settings)
+    rows = [_up_to_options(loaded.tokenizer, row, stack.context) for row in samples]
+    return Attributor(stack, [prompt for prompt, _ in rows], settings, [firsts for _, firsts in rows])
 
 
-def _encode(tokenizer: Any, row: dict[str, Any], context: int) -> list[int]:
+def _prompt(tokenizer: Any, row: dict[str, Any], context: int) -> list[int]:
     return encode_prompt(tokenizer, row["prompt"], context, chat=row.get("chat", False))
+
+
+def _up_to_options(tokenizer: Any, row: dict[str, Any], context: int) -> tuple[list[int], list[int]]:
+    """The prompt as it is read when options are scored, with the white space it ends in; each option's first token."""
+    found = encode(tokenizer, row["prompt"], row["options"], context, chat=row.get("chat", False))
+    return found.prompt + found.options[0][: found.given], [option[found.given] for option in found.options]
 
 
 if __name__ == "__main__":

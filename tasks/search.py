@@ -3,7 +3,6 @@
 from functools import partial
 
 import pandas as pd
-from safetensors.torch import load_file
 
 from tasks.benchmarks.table import encode_rows
 from tasks.models.hashing import sha256_directory
@@ -17,30 +16,34 @@ from tasks.pipeline.progress import progress
 from tasks.pipeline.step import run_step
 from tasks.pipeline.work import crew, run_parts
 from tasks.pruning.grid import Grid, Pairs, assemble, every_pair, parts_of
-from tasks.pruning.masks import count
+from tasks.pruning.masks import count, read_ranking
+from tasks.pruning.precision import settle
 from tasks.pruning.strategies import STRATEGIES
 
 
 def search(cell: Cell) -> None:
     """Writes the grid. Its labels are those of the adaptation set; no test row is seen."""
     settings = cell.settings.search
-    scores = load_file(cell.scores)["scores"].numpy()
+    scores = read_ranking(cell.scores).values
     layers, width = scores.shape
     if not count(settings.fractions[0], width):
         raise InputError(
             "search.fractions", f"{settings.fractions[0]} of {width} neurons is none; use larger fractions"
         )
-    inputs = [sha256_directory(cell.model_dir), *map(sha256_file, (cell.samples, cell.scores)), settings.model_dump()]
+    inputs = [sha256_directory(cell.model_dir), *map(sha256_file, (cell.samples, cell.scores))]
     journal = Journal(cell.scratch / "search.jsonl", journal_key(inputs))
     with crew(partial(adaptation_grid, cell)) as workers:
         packs = workers.ask("sizes")
-        whole = len(parts_of(every_pair(layers, settings.fractions), len(packs)))
-        with progress("search", whole) as advance:
+        every = parts_of(every_pair(layers, settings.fractions), len(packs))
+        settled = settle(cell.settings.precision.search, every, partial(run_parts, workers, journal=journal), width)
+        with progress("search", len(every)) as advance:
 
             def evaluate(pairs: Pairs) -> pd.DataFrame:
-                return assemble(run_parts(workers, parts_of(pairs, len(packs)), journal, advance), sum(packs), width)
+                parts = parts_of(pairs, len(packs), settled.precision)
+                return assemble(run_parts(workers, parts, journal, advance), sum(packs), width)
 
             frame = STRATEGIES[settings.strategy](scores, settings.fractions, evaluate)
+    frame.attrs.update({"strategy": settings.strategy} | settled.as_json())
     write_parquet(cell.grid, frame)
     journal.remove()
 
@@ -50,7 +53,8 @@ def adaptation_grid(cell: Cell) -> Grid:
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
     rows = encode_rows(pd.DataFrame(read_jsonl(cell.samples)), loaded.tokenizer, stack.context)
-    return Grid(stack, rows.encoded, rows.gold, load_file(cell.scores)["scores"].numpy())
+    ranking = read_ranking(cell.scores)
+    return Grid(stack, rows.encoded, rows.gold, ranking.values, ranking.projection)
 
 
 if __name__ == "__main__":

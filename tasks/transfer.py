@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
-from safetensors.torch import load_file
 
 from tasks.benchmarks.table import encode_rows, read_split
 from tasks.evidence.statistics import spearman
@@ -19,6 +18,8 @@ from tasks.pipeline.progress import progress
 from tasks.pipeline.step import run_step
 from tasks.pipeline.work import crew, run_parts
 from tasks.pruning.grid import UNPRUNED, Grid, assemble, empty_grid, every_pair, parts_of
+from tasks.pruning.masks import read_ranking
+from tasks.pruning.precision import settle
 from tasks.pruning.recipe import Recipe, read_recipe
 
 
@@ -30,16 +31,20 @@ def transfer(cell: Cell) -> None:
         write_json(cell.transfer, {"n": 0})
         return
     fractions = cell.settings.search.fractions
-    layers, width = load_file(cell.scores)["scores"].shape
+    layers, width = read_ranking(cell.scores).values.shape
     inputs = [sha256_directory(cell.model_dir), *map(sha256_file, (cell.test, cell.scores)), fractions, limit]
     journal = Journal(cell.scratch / "transfer.jsonl", journal_key(inputs))
     with crew(partial(test_grid, cell)) as workers:
         packs = workers.ask("sizes")
-        parts = parts_of(every_pair(layers, fractions), len(packs))
+        pairs = every_pair(layers, fractions)
+        run = partial(run_parts, workers, journal=journal)
+        settled = settle(cell.settings.precision.transfer, parts_of(pairs, len(packs)), run, width)
+        parts = parts_of(pairs, len(packs), settled.precision)
         with progress("transfer", len(parts)) as advance:
-            frame = assemble(run_parts(workers, parts, journal, advance), sum(packs), width)
+            frame = assemble(run(parts, advance=advance), sum(packs), width)
     write_parquet(cell.transfer_grid, frame)
-    write_json(cell.transfer, compare(pd.read_parquet(cell.grid), frame, read_recipe(cell.pruned), sum(packs)))
+    result = compare(pd.read_parquet(cell.grid), frame, read_recipe(cell.pruned), sum(packs))
+    write_json(cell.transfer, result | {"precision": settled.as_json()})
     journal.remove()
 
 
@@ -48,7 +53,8 @@ def test_grid(cell: Cell) -> Grid:
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
     rows = encode_rows(read_split(cell.test, cell.benchmark_spec.limits.transfer), loaded.tokenizer, stack.context)
-    return Grid(stack, rows.encoded, rows.gold, load_file(cell.scores)["scores"].numpy())
+    ranking = read_ranking(cell.scores)
+    return Grid(stack, rows.encoded, rows.gold, ranking.values, ranking.projection)
 
 
 def compare(adaptation: pd.DataFrame, test: pd.DataFrame, recipe: Recipe, n: int) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The steps one after the other on a tiny model and a tiny benchmark, through files, as DVC runs them."""
 
 import json
+import pickle
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from tasks.attribution.integrated_gradients import layer_scores
+from tasks.attribution.attribute import Attributor
 from tasks.benchmarks.scoring import Answers, option_logprobs
 from tasks.benchmarks.table import encode_rows
 from tasks.data import store as data
@@ -19,14 +21,14 @@ from tasks.export import apply, export
 from tasks.model import store as model
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import Loaded, load
-from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import open_cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json, read_jsonl, sha256_file
+from tasks.pipeline.settings import Attribution
 from tasks.prune import prune
 from tasks.pruning.recipe import read_recipe
 from tasks.sample import sample
-from tasks.score import score
+from tasks.score import _up_to_options, attributor, score
 from tasks.search import search
 from tasks.transfer import transfer
 from tests.tiny import save_tiny, tiny_tokenizer
@@ -143,7 +145,72 @@ def test_scores_have_their_header(finished):
     assert scores.dtype == np.float32
     assert header["samples_sha256"] == sha256_file(finished.samples)
     assert header["model_sha256"] == sha256_directory(finished.model_dir)
+    named = {name: header[name] for name in ("method", "path", "projection", "target", "ranking")}
+    assert named == Attribution().model_dump(include=set(named))
     assert nodes.max() <= 12
+
+
+def test_the_builder_of_the_scores_can_be_sent_to_another_process(finished):
+    make = pickle.loads(pickle.dumps(partial(attributor, finished)))
+    part = make().parts[1]
+    with safe_open(finished.scores, framework="numpy") as file:
+        np.testing.assert_array_equal(np.float32(make().compute(part)["scores"][0]), file.get_tensor("scores")[1])
+
+
+def cell_like(finished, root, **attribution):
+    """A cell with the same model and rows but other settings of the attribution, up to its evaluation."""
+    params = yaml.safe_load((finished.root / "params.yaml").read_text())
+    params["attribution"] |= attribution
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    cell = open_cell(root=root)
+    for there, here in [(finished.model_dir, cell.model_dir), (finished.benchmark_dir, cell.benchmark_dir)]:
+        here.parent.mkdir(parents=True, exist_ok=True)
+        here.symlink_to(there)
+    for step in STEPS:
+        step(cell)
+    return cell
+
+
+@pytest.mark.parametrize("projection", ["up_proj", "down_proj"])
+def test_rows_of_another_projection_are_scored_searched_pruned_and_exported(finished, tmp_path, projection):
+    cell = cell_like(finished, tmp_path, projection=projection, ranking="absolute", quadrature="riemann_right", steps=4)
+    recipe, width = read_recipe(cell.pruned), 32 if projection == "down_proj" else 48
+    assert (recipe.projection, recipe.d_ff) == (projection, width)
+    with safe_open(cell.scores, framework="numpy") as file:
+        scores = file.get_tensor("scores")
+    assert scores.shape == (3, width)
+    assert scores.min() < 0, "signs are kept in the file"
+    sizes = np.abs(scores[recipe.layer])
+    assert sizes[recipe.neurons].min() >= np.delete(sizes, recipe.neurons).max()
+    grid, transferred = pd.read_parquet(cell.grid), pd.read_parquet(cell.transfer_grid)
+    assert grid.neurons.tolist() == transferred.neurons.tolist()
+    assert grid.neurons.max() == int(0.4 * width + 0.5)
+
+    export(cell, tmp_path / "out")
+    assert f"(rows of `{projection}`)" in (tmp_path / "out" / "README.md").read_text()
+    loaded = load(tmp_path / "out")
+    rows = loaded.model.get_parameter(f"model.layers.{recipe.layer}.mlp.{projection}.weight")
+    assert torch.nonzero(rows.abs().sum(1) == 0).flatten().tolist() == recipe.neurons
+    samples = read_jsonl(cell.samples)
+    answers = option_logprobs(loaded, [row["prompt"] for row in samples], [row["options"] for row in samples])
+    right = [values.argmax() == row["gold"] for values, row in zip(answers, samples, strict=True)]
+    assert recipe.adaptation.accuracy == pytest.approx(np.mean(right)), "the grid pruned something else"
+    table = pd.read_parquet(cell.test).head(30)
+    found = option_logprobs(loaded, table.prompt.tolist(), table.options.map(list).tolist())
+    expected = pd.read_parquet(cell.predictions).pruned_logprobs
+    for values, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(values, wanted, atol=1e-4)
+
+
+def test_a_target_on_options_reads_their_first_tokens():
+    tokenizer = tiny_tokenizer()
+    row = {"prompt": "Is it good?\nAnswer:\n", "options": ["yes", "no"]}
+    prompt, firsts = _up_to_options(tokenizer, row, 100)
+    assert tokenizer.decode(prompt) == row["prompt"]  # the white space is given, not predicted
+    assert tokenizer.decode(firsts) == "yn"
+    prompt, firsts = _up_to_options(tokenizer, {"prompt": "Answer:", "options": [" yes", " no"]}, 100)
+    assert tokenizer.decode(prompt) == "Answer:"
+    assert tokenizer.decode(firsts) == "  "
 
 
 def test_the_recipe_names_the_best_scored_neurons_of_the_best_pair(finished):
@@ -216,22 +283,19 @@ def test_no_transfer_check_with_limit_zero(finished, tmp_path):
 
 def test_a_score_that_was_killed_ends_with_the_same_bytes(finished, monkeypatch):
     before = outputs(finished)
-    edited, calls = DecoderStack.edited, []
+    attribute, calls = Attributor.attribute, []
 
-    def dies(self, residuals, index, scale):
-        calls.append(index)
-        if index == 1:
+    def dies_at_the_second(self, part):
+        calls.append(part)
+        if len(calls) == 2:
             raise KeyboardInterrupt
-        return edited(self, residuals, index, scale)
+        return attribute(self, part)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(DecoderStack, "edited", dies)
-        with pytest.raises(KeyboardInterrupt):
-            score(finished)
-    scored = []
-    monkeypatch.setattr("tasks.score.layer_scores", lambda *args: scored.append(args[1]) or layer_scores(*args))
+    monkeypatch.setattr(Attributor, "attribute", dies_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        score(finished)
     score(finished)
-    assert scored == [1, 2]
+    assert calls == [(0,), (1,), (1,), (2,)]
     assert outputs(finished) == before
 
 

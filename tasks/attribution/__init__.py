@@ -1,1 +1,1 @@
-"""Scores of neurons: how strongly each row of gate_proj drives the model's most confident answer."""
+"""Scores of neurons: how strongly each row of a projection drives the model's most confident answer."""

@@ -3,12 +3,14 @@
 Every rule returns its completeness gap: the sum of the scores minus F(1) - F(0), which is 0 for the exact integral.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.polynomial.legendre import leggauss
+from scipy.stats import spearmanr
 from torch import Tensor
 
 # alphas [m] -> (F, dF/ds) at each of them: float64 [m] and [m, neurons]
@@ -17,6 +19,8 @@ Evaluate = Callable[[Sequence[float]], tuple[Tensor, Tensor]]
 # Boole's rule on a panel: five equally spaced nodes, exact for polynomials of degree 5. The halves of a panel use all
 # of its nodes again, and the ends of panels are nodes too, so that F there comes with them.
 BOOLE = torch.tensor([7.0, 32.0, 12.0, 32.0, 7.0], dtype=torch.float64) / 90
+# Simpson's rule on the halves of the panel, from the same nodes: how far it is off says how settled the scores are.
+SIMPSON = torch.tensor([1.0, 4.0, 2.0, 4.0, 1.0], dtype=torch.float64) / 12
 FIRST = (0.0, 0.25, 0.5, 0.75)
 
 
@@ -30,6 +34,8 @@ class Integral:
         gap: sum of the scores minus `difference`.
         error: sum of the panels' absolute gaps; a bound on |gap| in which nothing cancels (|gap| for a fixed rule).
         nodes: gradient evaluations spent, not counting the one at 1, which all layers share.
+        stability: rank correlation (Spearman) of the scores with those of a rule of lower order on the same nodes; NaN
+            for a fixed rule.
     """
 
     scores: Tensor
@@ -37,6 +43,11 @@ class Integral:
     gap: float
     error: float
     nodes: int
+    stability: float = math.nan
+
+    def converged(self, tolerance: float, stability: float) -> bool:
+        """Whether the error is allowed and the ranking of the neurons has settled (the former alone if NaN)."""
+        return self.error <= allowed(self.difference, tolerance) and not self.stability < stability
 
 
 def allowed(difference: float, tolerance: float) -> float:
@@ -68,43 +79,71 @@ def _fixed(scores: Tensor, difference: float, nodes: int) -> Integral:
     return Integral(scores, difference, gap, abs(gap), nodes)
 
 
-def adaptive(evaluate: Evaluate, one: tuple[Tensor, Tensor], *, tolerance: float, max_nodes: int) -> Integral:
-    """Boole's rule on panels; the one with the largest gap is halved until the gaps add up to little enough.
+def adaptive(
+    evaluate: Evaluate, one: tuple[Tensor, Tensor], *, tolerance: float, max_nodes: int, stability: float = 0.99
+) -> Integral:
+    """Boole's rule on panels that are halved until the scores add up and their ranking has settled.
 
-    Stops when they are at most `tolerance` times max(|F(1) - F(0)|, 1), or when another halving (4 new nodes) would
-    need more than `max_nodes` gradient evaluations. A path through an MLP is smooth in most layers and has cliffs in
-    some (a neuron with a very large activation is switched on), which no fixed rule of a practical size gets right.
+    A path through an MLP is smooth in most layers and has cliffs in some (a neuron with a very large activation is
+    switched on), which no fixed rule of a practical size gets right. So the panel with the largest gap is halved until
+    the gaps add up to at most `tolerance` times max(|F(1) - F(0)|, 1), then the one where Boole's and Simpson's rules
+    differ most until the rank correlation of their scores is at least `stability`; or until another halving (4 new
+    nodes) would need more than `max_nodes` gradient evaluations.
 
     Args:
         one: F and dF/ds at 1.
     """
     at = dict(zip(FIRST, zip(*evaluate(FIRST), strict=True), strict=True)) | {1.0: one}
 
-    def integral(panel: tuple[float, float]) -> Tensor:
-        return (panel[1] - panel[0]) * (BOOLE @ torch.stack([at[alpha][1] for alpha in _nodes(panel)]))
+    def measured(panel: Panel) -> _Measured:
+        gradients = torch.stack([at[alpha][1] for alpha in _nodes(panel)])
+        size = panel[1] - panel[0]
+        scores, coarse = size * (BOOLE @ gradients), size * (SIMPSON @ gradients)
+        return _Measured(scores, coarse, float(scores.sum() - (at[panel[1]][0] - at[panel[0]][0])))
 
-    def gap(panel: tuple[float, float]) -> float:
-        return float(integral(panel).sum() - (at[panel[1]][0] - at[panel[0]][0]))
+    def result() -> Integral:
+        scores, coarse = (
+            torch.stack([getattr(m, rule) for m in panels.values()]).sum(0) for rule in ("scores", "coarse")
+        )
+        gaps = [m.gap for m in panels.values()]
+        return Integral(
+            scores=scores,
+            difference=float(at[1.0][0] - at[0.0][0]),
+            gap=sum(gaps),
+            error=sum(map(abs, gaps)),
+            nodes=len(at) - 1,
+            stability=float(spearmanr(scores, coarse).statistic),
+        )
 
-    gaps = {(0.0, 1.0): gap((0.0, 1.0))}
-    difference = float(at[1.0][0] - at[0.0][0])
-    while sum(map(abs, gaps.values())) > allowed(difference, tolerance) and len(at) - 1 + 4 <= max_nodes:
-        start, end = worst = max(gaps, key=lambda panel: abs(gaps[panel]))
+    panels = {(0.0, 1.0): measured((0.0, 1.0))}
+    while not (found := result()).converged(tolerance, stability) and found.nodes + 4 <= max_nodes:
+        unsettled = found.error <= allowed(found.difference, tolerance)
+        start, end = worst = max(panels, key=lambda p: panels[p].unrest if unsettled else abs(panels[p].gap))
         middle = (start + end) / 2
         halves = [(start, middle), (middle, end)]
         new = [alpha for half in halves for alpha in _nodes(half) if alpha not in at]
         at |= dict(zip(new, zip(*evaluate(new), strict=True), strict=True))
-        del gaps[worst]
-        gaps |= {half: gap(half) for half in halves}
-    return Integral(
-        scores=torch.stack([integral(panel) for panel in gaps]).sum(0),
-        difference=difference,
-        gap=sum(gaps.values()),
-        error=sum(map(abs, gaps.values())),
-        nodes=len(at) - 1,
-    )
+        del panels[worst]
+        panels |= {half: measured(half) for half in halves}
+    return found
 
 
-def _nodes(panel: tuple[float, float]) -> list[float]:
+Panel = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A panel's share of the scores by Boole's and by Simpson's rule, and the completeness gap of the former."""
+
+    scores: Tensor
+    coarse: Tensor
+    gap: float
+
+    @property
+    def unrest(self) -> float:
+        return float((self.scores - self.coarse).abs().sum())
+
+
+def _nodes(panel: Panel) -> list[float]:
     start, end = panel
     return [start + (end - start) * k / 4 for k in range(5)]  # dyadic numbers: exact, and so good keys

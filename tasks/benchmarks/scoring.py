@@ -13,7 +13,7 @@ from tasks.benchmarks.encoding import Encoded, encode
 from tasks.models.loading import Loaded
 from tasks.models.packing import Pack, Unit
 from tasks.models.products import Precision
-from tasks.models.stack import DecoderStack, Residuals
+from tasks.models.stack import DecoderStack, Projection, Residuals
 from tasks.pipeline.errors import InputError
 
 
@@ -102,28 +102,35 @@ def answers_without(
     layer: int,
     sets: Sequence[np.ndarray],
     *,
+    projection: Projection = "gate_proj",
     precision: Precision = "float32",
-    advance: Callable[[int], None],
+    advance: Callable[[int], None] = lambda rows: None,
 ) -> Answers:
     """Answers to all rows of the C models that are left without these neurons of one layer (`DecoderStack.silenced`).
 
     Args:
-        sets: C sets of neurons.
+        sets: C sets of neurons, rows of `projection`.
         advance: called with the number of rows done.
     """
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for packed in stack.pack([unit(row) for row in rows]):
-        part = read_without(stack, stack.clean(packed, precision), rows, layer, sets)
+        part = read_without(stack, stack.clean(packed, precision), rows, layer, sets, projection)
         found |= dict(zip(packed.units, zip(part.logprobs, part.greedy, strict=True), strict=True))
         advance(len(packed.units))
     return _in_order(found)
 
 
 def read_without(
-    stack: DecoderStack, residuals: Residuals, rows: Sequence[Encoded], layer: int, sets: Sequence[np.ndarray]
+    stack: DecoderStack,
+    residuals: Residuals,
+    rows: Sequence[Encoded],
+    layer: int,
+    sets: Sequence[np.ndarray],
+    projection: Projection = "gate_proj",
 ) -> Answers:
     """`answers_without` for the rows of one pack, in the pack's order."""
-    parts = [read_options(residuals.pack, rows, logits) for logits in stack.silenced(residuals, layer, sets)]
+    runs = stack.silenced(residuals, layer, sets, projection)
+    parts = [read_options(residuals.pack, rows, logits) for logits in runs]
     return Answers(*([np.concatenate(row) for row in zip(*lists, strict=True)] for lists in _lists(parts)))
 
 

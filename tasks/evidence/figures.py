@@ -61,7 +61,9 @@ _BINS = 192  # columns of the score map: more than these a screen does not show
 
 
 def figures(evidence: Evidence) -> dict[str, str]:
-    """Every figure of a cell by name; those of the transfer check only where there was one."""
+    """Every figure of a cell by name; those of the transfer check only where there was one, and the one of
+    completeness only where every layer has a gap.
+    """
     layer, fraction = int(evidence.pruned["layer"]), float(evidence.pruned["fraction"])
     chosen = (layer, fraction)
     found = {
@@ -69,8 +71,9 @@ def figures(evidence: Evidence) -> dict[str, str]:
         "grid_accuracy": grid_figure(evidence.grid, "accuracy", "grid_accuracy", chosen=chosen),
         "grid_margin": grid_figure(evidence.grid, "margin", "grid_margin", chosen=chosen),
         "scores": scores_figure(evidence.scores, layer=layer, pruned=len(evidence.pruned["neurons"])),
-        "completeness": completeness_figure(evidence.scores),
     }
+    if evidence.scores.by_layer:
+        found["completeness"] = completeness_figure(evidence.scores)
     if evidence.has_transfer:
         best = evidence.transfer["best"]
         found["grid_transfer"] = grid_figure(
@@ -166,7 +169,7 @@ def scores_figure(scores: Scores, *, layer: int, pruned: int) -> str:
     Wide layers are averaged over neighbours in that order, into at most 192 columns.
     """
     layers, d_ff = scores.values.shape
-    ordered = -np.sort(-scores.values.astype(np.float64), axis=1)
+    ordered = -np.sort(-scores.ranked.astype(np.float64), axis=1)
     binned = np.stack([part.mean(axis=1) for part in np.array_split(ordered, min(_BINS, d_ff), axis=1)], axis=1)
     top = float(np.abs(binned).max()) or 1.0
     with matplotlib.style.context(["default", _STYLE]):

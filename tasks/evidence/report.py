@@ -92,6 +92,7 @@ def _context(cell: Cell, evidence: Evidence) -> dict[str, Any]:
             for path in (cell.samples, cell.scores, cell.grid, cell.pruned, cell.predictions)
         },
         "header": evidence.scores.header,
+        "meaning": words.meaning(evidence.scores.header),
     }
 
 

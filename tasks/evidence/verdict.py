@@ -17,6 +17,54 @@ class Verdict:
     control: str
 
 
+_METHODS = {
+    "integrated_gradients": "integrated gradients",
+    "gradient_x_activation": "gradient times activation",
+    "activation": "mean activation",
+    "relu_gradient": "rectified gradients",
+}
+_TARGETS = {
+    "max_logit": "the largest next-token logit",
+    "max_logit_remaximised": "the largest next-token logit, whichever token has it along the way,",
+    "max_option_logit": "the largest logit among the options’ first tokens",
+    "option_margin": "the margin between the two largest logits of the options’ first tokens",
+}
+_COMPANY = {
+    "layer": "with the other neurons of its layer",
+    "all_layers": "with all neurons of all layers",
+}
+
+
+def method_name(header: dict[str, Any]) -> str:
+    """How the scores were computed, from their header."""
+    name = str(header.get("method", "integrated_gradients"))
+    return _METHODS.get(name, name)
+
+
+def meaning(header: dict[str, Any]) -> str:
+    """What a neuron's score is, from the header of the scores: the beginning of a sentence about the examples."""
+    method, path = header.get("method"), header.get("path", "layer")
+    projection = header.get("projection", "gate_proj").removesuffix("_proj")
+    target = _TARGETS.get(header.get("target", ""), _TARGETS["max_logit"])
+    if method == "activation":
+        what = "the mean size of its output" if projection == "down" else "the mean size of act(gate) × up"
+    elif method == "gradient_x_activation":
+        what = f"the gradient of {target} by a factor on its {projection} weights, at their trained values"
+    elif method == "relu_gradient":
+        what = (
+            f"the mean positive part of the gradient of {target} by what its {projection} weights give, summed over "
+            f"positions, while these go from zero to their trained values {_COMPANY[path]}"
+        )
+    elif path == "single":
+        what = f"what {target} loses when its {projection} weights alone are set to zero"
+    else:
+        what = (
+            f"the integrated gradient of {target} along its {projection} weights, from zero to their trained values, "
+            f"{_COMPANY[path]}"
+        )
+    return f"A neuron’s score is {what}; averaged over the {header['n']} examples. No labels are used here."
+
+
 def signed(value: float) -> str:
     """Three decimals with a sign; a true minus, and no sign on zero."""
     text = f"{abs(value):.3f}"

@@ -51,19 +51,17 @@ class GatedMlp:
             return gate, up
         return self.module.gate_proj(x), self.module.up_proj(x)
 
-    def multiply_rows(self, projection: Projection, by: Tensor) -> Any:
-        """Multiplies the rows of a projection in all later calls; returns the handle that ends this.
+    def edit_rows(self, projection: Projection, edit: Callable[[Tensor], Tensor]) -> Any:
+        """Puts what the rows of a projection give through `edit` in all later calls; returns the handle that ends this.
 
-        Args:
-            by: [C, 1, rows], for calls with [C, T, d_model]. Gradients flow into it.
+        `edit` may turn one run [1, T, rows] into C, and gradients flow through it.
         """
         name, part, parts = self._place(projection)
 
         def hook(_: Any, __: Any, y: Tensor) -> Tensor:
-            if parts == 1:
-                return y * by
-            one = torch.ones_like(by)
-            return y * torch.cat([by if number == part else one for number in range(parts)], dim=-1)
+            pieces = list(y.chunk(parts, dim=-1))
+            edited = edit(pieces[part])
+            return torch.cat([edited if i == part else piece.expand_as(edited) for i, piece in enumerate(pieces)], -1)
 
         return getattr(self.module, name).register_forward_hook(hook)
 

@@ -25,4 +25,4 @@ def forward_tokens(model: Any) -> int:
 def backward_tokens(model: Any) -> int:
     """Tokens that one backward pass may carry: what each layer makes of each is kept."""
     config = model.config.get_text_config()
-    return _tokens(model, config.num_hidden_layers * (8 * config.hidden_size + 5 * config.intermediate_size))
+    return _tokens(model, config.num_hidden_layers * (16 * config.hidden_size + 10 * config.intermediate_size))

@@ -9,6 +9,7 @@ plain model before it is used.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,8 @@ class DecoderStack:
         kind = type(model).__name__
         if not self.layers:
             raise InputError("model", f"{kind} has no gated MLP: {LOOKED_FOR} in model.layers")
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise InputError("model", f"{kind}: some weights are offloaded; all of them must be in memory")
         self.mlps = [gated_mlp(layer, kind) for layer in self.layers]
         self.d_ff: int = self.mlps[0].d_ff
         self.d_model: int = self.mlps[0].down.out_features
@@ -99,18 +102,19 @@ class DecoderStack:
         _, after = self._norms(self.layers[index])
         return residual + (y if after is None else after(y))
 
-    def _scaled(self, index: int, residual: Tensor, scale: Tensor, projection: Projection) -> Tensor:
-        """The residual that leaves layer `index` with the rows of a projection times `scale`, [C, T, d_model]."""
+    def _scaled(
+        self, index: int, residual: Tensor, scale: Tensor, projection: Projection, added: Tensor | None
+    ) -> Tensor:
+        """The residual that leaves layer `index` with a projection's rows times `scale`, [C, T, d_model]."""
         mlp = self.mlps[index]
         with torch.no_grad():
             gate, up = self.gate_and_up(index, residual)
-        scale = scale.unsqueeze(1)
         if projection == "gate_proj":
-            y = mlp.down(mlp.activation(gate * scale) * up)
+            y = mlp.down(mlp.activation(_edited(gate, scale, added)) * up)
         elif projection == "up_proj":
-            y = mlp.down(mlp.activation(gate) * (up * scale))
+            y = mlp.down(mlp.activation(gate) * _edited(up, scale, added))
         else:
-            y = mlp.down(mlp.activation(gate) * up) * scale
+            y = _edited(mlp.down(mlp.activation(gate) * up), scale, added)
         return self._leaving(index, residual, y)
 
     def _silenced(self, index: int, residual: Tensor, sets: Sequence[np.ndarray], projection: Projection) -> Tensor:
@@ -158,32 +162,46 @@ class DecoderStack:
             logits = self._head(hidden)[0]
         return Residuals(packed, entering, logits, arguments, kept)
 
-    def scaled(self, residuals: Residuals, index: int, scale: Tensor, projection: Projection = "gate_proj") -> Tensor:
+    def scaled(
+        self,
+        residuals: Residuals,
+        index: int,
+        scale: Tensor,
+        projection: Projection = "gate_proj",
+        added: Tensor | None = None,
+    ) -> Tensor:
         """Logits at the pack's reads, with row j of a projection of layer `index` multiplied by scale[:, j].
 
         Multiplying row j of gate_proj by alpha multiplies g_j by it, since g is linear in the row: it is the weight
-        path of integrated gradients (2507.09185 Eq. 4). Differentiable in `scale`.
+        path of integrated gradients (2507.09185 Eq. 4). Differentiable in `scale` and in `added`.
 
         Args:
             scale: [C, width], one row per run.
+            added: to what the scaled rows give, [C, tokens, width] with as many tokens as the layer's residual has;
+                zeros, to differentiate by position.
 
         Returns:
             [C, R, vocabulary].
         """
         with Products():
-            hidden = self._scaled(index, residuals.entering[index], scale, projection)
+            hidden = self._scaled(index, residuals.entering[index], scale, projection, added)
             if index < len(self) - 1:
                 hidden = self._run_layers(index + 1, hidden, residuals.pack, residuals.arguments)
             return self._head(hidden)
 
-    def scaled_everywhere(self, residuals: Residuals, scale: Tensor, projection: Projection = "gate_proj") -> Tensor:
+    def scaled_everywhere(
+        self,
+        residuals: Residuals,
+        scale: Tensor,
+        projection: Projection = "gate_proj",
+        added: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
         """Logits at the pack's reads, [C, R, vocabulary], with the rows of every layer l multiplied by scale[:, l].
 
-        Differentiable in `scale`, [C, layers, width].
+        Differentiable in `scale`, [C, layers, width], and in `added`, which is for each layer what `scaled` takes.
         """
-        handles = [
-            mlp.multiply_rows(projection, by[:, None]) for mlp, by in zip(self.mlps, scale.unbind(1), strict=True)
-        ]
+        edits = zip(self.mlps, scale.unbind(1), added or [None] * len(self), strict=True)
+        handles = [mlp.edit_rows(projection, partial(_edited, scale=by, added=more)) for mlp, by, more in edits]
         try:
             with Products():
                 hidden = self._embed(residuals.pack).expand(len(scale), -1, -1)
@@ -301,6 +319,12 @@ class DecoderStack:
                     f"{type(self.model).__name__}: re-running its layers does not give its logits (relative "
                     f"difference {gap:.1e}); this family is not supported",
                 )
+
+
+def _edited(rows: Tensor, scale: Tensor, added: Tensor | None) -> Tensor:
+    """What a projection gives, [.., tokens, width], by an edit of its rows: [C, tokens, width]."""
+    scaled = rows * scale[:, None]
+    return scaled if added is None else scaled + added
 
 
 def _first(output: Any) -> Tensor:

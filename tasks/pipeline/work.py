@@ -1,10 +1,14 @@
-"""Long work in parts: computed one after the other, each in the journal once it is done."""
+"""Long work in parts: computed here or by several workers on Ray, each part in the journal once it is done."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from tasks.pipeline.errors import InputError
 from tasks.pipeline.journal import Journal
+
+WORKERS = "DSM_WORKERS"
 
 
 class Worker(Protocol):
@@ -38,11 +42,40 @@ class _Here:
 
 @contextmanager
 def crew(make: Callable[[], Worker]) -> Iterator[Crew]:
-    """Whoever computes: this process, with one worker."""
-    yield _Here(make)
+    """Whoever computes: this process, or as many workers on Ray as DSM_WORKERS says. The values are the same.
+
+    Raises:
+        InputError: DSM_WORKERS or RAY_ADDRESS is wrong, or Ray is not installed.
+    """
+    number = worker_count()
+    if not number:
+        yield _Here(make)
+        return
+    from tasks.pipeline.cluster import on_ray
+
+    with on_ray(make, number) as found:
+        yield found
 
 
-def run_parts(workers: Crew, parts: Sequence[Any], journal: Journal, advance: Callable[[int], None]) -> dict[Any, Any]:
+def worker_count() -> int:
+    """How many workers on Ray: the variable DSM_WORKERS; 0, the default, is this process without Ray.
+
+    Raises:
+        InputError: it is not a whole number from 0.
+    """
+    text = os.environ.get(WORKERS) or "0"
+    if not (text.isascii() and text.isdigit()):
+        raise InputError(WORKERS, f"must be a whole number from 0, not {text!r}")
+    return int(text)
+
+
+def _silently(done: int) -> None:
+    pass
+
+
+def run_parts(
+    workers: Crew, parts: Sequence[Any], journal: Journal, advance: Callable[[int], None] = _silently
+) -> dict[Any, Any]:
     """The values of the parts, in their order; those that the journal has are not computed again.
 
     Args:

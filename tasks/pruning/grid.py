@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pandas as pd
 from tasks.benchmarks.encoding import Encoded
 from tasks.benchmarks.scoring import read_options, read_without, unit
 from tasks.models.products import Precision
-from tasks.models.stack import DecoderStack, Residuals
+from tasks.models.stack import DecoderStack, Projection, Residuals
 from tasks.pruning.masks import count, top_neurons
 
 UNPRUNED = -1  # the layer of the row that stands for the model as it is
@@ -35,9 +36,18 @@ class Part:
     pack: int
     layer: int
     fractions: tuple[float, ...]
+    precision: Precision = "float32"
 
     def __str__(self) -> str:
-        return f"{self.pack} {self.layer} {self.fractions}"
+        return f"{self.pack} {self.layer} {self.fractions} {self.precision}"
+
+
+class Value(TypedDict):
+    """What a part comes to, for each of its fractions: right answers, sum of gold margins, each row's prediction."""
+
+    right: list[int]
+    margin: list[float]
+    predicted: list[list[int]]
 
 
 class Grid:
@@ -47,7 +57,8 @@ class Grid:
 
     Args:
         gold: index of the right option of each row.
-        scores: float32 [layers, width].
+        scores: float32 [layers, width], what neurons are ordered by.
+        projection: the one whose rows the neurons are.
     """
 
     def __init__(
@@ -56,48 +67,53 @@ class Grid:
         rows: Sequence[Encoded],
         gold: Sequence[int],
         scores: np.ndarray,
-        precision: Precision = "float32",
+        projection: Projection = "gate_proj",
     ):
         self._stack = stack
         self._rows = rows
         self._gold = gold
         self._scores = scores
-        self._precision = precision
+        self._projection = projection
         self._packs = stack.pack([unit(row) for row in rows])
-        self._clean: tuple[int, Residuals] | None = None  # of the last pack that was asked for
+        self._clean: tuple[tuple[int, Precision], Residuals] | None = None  # of the last pack that was asked for
 
     @property
     def sizes(self) -> list[int]:
         """How many rows each pack has."""
         return [len(packed.units) for packed in self._packs]
 
-    def compute(self, part: Part) -> list[list[float]]:
-        """For each fraction the number of right answers, and for each the sum of the gold margins."""
-        packed = self._packs[part.pack]
-        if self._clean is None or self._clean[0] != part.pack:
-            self._clean = part.pack, self._stack.clean(packed, self._precision)
+    def compute(self, part: Part) -> Value:
+        """What a part comes to."""
+        packed, key = self._packs[part.pack], (part.pack, part.precision)
+        if self._clean is None or self._clean[0] != key:
+            self._clean = None  # frees the memory of the one before
+            self._clean = key, self._stack.clean(packed, part.precision)
         residuals = self._clean[1]
         if part.layer == UNPRUNED:
             answers = read_options(packed, self._rows, residuals.logits[None])
         else:
             width = self._scores.shape[1]
             sets = [top_neurons(self._scores[part.layer], count(p, width)) for p in part.fractions]
-            answers = read_without(self._stack, residuals, self._rows, part.layer, sets)
+            answers = read_without(self._stack, residuals, self._rows, part.layer, sets, self._projection)
         wanted = [self._gold[index] for index in packed.units]
-        right = (answers.predicted() == np.array(wanted)).sum(1)
-        return [right.tolist(), answers.margins(wanted).sum(1).tolist()]
+        predicted = answers.predicted()
+        return {
+            "right": (predicted == np.array(wanted)).sum(1).tolist(),
+            "margin": answers.margins(wanted).sum(1).tolist(),
+            "predicted": predicted.tolist(),
+        }
 
 
-def parts_of(pairs: Pairs, packs: int) -> list[Part]:
+def parts_of(pairs: Pairs, packs: int, precision: Precision = "float32") -> list[Part]:
     """The work of these pairs and of the unpruned model, pack by pack."""
     return [
-        Part(pack, layer, tuple(fractions))
+        Part(pack, layer, tuple(fractions), precision)
         for pack in range(packs)
         for layer, fractions in {UNPRUNED: (0.0,), **pairs}.items()
     ]
 
 
-def assemble(values: Mapping[Part, Sequence[Sequence[float]]], rows: int, width: int) -> pd.DataFrame:
+def assemble(values: Mapping[Part, Value], rows: int, width: int) -> pd.DataFrame:
     """The grid from the values of its parts: one row per pair, in their order, the unpruned model first.
 
     Returns:
@@ -105,9 +121,9 @@ def assemble(values: Mapping[Part, Sequence[Sequence[float]]], rows: int, width:
     """
     sums: dict[tuple[int, float], np.ndarray] = {}
     for part, value in values.items():
-        for fraction, both in zip(part.fractions, np.array(value).T, strict=True):
+        for fraction, right, margin in zip(part.fractions, value["right"], value["margin"], strict=True):
             key = part.layer, fraction
-            sums[key] = sums.get(key, 0) + both
+            sums[key] = sums.get(key, 0) + np.array([right, margin])
     records = [
         (layer, fraction, count(fraction, width), right / rows, margin / rows)
         for (layer, fraction), (right, margin) in sorted(sums.items())

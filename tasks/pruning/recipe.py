@@ -6,6 +6,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
+from tasks.models.stack import Projection
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.settings import Sha256, Strict
 from tasks.pruning.grid import UNPRUNED
@@ -30,13 +31,17 @@ class AdaptationResult(Strict):
 
 
 class Recipe(Strict):
-    """The pruned model as data. `neurons` are rows of `projection` in layer `layer`, ascending."""
+    """The pruned model as data.
+
+    `neurons` are rows of `projection` in layer `layer`, ascending. `d_ff` is how many rows it has: the MLP's width, for
+    down_proj the model's. The same rows of gate_proj and of up_proj silence the same neurons.
+    """
 
     format: Literal[1] = 1
     model: str
     benchmark: str
     base_sha256: Sha256
-    projection: Literal["gate_proj"] = "gate_proj"
+    projection: Projection = "gate_proj"
     layer: int = Field(ge=0)
     fraction: float = Field(gt=0, lt=1)
     layers: int = Field(gt=0)

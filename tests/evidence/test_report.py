@@ -1,11 +1,15 @@
 """report.html: says what the files say, needs nothing but itself, and is the same every time."""
 
 import html
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tasks.evidence.report import render
 from tasks.evidence.verdict import verdict
@@ -151,6 +155,42 @@ def test_limits_and_provenance_are_said(cell: Cell) -> None:
         "dsm export --model tiny --benchmark reviews --out exports/tiny-reviews",
     ):
         assert fact in shown, fact
+
+
+def test_scores_of_another_kind_are_called_what_they_are(cell: Cell) -> None:
+    def shown(tensors: dict[str, np.ndarray], **header: Any) -> str:
+        metadata = {"header": json.dumps({"n": 10, "projection": "gate_proj", "ranking": "signed"} | header)}
+        save_file(tensors, cell.scores, metadata=metadata)
+        return plain(render(cell))
+
+    layered = load_file(cell.scores)
+    nothing = np.full_like(layered["gap"], np.nan)
+    text = shown(layered | dict.fromkeys(("gap", "error", "difference"), nothing), method="activation")
+    assert "score is the mean size of act(gate) × up; averaged over the 10 examples" in text
+    assert "nothing says what they must add up to" in text
+
+    whole = layered | {name: layered[name][:1] for name in ("gap", "error", "difference", "nodes")}
+    named = {"method": "integrated_gradients", "path": "all_layers", "projection": "up_proj", "ranking": "absolute"}
+    text = shown(whole, target="option_margin", tolerance=1e-9, **named)
+    assert "two largest logits of the options’ first tokens along its up weights" in text
+    assert "with all neurons of all layers" in text
+    assert "ordered by its size" in text
+    assert "The scores of all layers together must add up" in text
+    assert "It did not converge." in text
+
+    settled = layered | {"stability": np.array([0.5, 0.5, 1, 1, 1, 1], dtype=np.float32)}
+    text = shown(settled, method="integrated_gradients", path="layer", tolerance=0.01, stability=0.99)
+    assert "2 of 6 layers did not converge: 0, 1." in text
+    for path, method, words in [
+        (
+            "layer",
+            "gradient_x_activation",
+            "the gradient of the largest next-token logit by a factor on its gate weights",
+        ),
+        ("layer", "relu_gradient", "the mean positive part of the gradient"),
+        ("single", "integrated_gradients", "loses when its gate weights alone are set to zero"),
+    ]:
+        assert words in shown(layered, path=path, method=method, target="max_logit")
 
 
 def test_a_missing_file_is_named(cell: Cell) -> None:

@@ -266,8 +266,8 @@ def test_the_estimate_counts_forward_passes(project: Path) -> None:
     passes = forward_passes(cell, layers=6)
     assert passes["search"] == 10 * (1 + 6 * 8 / 2)
     assert passes["transfer"] == 40 * (1 + 6 * 8 / 2)
-    assert passes["evaluate"] == 60 * (2 + 3)
-    assert passes["score"] == 10 * (1 + 6 * 8 / 2 * 3)
+    assert passes["evaluate"] == pytest.approx(60 * (1 + (2 + 3) * (1 - 2 / 6)))  # the chosen layer is 2
+    assert passes["score"] == 10 * (1 + (1 + 6 * 10 / 2) * 2)
 
 
 def test_the_estimate_uses_the_timings_of_this_machine(project: Path) -> None:

@@ -93,11 +93,11 @@ def test_a_killed_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
     calls = []
     silenced = DecoderStack.silenced
 
-    def dies_at_the_second(self, residuals, index, sets):
+    def dies_at_the_second(self, residuals, index, *rest):
         calls.append(index)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return silenced(self, residuals, index, sets)
+        return silenced(self, residuals, index, *rest)
 
     monkeypatch.setattr(DecoderStack, "silenced", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):

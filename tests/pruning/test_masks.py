@@ -1,9 +1,12 @@
-"""How many neurons a fraction is, which ones, and the factors that silence them."""
+"""How many neurons a fraction is, and which ones."""
+
+import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from tasks.pruning.masks import count, random_neurons, top_neurons
+from tasks.pruning.masks import count, random_neurons, read_ranking, top_neurons
 
 
 @pytest.mark.parametrize(("fraction", "d_ff", "number"), [(0.05, 1536, 77), (0.4, 1536, 614), (0.5, 5, 3), (0.0, 9, 0)])
@@ -14,6 +17,16 @@ def test_count_rounds_half_up(fraction, d_ff, number):
 def test_top_neurons_have_the_highest_signed_scores_and_ties_go_to_the_lower_index():
     scores = np.array([1.0, -9.0, 3.0, 1.0, 3.0], dtype=np.float32)
     assert top_neurons(scores, 3).tolist() == [2, 4, 0]
+
+
+@pytest.mark.parametrize(("ranking", "first"), [("signed", [2, 0]), ("absolute", [1, 2])])
+def test_the_header_of_the_scores_says_what_counts(tmp_path, ranking, first):
+    header = {"ranking": ranking, "projection": "up_proj", "n": 10}
+    scores = np.array([[1.0, -9.0, 3.0]], dtype=np.float32)
+    save_file({"scores": scores}, tmp_path / "scores", metadata={"header": json.dumps(header)})
+    found = read_ranking(tmp_path / "scores")
+    assert top_neurons(found.values[0], 2).tolist() == first
+    assert (found.projection, found.header) == ("up_proj", header)
 
 
 def test_smaller_fractions_are_contained_in_larger_ones():

@@ -1,0 +1,143 @@
+"""Scores of all neurons by the method that the settings name: one contract for all of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import nan
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tasks.attribution.ablation import activation, single
+from tasks.attribution.integrated_gradients import LayerPath, layer_scores
+from tasks.attribution.targets import ON_OPTIONS, TARGETS
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.settings import Attribution
+
+Part = tuple[int, ...]  # the layers that share a path
+
+
+@dataclass(frozen=True)
+class Attributed:
+    """The scores of the neurons of some layers, means over the prompts.
+
+    Attributes:
+        scores: float64 [layers of the part, width], signed, whatever `ranking` is.
+        difference: F(1) - F(0) along the path; NaN where the scores do not integrate anything (`relu_gradient`,
+            `activation`, path `single`), and so for `gap`, `error` and `stability`.
+        gap: sum of the scores minus `difference`.
+        error: bound on |gap| in which nothing cancels (`tasks.attribution.quadrature.Integral`).
+        stability: how settled the ranking is, a rank correlation (ibidem); NaN for a fixed rule.
+        nodes: gradient evaluations spent, not counting the one at the full model, which all layers share.
+    """
+
+    scores: Tensor
+    difference: float = nan
+    gap: float = nan
+    error: float = nan
+    stability: float = nan
+    nodes: int = 0
+
+
+class Attributor:
+    """Scores of a model's neurons on the adaptation prompts, in parts that can be computed anywhere and in any order.
+
+    A neuron is a row of `settings.projection`. By `settings.method`:
+
+    * integrated_gradients (2507.09185 Eq. 4 and 5): `integrated_gradients.layer_scores`, for path `layer` or
+      `all_layers` (the paper leaves open which); path `single`: `ablation.single`, ours.
+    * gradient_x_activation: the same with the gradient at the full model instead of its integral.
+    * relu_gradient: `LayerPath.rectified`, another reading of the paper's method.
+    * activation: `ablation.activation`, a baseline that looks at no answer.
+
+    Args:
+        sequences: token ids of each prompt, up to where the answer begins.
+        firsts: for targets on options, the first token of each option of each prompt.
+    """
+
+    def __init__(
+        self,
+        stack: DecoderStack,
+        sequences: Sequence[Sequence[int]],
+        settings: Attribution,
+        firsts: Sequence[Sequence[int]] | None = None,
+    ):
+        self._stack = stack
+        self._sequences = sequences
+        self._settings = settings
+        self._firsts = firsts
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts of the work, which are all layers in their order: one by one, or those of a common path."""
+        layers = range(len(self._stack))
+        return [tuple(layers)] if self._settings.path == "all_layers" else [(layer,) for layer in layers]
+
+    def attribute(self, part: Part) -> Attributed:
+        """The scores of the layers of one part."""
+        settings = self._settings
+        layer = part[0] if len(part) == 1 and settings.path != "all_layers" else None
+        if settings.method == "activation":
+            return Attributed(self._activation[list(part)])
+        if settings.method == "relu_gradient":
+            scores = self._path.rectified(layer, settings.steps)
+            return Attributed(scores.reshape(len(part), -1), nodes=settings.steps)
+        if settings.path == "single":
+            return Attributed(single(self._path, part[0])[None])
+        result = layer_scores(self._path, layer, self._one, settings)
+        scores = result.scores.reshape(len(part), -1)
+        return Attributed(scores, result.difference, result.gap, result.error, result.stability, result.nodes)
+
+    def compute(self, part: Part) -> dict[str, Any]:
+        """`attribute` as a JSON value, for `tasks.pipeline.work`."""
+        result = self.attribute(part)
+        return vars(result) | {"scores": result.scores.tolist()}
+
+    # Made when they are first needed: a run whose parts are all in the journal needs none of them.
+
+    @cached_property
+    def _path(self) -> LayerPath:
+        settings = self._settings
+        return LayerPath(
+            self._stack,
+            self._sequences,
+            self._firsts,
+            target=settings.target,
+            projection=settings.projection,
+            apart=settings.method == "relu_gradient",
+        )
+
+    @cached_property
+    def _one(self) -> tuple[Tensor, Tensor]:
+        return self._path.at_one()
+
+    @cached_property
+    def _activation(self) -> Tensor:
+        return activation(self._stack, self._sequences, self._settings.projection)
+
+
+def describe(settings: Attribution) -> dict[str, Any]:
+    """What the header of the scores says about them: the settings that they depend on, and F in words."""
+    found = settings.effective()
+    return found | {"definition": TARGETS[settings.target]} if "target" in found else found
+
+
+def assemble(values: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Tensors of all layers from the values of all parts, in their order.
+
+    Returns:
+        `scores`, float32 [layers, width]; `difference`, `gap`, `error`, `stability`, float32, and `nodes`, int32, with
+        one entry for each path: [layers], or [1] where all layers share one.
+    """
+    tensors = {
+        name: torch.tensor([value[name] for value in values], dtype=torch.int32 if name == "nodes" else torch.float32)
+        for name in ("difference", "gap", "error", "stability", "nodes")
+    }
+    scores = [layer for value in values for layer in value["scores"]]
+    return {"scores": torch.tensor(scores, dtype=torch.float32)} | tensors
+
+
+def needs_options(settings: Attribution) -> bool:
+    """Whether the target is on the options, so that `Attributor` needs their first tokens."""
+    return settings.target in ON_OPTIONS

@@ -1,0 +1,63 @@
+"""Whether the pruned runs of a grid may multiply in bfloat16: decided on a sample of the grid itself."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tasks.models.products import Precision
+from tasks.pruning.grid import Part, Value, assemble
+from tasks.pruning.recipe import choose
+
+EVERY = 5  # layers of the first pack: a sample of a fifth of it
+AGREEMENT = 0.995  # of the sample's predictions, at least
+
+Run = Callable[[Sequence[Part]], Mapping[Part, Value]]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The precision to use, and the sample that settled it (None where float32 was asked for).
+
+    Attributes:
+        agreement: share of the predictions that are the same in both precisions.
+        same_choice: whether the sample's chosen pair is the same in both; None where nothing is chosen.
+    """
+
+    precision: Precision
+    predictions: int | None = None
+    agreement: float | None = None
+    same_choice: bool | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For the files that say how they were made."""
+        return asdict(self)
+
+
+def settle(wanted: Precision, parts: Sequence[Part], run: Run, width: int) -> Settled:
+    """bfloat16 if it was asked for and changes neither the sample's choice nor more than 0.5 % of its predictions.
+
+    Args:
+        parts: the whole work; the sample is every fifth layer of its first pack.
+        run: computes parts.
+    """
+    if wanted == "float32":
+        return Settled("float32")
+    sample = [part for part in parts if part.pack == 0 and part.layer % EVERY == 0]
+    low, high = (run([replace(part, precision=precision) for part in sample]) for precision in ("bfloat16", "float32"))
+    rounded, exact = (np.concatenate([value["predicted"] for value in values.values()]) for values in (low, high))
+    first, second = (choose(assemble(values, rounded.shape[1], width))[0] for values in (low, high))
+    same_choice = bool((first["layer"], first["fraction"]) == (second["layer"], second["fraction"]))
+    return _settled(rounded, exact, same_choice)
+
+
+def settle_on_rows(wanted: Precision, predict: Callable[[Precision], np.ndarray]) -> Settled:
+    """The same where nothing is chosen: `predict` gives the predictions on a sample of rows."""
+    return Settled("float32") if wanted == "float32" else _settled(predict("bfloat16"), predict("float32"), None)
+
+
+def _settled(low: np.ndarray, high: np.ndarray, same_choice: bool | None) -> Settled:
+    agreement = float((low == high).mean())
+    fine = agreement >= AGREEMENT and same_choice is not False
+    return Settled("bfloat16" if fine else "float32", low.size, agreement, same_choice)

@@ -1,0 +1,254 @@
+"""Every method, path and target behind the one contract, each against a computation of its own."""
+
+import pytest
+import torch
+
+from tasks.attribution.attribute import Attributor, assemble, describe
+from tasks.attribution.targets import TARGETS
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.journal import Journal
+from tasks.pipeline.settings import Attribution
+from tasks.pipeline.work import crew, run_parts
+from tests.attribution.oracles import (
+    FAMILIES,
+    FIRSTS,
+    PROJECTIONS,
+    PROMPTS,
+    fixed_targets,
+    logits,
+    mean_target,
+    row_gradients,
+    zeroed,
+)
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    return tiny_model(request.param)
+
+
+def attributor(model, firsts=FIRSTS, prompts=PROMPTS, **settings):
+    return Attributor(DecoderStack(model), prompts, Attribution(**settings), firsts)
+
+
+def all_scores(model, **settings):
+    found = attributor(model, **settings)
+    return torch.cat([found.attribute(part).scores for part in found.parts])
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("layer", [1, 2])
+def test_single_is_what_zeroing_one_row_of_the_weights_takes_away(model, layer, projection):
+    result = attributor(model, path="single", projection=projection).attribute((layer,))
+    targets = fixed_targets(model)
+    full = mean_target(model, targets)
+    expected = []
+    for row in range(result.scores.shape[1]):
+        with zeroed(model, [layer], projection, row):
+            expected.append(full - mean_target(model, targets))
+    expected = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(result.scores[0], expected, atol=1e-9, rtol=0)
+    assert expected.abs().max() > 1e-2
+
+
+def test_single_in_small_batches_is_the_same(monkeypatch):
+    model = tiny_model("llama")
+    expected = all_scores(model, path="single")
+    monkeypatch.setattr("tasks.attribution.ablation.forward_tokens", lambda model: 30)
+    torch.testing.assert_close(all_scores(model, path="single"), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("projection", ["gate_proj", "down_proj"])
+def test_activation_is_what_the_weights_make_of_the_mlps_input(model, projection):
+    expected = torch.zeros(3, 32 if projection == "down_proj" else 48, dtype=torch.float64)
+    for prompt in PROMPTS:
+        inputs = []
+        handles = [
+            layer.mlp.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0][0]))
+            for layer in model.model.layers
+        ]
+        logits(model, prompt)
+        for handle in handles:
+            handle.remove()
+        for at, x in enumerate(inputs):
+            mlp = model.model.layers[at].mlp
+            h = mlp.act_fn(x @ mlp.gate_proj.weight.T) * (x @ mlp.up_proj.weight.T)
+            values = h @ mlp.down_proj.weight.T if projection == "down_proj" else h
+            expected[at] += values.abs().mean(0) / len(PROMPTS)
+    found = all_scores(model, method="activation", projection=projection)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
+    if projection == "gate_proj":
+        assert torch.equal(found, all_scores(model, method="activation", projection="up_proj"))
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_gradient_x_activation_is_the_rows_output_times_its_gradient(model, projection):
+    found = all_scores(model, method="gradient_x_activation", projection=projection)
+    for layer in range(3):
+        runs = [row_gradients(model, [layer], projection, 1.0, prompt)[0] for prompt in PROMPTS]
+        expected = sum((rows * gradient).sum(0) for rows, gradient in runs) / len(PROMPTS)
+        torch.testing.assert_close(found[layer], expected, atol=1e-9, rtol=1e-8)
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("path", ["layer", "all_layers"])
+def test_relu_gradient_is_the_mean_of_positive_parts_by_step_and_position(model, path, projection):
+    found = all_scores(model, method="relu_gradient", path=path, projection=projection, steps=4)
+    expected = torch.zeros_like(found)
+    for together in [[0, 1, 2]] if path == "all_layers" else [[0], [1], [2]]:
+        for prompt in PROMPTS:
+            for k in (1, 2, 3, 4):
+                runs = row_gradients(model, together, projection, k / 4, prompt)
+                for layer, (_, gradient) in zip(together, runs, strict=True):
+                    for position in gradient:
+                        expected[layer] += position.clamp(min=0) / (4 * len(PROMPTS))
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-8)
+    assert expected.max() > 1e-2
+
+
+def target_oracle(name, full, firsts):
+    """F of one prompt as a function of its logits, `full` being those of the full model."""
+    ranked = sorted(set(firsts), key=lambda token: float(full[token]), reverse=True)
+    return {
+        "max_logit": lambda logits: logits[full.argmax()],
+        "max_logit_remaximised": lambda logits: logits.max(),
+        "max_option_logit": lambda logits: logits[ranked[0]],
+        "option_margin": lambda logits: logits[ranked[0]] - logits[ranked[1]],
+    }[name]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("path", ["layer", "all_layers", "single"])
+def test_targets(model, name, path):
+    targets = [target_oracle(name, logits(model, p), f) for p, f in zip(PROMPTS, FIRSTS, strict=True)]
+    full = mean_target(model, targets)
+    if path == "single":
+        result = attributor(model, path=path, target=name).attribute((1,))
+        with zeroed(model, [1], "gate_proj", 5):
+            assert float(result.scores[0, 5]) == pytest.approx(full - mean_target(model, targets), abs=1e-9)
+        return
+    layers = (0, 1, 2) if path == "all_layers" else (1,)
+    result = attributor(model, path=path, target=name, max_nodes=4).attribute(layers)
+    with zeroed(model, layers, "gate_proj"):
+        assert result.difference == pytest.approx(full - mean_target(model, targets), abs=1e-9)
+
+
+def test_a_remaximised_target_switches_tokens_and_stays_complete():
+    """Against max(1) - max(0), the tokens at both ends being different ones."""
+    model = tiny_model("llama")
+    settings = {"tolerance": 1e-3, "max_nodes": 2048}
+    result = attributor(model, target="max_logit_remaximised", **settings).attribute((1,))
+    full = [logits(model, prompt) for prompt in PROMPTS]
+    with zeroed(model, [1], "gate_proj"):
+        without = [logits(model, prompt) for prompt in PROMPTS]
+    assert any(a.argmax() != b.argmax() for a, b in zip(full, without, strict=True))
+    difference = sum(float(a.max() - b.max()) for a, b in zip(full, without, strict=True)) / len(PROMPTS)
+    assert float(result.scores.sum()) == pytest.approx(difference, abs=1e-3 * max(1, abs(difference)))
+    assert abs(result.difference - attributor(model, **settings).attribute((1,)).difference) > 1e-2
+
+
+def test_a_remaximised_gradient_is_that_of_the_token_ahead():
+    model = tiny_model("llama")
+    path = attributor(model, target="max_logit_remaximised", prompts=PROMPTS[:1])._path
+    fixed = attributor(model, prompts=PROMPTS[:1])._path
+    gate = model.model.layers[1].mlp.gate_proj
+    factor = torch.full((48,), 0.1, dtype=torch.float64, requires_grad=True)
+    handle = gate.register_forward_hook(lambda _, __, output: output * factor)
+    values = logits(model, PROMPTS[0])
+    handle.remove()
+    expected = torch.autograd.grad(values[values.argmax()], factor)[0]
+    torch.testing.assert_close(path.evaluate(1, [0.1])[1][0], expected, atol=1e-10, rtol=1e-9)
+    assert (fixed.evaluate(1, [0.1])[1][0] - expected).abs().max() > 1e-2
+
+
+def test_options_that_begin_alike_have_no_margin():
+    with pytest.raises(InputError, match="all options of a row begin with the same token"):
+        attributor(tiny_model("llama"), [[3, 3], [1, 2], [1, 2]], target="option_margin").attribute((0,))
+    attributor(tiny_model("llama"), [[3, 3], [1, 2], [1, 2]], target="max_option_logit", max_nodes=4).attribute((0,))
+
+
+METHODS = [
+    {},
+    {"path": "all_layers", "projection": "down_proj", "max_nodes": 8},
+    {"path": "single"},
+    {"method": "gradient_x_activation", "target": "option_margin"},
+    {"method": "activation"},
+    {"method": "relu_gradient", "steps": 3},
+]
+
+
+@pytest.mark.parametrize("settings", METHODS)
+def test_parts_come_back_from_the_journal_as_they_went(settings, tmp_path):
+    model = tiny_model("llama")
+    tensors = []
+    for _ in range(2):
+        made = []
+        with crew(lambda made=made: made.append(attributor(model, **settings)) or made[0]) as workers:
+            parts = workers.ask("parts")
+            values = run_parts(workers, parts, Journal(tmp_path / "journal", "key"), lambda done: None)
+        tensors.append(assemble(list(values.values())))
+    assert set(vars(made[0])) == {"_stack", "_sequences", "_settings", "_firsts"}, "computed what the journal has"
+    assert [layer for part in parts for layer in part] == [0, 1, 2]
+    for name, tensor in tensors[0].items():
+        torch.testing.assert_close(tensor, tensors[1][name], atol=0, rtol=0, equal_nan=True)
+    assert tensors[0]["scores"].shape == (3, 32 if "projection" in settings else 48)
+    assert tensors[0]["scores"].dtype == torch.float32
+    assert tensors[0]["gap"].shape == (1 if settings.get("path") == "all_layers" else 3,)
+    integral = settings.get("method") not in ("activation", "relu_gradient") and settings.get("path") != "single"
+    assert bool(tensors[0]["gap"].isnan().any()) == (not integral)
+
+
+def test_all_layers_close_one_gap_together():
+    found = attributor(tiny_model("llama"), path="all_layers", quadrature="riemann_right", steps=5)
+    [part] = found.parts
+    result = found.attribute(part)
+    assert result.scores.shape == (3, 48)
+    assert float(result.scores.sum()) - result.difference == pytest.approx(result.gap, abs=1e-12)
+
+
+def test_a_model_of_one_layer_has_the_same_scores_on_both_paths():
+    model = tiny_model("llama")
+    del model.model.layers[1:]
+    model.config.num_hidden_layers = 1
+    one, every = (all_scores(model, path=path, max_nodes=16) for path in ("layer", "all_layers"))
+    torch.testing.assert_close(one, every, atol=1e-10, rtol=0)
+
+
+def test_the_header_says_what_the_scores_depend_on():
+    common = {"projection": "gate_proj", "ranking": "signed"}
+    assert describe(Attribution()) == common | {
+        "method": "integrated_gradients",
+        "path": "layer",
+        "target": "max_logit",
+        "definition": TARGETS["max_logit"],
+        "quadrature": "adaptive",
+        "tolerance": 0.01,
+        "stability": 0.99,
+        "max_nodes": 32,
+    }
+    assert describe(Attribution(method="activation")) == common | {"method": "activation"}
+    single = describe(Attribution(path="single", target="option_margin"))
+    assert {*single} == {*common, "method", "path", "target", "definition"}
+    assert describe(Attribution(method="relu_gradient"))["steps"] == 20
+    riemann = describe(Attribution(quadrature="riemann_right"))
+    assert "steps" in riemann
+    assert "tolerance" not in riemann
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"path": "single", "method": "relu_gradient"}, "path: single is an exact integral"),
+        ({"path": "single", "method": "activation"}, "path: single is an exact integral"),
+        ({"path": "all_layers", "method": "activation"}, "path: activation looks at the full model only"),
+        ({"path": "all_layers", "method": "gradient_x_activation"}, "path: gradient_x_activation looks at the full"),
+        ({"method": "activation", "target": "option_margin"}, "target: activation looks at no output"),
+        ({"projection": "q_proj"}, "projection"),
+        ({"ranking": "random"}, "ranking"),
+    ],
+)
+def test_settings_that_make_no_sense_together_are_refused(settings, match):
+    with pytest.raises(ValueError, match=match):
+        Attribution(**settings)
