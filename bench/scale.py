@@ -193,7 +193,7 @@ def pass_table(job: Job) -> str:
     )
 
 
-def memory_table(pack: int = 512, backward: int = 1280) -> str:
+def memory_table(pack: int = 512, backward: int = 512) -> str:
     rows = [
         [
             name,
@@ -213,7 +213,7 @@ def memory_table(pack: int = 512, backward: int = 1280) -> str:
     return table(head, rows)
 
 
-def gpu_table(pack: int = 512, backward: int = 1280) -> str:
+def gpu_table(pack: int = 512, backward: int = 512) -> str:
     rows = [
         [
             name,

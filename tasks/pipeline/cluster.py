@@ -54,9 +54,6 @@ class _Actor:
     def compute(self, part: Any) -> Any:
         return self._answer(lambda worker: worker.compute(part))
 
-    def pid(self) -> int:
-        return os.getpid()
-
 
 class Shares:
     """Parts in their order, handed out one by one to several takers, each of whom gets neighbours.
@@ -113,11 +110,6 @@ class OnRay:
             give(number)  # before the driver turns to its journal
             yield part, self._value(done[0], part)
 
-    def pids(self) -> list[int]:
-        """The process of each worker."""
-        pids: list[int] = self._ray.get([actor.pid.remote() for actor in self._actors])
-        return pids
-
     def _value(self, reference: Any, wanted: Any) -> Any:
         try:
             value = self._ray.get(reference)
@@ -141,7 +133,8 @@ def on_ray(make: Callable[[], Any], workers: int) -> Iterator[OnRay]:
     Raises:
         InputError: Ray is not installed, its address leads nowhere, or there is too little for so many workers.
     """
-    with _started(workers) as ray, _ended_by_sigterm():
+    with _own_sigterm(), _started(workers) as ray:
+        signal.signal(signal.SIGTERM, _leave)
         # Ray makes OMP_NUM_THREADS of the CPUs that an actor holds.
         each = share_of([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
         there = {name: os.environ[name] for name in (DEVICE,) if name in os.environ}  # nodes have their own environment
@@ -180,7 +173,7 @@ def _started(workers: int) -> Iterator[Any]:
             ray = _import()
             try:
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 raise InputError(ADDRESS, f"{address}: {str(error).splitlines()[0]}") from None
         try:
             yield ray
@@ -267,14 +260,15 @@ def _kept() -> Iterator[str]:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM leaves the body by SystemExit, so that what was started is ended; Ray's own handler is put aside."""
-
-    def leave(number: int, _: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
+def _own_sigterm() -> Iterator[None]:
+    """Afterwards SIGTERM does what it did before: Ray puts a handler of its own in its place."""
+    before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    """Ends the process by an exception, so that what was started is ended too."""
+    sys.exit(128 + number)

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.models.products import linear
 from tasks.pipeline.cluster import Shares, share_of
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import sha256_file
@@ -123,8 +124,10 @@ def on_ray() -> Iterator[Crew]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DSM_WORKERS", "2")
         patch.delenv("RAY_ADDRESS", raising=False)
+        before = signal.getsignal(signal.SIGTERM)
         with crew(Squares) as workers:
             yield workers
+    assert signal.getsignal(signal.SIGTERM) == before
     assert not [process for process in descendants() if "ray" in process.name()]
 
 
@@ -250,3 +253,13 @@ def test_values_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
     finally:
         torch.set_num_threads(before)
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 48), (576, 1536), (1536, 576)])
+def test_a_row_does_not_depend_on_how_many_are_multiplied_with_it(inputs: int, outputs: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, inputs, generator=generator) for n in (33, outputs))
+    whole = linear(x, weight)
+    for rows in (1, 2, 3, 8, 16):
+        assert linear(x[:rows], weight).numpy().tobytes() == whole[:rows].numpy().tobytes()
+    assert linear(x[None, :1], weight).shape == (1, 1, outputs)
