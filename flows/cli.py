@@ -41,6 +41,8 @@ def _told(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError) and error.filename is not None:  # a full disk, a missing right
         return 2, f"error: {error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
+    if type(error).__name__ == "SafetensorError":  # a damaged file; by name, since flows import no file formats
+        return 2, f"error: a safetensors file cannot be read or written: {text}"
     if type(error).__module__.startswith("flows."):
         return 1, f"failed: {text}"
     place = traceback.extract_tb(error.__traceback__)[-1]  # nobody expected it
@@ -252,6 +254,8 @@ def _source(source: Any) -> str:
         return ", ".join(source.paths[:2]) + (f" and {len(source.paths) - 2} more" if len(source.paths) > 2 else "")
     if source.kind == "wheel":
         return f"{source.file} of the wheel {source.package}=={source.version}"
+    if source.kind == "wheels":
+        return f"{source.file} in {len(source.parts)} wheels on PyPI"
     return f"{source.id}@{source.revision} on the hub" if source.kind == "hub" else str(source.path)
 
 

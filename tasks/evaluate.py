@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tasks.benchmarks.scoring import Answers, answers_without, exact_match
+from tasks.benchmarks.scoring import Answers, answers_without, exact_match, per_character
 from tasks.benchmarks.table import Rows, encode_rows, read_split
 from tasks.evidence.statistics import mcnemar, standard_error
 from tasks.models.loading import load
@@ -49,12 +49,23 @@ def evaluate(cell: Cell) -> None:
     write_parquet(cell.predictions, frame)
     result = summary(frame, table, seeds)
     for i, system in enumerate(("base", "pruned")):
-        result["systems"][system]["mean_margin"] = float(margins[i].mean())
+        norm = float(np.mean(_normed(rows, answers, i)))
+        result["systems"][system] |= {
+            "mean_margin": float(margins[i].mean()),
+            "acc_norm": norm,
+            "acc_norm_stderr": standard_error(norm, len(table)),
+        }
     write_json(cell.evaluation, result | {"precision": settled.as_json()})
 
 
 def _systems(seeds: list[int]) -> list[str]:
     return ["base", "pruned", *(f"random_{seed}" for seed in seeds)]
+
+
+def _normed(rows: Rows, answers: Answers, system: int) -> list[bool]:
+    """Whether the option that is most probable per character is the right one."""
+    asked = zip(answers.logprobs, rows.table["options"], rows.gold, strict=True)
+    return [bool(per_character(logprobs[system], options).argmax() == gold) for logprobs, options, gold in asked]
 
 
 def _exact(tokenizer: Any, rows: Rows, answers: Answers, system: int) -> list[bool]:

@@ -1,16 +1,19 @@
 """Weights from a recipe: a plain Hugging Face directory that any tool for such models loads."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tasks.evidence.reading import read_scores
 from tasks.evidence.verdict import method_name
+from tasks.models.gated import PLACES
 from tasks.models.hashing import sha256_directory
+from tasks.models.weights import model_files, tensors, weight_files
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json, replacing
@@ -48,8 +51,13 @@ def _write(path: Path, model_dir: Path, out: Path, card: str | None) -> None:
     if actual != recipe.base_sha256:
         raise InputError("model", f"{model_dir} has hash {actual}, but the recipe is for {recipe.base_sha256}")
     with replacing(out) as temporary:
-        shutil.copytree(model_dir, temporary, copy_function=shutil.copyfile)
-        _silence(temporary, recipe)
+        temporary.mkdir()
+        for file in model_files(model_dir):
+            shutil.copyfile(file, temporary / file.name)
+        try:
+            _silence(temporary, recipe)
+        except SafetensorError as error:  # a full disk, or a damaged file
+            raise InputError("model", f"its weights cannot be read or written: {error}") from None
         shutil.copyfile(path, temporary / "pruned.json")
         if card is not None:
             (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -57,21 +65,26 @@ def _write(path: Path, model_dir: Path, out: Path, card: str | None) -> None:
 
 def _silence(directory: Path, recipe: Recipe) -> None:
     """Zeroes the rows in the one safetensors file that holds them; nothing else changes, types included."""
-    ending = f"layers.{recipe.layer}.mlp.{recipe.projection}.weight"
-    for path in sorted(directory.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.endswith(ending)]  # noqa: SIM118 (not a mapping)
-            if not names:
-                continue
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        weight = tensors[names[0]]
-        if weight.shape[0] != recipe.d_ff:
-            raise InputError("model", f"{names[0]} has {weight.shape[0]} rows, but the recipe is for {recipe.d_ff}")
-        weight[torch.tensor(recipe.neurons, dtype=torch.long)] = 0
-        save_file(tensors, path, metadata=metadata)
-        return
-    raise InputError("model", f"no safetensors file holds a tensor *.{ending}")
+    places = {name: (part, parts) for name, part, parts in PLACES[recipe.projection]}
+    wanted = re.compile(rf"(?:.+\.)?layers\.{recipe.layer}\.[a-z_]+\.({'|'.join(places)})\.weight")
+    found = [(p, t.name, m[1]) for p in weight_files(directory) for t in tensors(p) if (m := wanted.fullmatch(t.name))]
+    if len(found) != 1:
+        raise InputError(
+            "model",
+            f"{len(found) or 'no'} tensors *layers.{recipe.layer}.*.({' or '.join(places)}).weight in its safetensors "
+            "files; one is needed",
+        )
+    path, name, layer = found[0]
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        contents = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    part, parts = places[layer]
+    if contents[name].shape[0] != parts * recipe.d_ff:
+        raise InputError(
+            "model", f"{name} has {contents[name].shape[0]} rows, but the recipe is for {parts} x {recipe.d_ff}"
+        )
+    contents[name][torch.tensor(recipe.neurons, dtype=torch.long) + part * recipe.d_ff] = 0
+    save_file(contents, path, metadata=metadata)
 
 
 def _card(cell: Cell) -> str:

@@ -16,9 +16,15 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 VOCABULARY = 256 + 1
@@ -36,13 +42,37 @@ SIZES = {
     # Large weights make the random networks curved, so that a rule of few nodes is visibly wrong.
     "initializer_range": 0.4,
 }
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+# Up to 256 tokens the short factors; these rotate a half of each head.
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0, 1.5], "long_factor": [4.0, 9.0],
+    "original_max_position_embeddings": 256, "partial_rotary_factor": 0.5,
+}  # fmt: skip
 # Windows of 4 tokens, so that the short prompts of the tests are longer than them.
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "llama3": lambda: LlamaForCausalLM(
+        LlamaConfig(**SIZES, attention_bias=True, tie_word_embeddings=True, rope_parameters=LLAMA3_ROPE)
+    ),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8, tie_word_embeddings=True)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=4)),
     "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, sliding_window=4)),
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=4)),
+    "olmo2": lambda: Olmo2ForCausalLM(Olmo2Config(**SIZES)),
+    "phi3": lambda: Phi3ForCausalLM(
+        Phi3Config(
+            **SIZES,
+            resid_pdrop=0.1,
+            embd_pdrop=0.1,
+            sliding_window=4,
+            rope_parameters=LONGROPE,
+            original_max_position_embeddings=256,
+        )
+    ),
 }
 
 
@@ -58,6 +88,16 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0) -
             if type(module).__name__.endswith("RMSNorm"):
                 module.forward = functools.partial(_double_norm, module)
     return model
+
+
+def rows(model: Any, layer: int, projection: str = "gate_proj") -> torch.Tensor:
+    """The weight rows of a projection, a view that can be written to."""
+    mlp = model.model.layers[layer].mlp
+    if hasattr(mlp, "gate_up_proj") and projection != "down_proj":
+        weight = mlp.gate_up_proj.weight
+        half = len(weight) // 2
+        return weight[:half] if projection == "gate_proj" else weight[half:]
+    return getattr(mlp, projection).weight
 
 
 def _double_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:

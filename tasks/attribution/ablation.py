@@ -48,10 +48,10 @@ def activation(stack: DecoderStack, sequences: Sequence[Sequence[int]], projecti
 
     # The model's own forward pass: the packed one leaves out what no later layer looks at.
     handles = [
-        layer.mlp.down_proj.register_forward_hook(
+        mlp.down.register_forward_hook(
             lambda _, inputs, output, at=at: keep(at, output if projection == "down_proj" else inputs[0])
         )
-        for at, layer in enumerate(stack.layers)
+        for at, mlp in enumerate(stack.mlps)
     ]
     try:
         for sequence in sequences:

@@ -78,6 +78,15 @@ def read_options(packed: Pack, rows: Sequence[Encoded], logits: Tensor) -> Answe
     return answers
 
 
+def per_character(logprobs: np.ndarray, options: Sequence[str]) -> np.ndarray:
+    """Log-probabilities [.., options] by the characters of each option without the one space it begins with.
+
+    The largest one is what `acc_norm` of lm-evaluation-harness counts.
+    """
+    lengths = [max(1, len(option.removeprefix(" "))) for option in options]
+    return logprobs.astype(np.float64) / lengths
+
+
 def exact_match(tokenizer: Any, option: str, greedy: Sequence[int]) -> bool:
     """Whether the unrestricted greedy tokens spell the option, but for case, spaces and punctuation (as SADI)."""
     return _plain(tokenizer.decode([token for token in greedy if token >= 0])) == _plain(option)

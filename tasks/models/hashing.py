@@ -1,14 +1,48 @@
-"""The hash of a model directory: what a recipe is bound to, and what a local model directory is pinned by."""
+"""The hash of a model: what a recipe is bound to, and what a local model directory is pinned by."""
 
+import json
 from pathlib import Path
+from typing import Any
 
+from tasks.models.weights import INDEX, hashed_tensors, model_files
+from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import sha256_file, sha256_json
+
+# Not what a prediction depends on: the recipe that an exported model carries, how text is generated, which file a
+# tensor is in.
+LEFT_OUT = {"pruned.json", "generation_config.json", INDEX}
 
 
 def sha256_directory(directory: Path) -> str:
-    """SHA-256 over the sorted (relative name, SHA-256) pairs of all files in `directory`, at any depth.
+    """SHA-256 of the model in `directory`, the same wherever it lies and whichever transformers version saved it.
 
-    Independent of where the directory lies, of times and of permissions; symbolic links to files count as files.
+    Over all of these (`tasks.models.weights.model_files`), and nothing else:
+
+    - of each tensor in the weights its name, type, shape and bytes; not how they are spread over files, nor the
+      metadata of these;
+    - the values in config.json, without `transformers_version`;
+    - name and bytes of the other *.json, *.model, *.txt and *.jinja files, those of the tokenizer, but for
+      generation_config.json, the index of the weights and pruned.json.
+
+    Raises:
+        InputError: a file of the weights or config.json is damaged.
     """
-    files = [path for path in directory.rglob("*") if path.is_file()]
-    return sha256_json(sorted((path.relative_to(directory).as_posix(), sha256_file(path)) for path in files))
+    found: list[tuple[Any, ...]] = []
+    for path in model_files(directory):
+        if path.suffix == ".safetensors":
+            found += hashed_tensors(path)
+        elif path.name == "config.json":
+            found.append(("config.json", sha256_json(_config(path))))
+        elif path.name not in LEFT_OUT:
+            found.append((path.name, sha256_file(path)))
+    return sha256_json(sorted(found, key=lambda entry: (len(entry), entry[0])))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"), parse_constant=str)  # Infinity is no JSON, but occurs
+    except ValueError as error:
+        raise InputError("model", f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError("model", f"{path} is not a mapping")
+    return {key: value for key, value in config.items() if key != "transformers_version"}

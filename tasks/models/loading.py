@@ -10,7 +10,9 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from tasks.models.weights import weight_files
 from tasks.pipeline.errors import InputError
+from tasks.pipeline.files import read_json
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,21 @@ def load(directory: Path) -> Loaded:
     Scores need float32: bfloat16 changes the ranking of the neurons.
 
     Raises:
-        InputError: the directory is not there, has no safetensors weights, or transformers refuses it.
+        InputError: the directory is not there, has no safetensors weights, or quantized ones, or cannot be loaded.
     """
     if not (directory / "config.json").is_file():
         raise InputError("model", f"{directory} is not a model directory: it has no config.json")
-    if not any(directory.glob("*.safetensors")):
-        raise InputError("model", f"{directory} has no *.safetensors file; other weight formats are not read")
+    if not weight_files(directory):
+        raise InputError(
+            "model", f"{directory} has no model.safetensors and no index of shards; no other format is read"
+        )
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it prints a table of what is refused below
     try:
+        if "quantization_config" in read_json(directory / "config.json"):
+            raise InputError(
+                "model", f"{directory} has quantized weights, whose rows cannot be zeroed; use the full ones"
+            )
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=torch.float32,

@@ -2,28 +2,29 @@
 
 A change to the MLP of layer l leaves the layers below it as they were, so a run starts from the residual that enters
 that MLP. The layers themselves are the model's own modules, called with the arguments the model calls them with; the
-view works for every family whose decoder layers have `gate_proj`, `up_proj` and `down_proj`, and checks itself against
-the plain model before it is used.
+view works for every family whose decoder layers have a gated MLP (`tasks.models.gated`), and checks itself against the
+plain model before it is used.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tasks.models.attention import NAME as TREE_ATTENTION
 from tasks.models.calls import Arguments, KeysAndValues, LayerCalls, Stop
+from tasks.models.gated import LOOKED_FOR, PROJECTIONS, Projection, gated_mlp
 from tasks.models.memory import forward_tokens
 from tasks.models.packing import Pack, Unit, pack
 from tasks.models.products import Differences, Kept, Precision, Products, linear
 from tasks.pipeline.errors import InputError
 
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-Projection = Literal["gate_proj", "up_proj", "down_proj"]
+__all__ = ["PROJECTIONS", "DecoderStack", "Projection", "Residuals"]
 
 
 @dataclass(frozen=True)
@@ -54,25 +55,18 @@ class DecoderStack:
 
     def __init__(self, model: Any):
         self.model = model
-        self._body = getattr(model, model.base_model_prefix, model)
+        self._body = model.get_decoder()  # of a model that takes images too, the part that reads text
         self.layers: list[Any] = list(getattr(self._body, "layers", None) or [])
         kind = type(model).__name__
         if not self.layers:
-            raise InputError("model", _no_gated_mlp(kind))
+            raise InputError("model", f"{kind} has no gated MLP: {LOOKED_FOR} in model.layers")
         if any(parameter.is_meta for parameter in model.parameters()):
             raise InputError("model", f"{kind}: some weights are offloaded; all of them must be in memory")
-        for layer in self.layers:
-            mlp: Any = getattr(layer, "mlp", None)
-            if not all(isinstance(getattr(mlp, name, None), nn.Linear) for name in PROJECTIONS):
-                raise InputError("model", _no_gated_mlp(kind))
-            if getattr(mlp, "act_fn", None) is None or float(mlp.act_fn(torch.zeros(1))) != 0:
-                raise InputError("model", f"{kind}: act_fn(0) must be 0, or a zeroed row of gate_proj is not silent")
-            for name in PROJECTIONS:
-                if getattr(mlp, name).bias is not None:
-                    raise InputError("model", f"{kind}: {name} has a bias, which a zeroed row of weights leaves active")
-        self.d_ff: int = self.layers[0].mlp.gate_proj.out_features
-        self.d_model: int = self.layers[0].mlp.down_proj.out_features
-        self.context: int = getattr(model.config, "max_position_embeddings", 2**31)
+        self.mlps = [gated_mlp(layer, kind) for layer in self.layers]
+        self.d_ff: int = self.mlps[0].d_ff
+        self.d_model: int = self.mlps[0].down.out_features
+        self.config = model.config.get_text_config()
+        self.context = _context(self.config)
         self._calls = LayerCalls(self._body, self.layers)
         self._rounded: dict[int, Tensor] = {}
         self._check()
@@ -100,10 +94,8 @@ class DecoderStack:
 
     def gate_and_up(self, index: int, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Pre-activations g = W_gate x and u = W_up x of layer `index`, each [..., d_ff]."""
-        layer = self.layers[index]
-        before, _ = self._norms(layer)
-        x = residual if before is None else before(residual)
-        return layer.mlp.gate_proj(x), layer.mlp.up_proj(x)
+        before, _ = self._norms(self.layers[index])
+        return self.mlps[index].gate_and_up(residual if before is None else before(residual))
 
     def _leaving(self, index: int, residual: Tensor, y: Tensor) -> Tensor:
         """The residual that leaves layer `index`, given what its down_proj gives."""
@@ -114,15 +106,15 @@ class DecoderStack:
         self, index: int, residual: Tensor, scale: Tensor, projection: Projection, added: Tensor | None
     ) -> Tensor:
         """The residual that leaves layer `index` with a projection's rows times `scale`, [C, T, d_model]."""
-        mlp = self.layers[index].mlp
+        mlp = self.mlps[index]
         with torch.no_grad():
             gate, up = self.gate_and_up(index, residual)
         if projection == "gate_proj":
-            y = mlp.down_proj(mlp.act_fn(_edited(gate, scale, added)) * up)
+            y = mlp.down(mlp.activation(_edited(gate, scale, added)) * up)
         elif projection == "up_proj":
-            y = mlp.down_proj(mlp.act_fn(gate) * _edited(up, scale, added))
+            y = mlp.down(mlp.activation(gate) * _edited(up, scale, added))
         else:
-            y = _edited(mlp.down_proj(mlp.act_fn(gate) * up), scale, added)
+            y = _edited(mlp.down(mlp.activation(gate) * up), scale, added)
         return self._leaving(index, residual, y)
 
     def _silenced(self, index: int, residual: Tensor, sets: Sequence[np.ndarray], projection: Projection) -> Tensor:
@@ -131,10 +123,10 @@ class DecoderStack:
         A silent row of gate_proj or up_proj is a column of down_proj without input: its share is taken off the full
         product, and of nested sets off that of the set before.
         """
-        mlp = self.layers[index].mlp
+        mlp = self.mlps[index]
         gate, up = self.gate_and_up(index, residual)
-        hidden = mlp.act_fn(gate) * up
-        full = mlp.down_proj(hidden)
+        hidden = mlp.activation(gate) * up
+        full = mlp.down(hidden)
         results: list[Tensor] = []
         before, last = np.array([], dtype=np.int64), full
         for rows in sets:
@@ -146,7 +138,7 @@ class DecoderStack:
                 added = torch.as_tensor(np.setdiff1d(rows, before), device=full.device)
                 y = last
                 if len(added):
-                    y = last - linear(hidden[..., added], mlp.down_proj.weight[:, added])
+                    y = last - linear(hidden[..., added], mlp.down.weight[:, added])
                 before, last = rows, y
             results.append(self._leaving(index, residual, y))
         return torch.stack(results)
@@ -208,13 +200,8 @@ class DecoderStack:
 
         Differentiable in `scale`, [C, layers, width], and in `added`, which is for each layer what `scaled` takes.
         """
-        edits = zip(self.layers, scale.unbind(1), added or [None] * len(self), strict=True)
-        handles = [
-            getattr(layer.mlp, projection).register_forward_hook(
-                lambda _, __, rows, by=by, more=more: _edited(rows, by, more)
-            )
-            for layer, by, more in edits
-        ]
+        edits = zip(self.mlps, scale.unbind(1), added or [None] * len(self), strict=True)
+        handles = [mlp.edit_rows(projection, partial(_edited, scale=by, added=more)) for mlp, by, more in edits]
         try:
             with Products():
                 hidden = self._embed(residuals.pack).expand(len(scale), -1, -1)
@@ -266,7 +253,7 @@ class DecoderStack:
 
     def _head(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.model.get_output_embeddings()(self._body.norm(hidden))
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     @torch.no_grad()
@@ -292,7 +279,10 @@ class DecoderStack:
         def keep(_: Any, inputs: tuple[Tensor, ...]) -> None:
             entering.append(inputs[0][0])
 
-        handles = [(self._norms(layer)[0] or layer.mlp).register_forward_pre_hook(keep) for layer in self.layers]
+        handles = [
+            (self._norms(layer)[0] or mlp.module).register_forward_pre_hook(keep)
+            for layer, mlp in zip(self.layers, self.mlps, strict=True)
+        ]
         try:
             yield
         finally:
@@ -312,7 +302,7 @@ class DecoderStack:
     @torch.no_grad()
     def _check(self) -> None:
         """Compares a packed run, whole and from the middle, with the plain model on two short sequences."""
-        vocabulary = self.model.config.get_text_config().vocab_size
+        vocabulary = self.config.vocab_size
         shared = [(7 * i + 3) % vocabulary for i in range(4)]
         sequences = [[*shared, 5], [*shared, 1, 2]]
         [packed] = self.pack([[(sequence, [len(sequence) - 1])] for sequence in sequences])
@@ -342,5 +332,14 @@ def _first(output: Any) -> Tensor:
     return result
 
 
-def _no_gated_mlp(kind: str) -> str:
-    return f"{kind} has no gated MLP: looked for mlp.gate_proj, up_proj and down_proj in each decoder layer"
+def _context(config: Any) -> int:
+    """How many tokens a sequence may have.
+
+    Beyond the length of its pretraining a longrope model turns the positions of all tokens by other angles, so that
+    one sequence would read other tables than a shorter one of the same pack.
+    """
+    context: int = getattr(config, "max_position_embeddings", 2**31)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return min(context, int(rope["original_max_position_embeddings"]))
+    return context

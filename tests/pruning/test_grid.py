@@ -12,7 +12,7 @@ from tasks.pipeline.journal import Journal
 from tasks.pipeline.work import crew, run_parts
 from tasks.pruning.grid import UNPRUNED, Grid, assemble, every_pair, parts_of
 from tasks.pruning.masks import count, top_neurons
-from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILIES, rows, tiny_model, tiny_tokenizer
 
 FRACTIONS = [0.1, 0.25, 0.4]
 TOKENIZER = tiny_tokenizer()
@@ -56,7 +56,7 @@ def test_every_cell_equals_a_naive_forward_with_zeroed_weights(family, tmp_path)
     for row in frame.itertuples():
         weight = None
         if row.layer != UNPRUNED:
-            weight = model.model.layers[row.layer].mlp.gate_proj.weight
+            weight = rows(model, row.layer)
             kept = weight.clone()
             weight[torch.tensor(top_neurons(scores[row.layer], row.neurons))] = 0
         logprobs = [naive(model, encoded) for encoded in ROWS]

@@ -1,0 +1,112 @@
+"""Which files of a model directory are the model, and the tensors in its safetensors files."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.sources import CHUNK, MODEL_FILES
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+HEADER_LIMIT = 100 << 20  # bytes, that of the safetensors format
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in a safetensors file: its bytes are those from `start` to `end` of the file."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    start: int
+    end: int
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """model.safetensors, or else the shards that its index names: what transformers loads. Empty if there are none.
+
+    Other safetensors files beside them (`consolidated.safetensors`) are copies of the same weights.
+
+    Raises:
+        InputError: the index cannot be read, or names a shard that is not there.
+    """
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    index = directory / INDEX
+    if not index.is_file():
+        return []
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError("model", f"{index} is not an index of weights") from None
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors") or not (directory / name).is_file():
+            raise InputError("model", f"{INDEX} names the shard {name!r}, which is not in {directory}")
+    return [directory / name for name in names]
+
+
+def model_files(directory: Path) -> list[Path]:
+    """The files of a plain model directory: the weights, and the JSON and tokenizer files beside them, by name.
+
+    No code, no pickles, no folders, no second copies of the weights.
+
+    Raises:
+        InputError: see `weight_files`.
+    """
+    weights = weight_files(directory)
+    others = [
+        path
+        for path in directory.iterdir()
+        if path.is_file() and path.suffix != ".safetensors" and any(path.match(pattern) for pattern in MODEL_FILES)
+    ]
+    if directory / WEIGHTS in weights:
+        others = [path for path in others if path.name != INDEX]
+    return sorted([*weights, *others])
+
+
+def tensors(path: Path) -> list[Tensor]:
+    """The tensors of a safetensors file, in the order of their bytes.
+
+    Raises:
+        InputError: the file is damaged or not of this format.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(size, HEADER_LIMIT):
+                raise ValueError(f"its header would have {length} bytes")
+            header: dict[str, Any] = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        found = [
+            Tensor(name, entry["dtype"], entry["shape"], *(8 + length + offset for offset in entry["data_offsets"]))
+            for name, entry in header.items()
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError("model", f"{path} is not a safetensors file: {error}") from None
+    if max((tensor.end for tensor in found), default=size) > size:
+        raise InputError("model", f"{path} is damaged: it ends before its last tensor")
+    return sorted(found, key=lambda tensor: tensor.start)
+
+
+def hashed_tensors(path: Path) -> Iterator[tuple[str, str, list[int], str]]:
+    """(name, type, shape, SHA-256 of the bytes) of each tensor of a safetensors file, which is read once, in pieces.
+
+    Raises:
+        InputError: see `tensors`.
+    """
+    with path.open("rb") as file:
+        for tensor in tensors(path):
+            file.seek(tensor.start)
+            digest, left = hashlib.sha256(), tensor.end - tensor.start
+            while left:
+                piece = file.read(min(left, CHUNK))
+                if not piece:
+                    raise InputError("model", f"{path} is damaged: it ends before its last tensor")
+                digest.update(piece)
+                left -= len(piece)
+            yield tensor.name, tensor.dtype, tensor.shape, digest.hexdigest()

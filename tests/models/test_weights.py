@@ -1,0 +1,87 @@
+"""Of several copies of the weights only those count that transformers loads; what is damaged is told in one line."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tasks.export import apply
+from tasks.models.hashing import sha256_directory
+from tasks.models.loading import load
+from tasks.models.weights import model_files, tensors, weight_files
+from tasks.pipeline.errors import InputError
+from tests.pruning.test_recipe import GOOD
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+
+def save_sharded(directory):
+    tiny_model("llama", torch.float32).save_pretrained(directory, max_shard_size="40KB")
+    tiny_tokenizer().save_pretrained(directory)
+    assert len(list(directory.glob("model-*.safetensors"))) > 2
+    return directory
+
+
+def test_shards_are_those_of_the_index(tmp_path):
+    directory = save_sharded(tmp_path)
+    shards = sorted(directory.glob("model-*.safetensors"))
+    save_file({"copy": torch.zeros(1)}, directory / "consolidated.safetensors")
+    assert weight_files(directory) == shards
+    assert directory / "consolidated.safetensors" not in model_files(directory)
+    save_file({"lm_head.weight": torch.zeros(1)}, directory / "model.safetensors")  # transformers takes this one first
+    assert weight_files(directory) == [directory / "model.safetensors"]
+    assert not {"model.safetensors.index.json", *(shard.name for shard in shards)} & {
+        path.name for path in model_files(directory)
+    }
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "gone.safetensors", "/etc/passwd", "config.json"])
+def test_an_index_that_names_another_file_is_refused(tmp_path, name):
+    save_tiny(tmp_path / "in")
+    (tmp_path / "in" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    (tmp_path / "in" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(InputError, match="names the shard"):
+        load(tmp_path / "in")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 1}'])
+def test_an_index_that_is_none(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(InputError, match="is not an index of weights"):
+        weight_files(tmp_path)
+
+
+def test_the_tensors_of_a_file(tmp_path):
+    save_file({"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}, tmp_path / "x.safetensors")
+    assert {(t.name, t.dtype, tuple(t.shape), t.end - t.start) for t in tensors(tmp_path / "x.safetensors")} == {
+        ("a", "F32", (2, 3), 24),
+        ("b", "BF16", (4,), 8),
+    }
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_damaged_weights_are_told_in_one_line(tmp_path, keep):
+    directory = save_tiny(tmp_path)
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    for use in (sha256_directory, load):
+        with pytest.raises(InputError) as caught:
+            use(directory)
+        assert "\n" not in str(caught.value)
+
+
+def test_quantized_weights_are_refused(tmp_path):
+    config = save_tiny(tmp_path) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(InputError, match="has quantized weights"):
+        load(tmp_path)
+
+
+def test_a_damaged_base_is_refused_by_apply_in_one_line(tmp_path):
+    directory = save_tiny(tmp_path / "base")
+    (directory / "model.safetensors").write_bytes(b"x" * 20)
+    recipe = tmp_path / "pruned.json"
+    recipe.write_text(json.dumps(GOOD))
+    with pytest.raises(InputError, match=r"^model: .*model\.safetensors is not a safetensors file: "):
+        apply(recipe, directory, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
