@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from tasks.models.memory import keep_freed_memory
 from tasks.models.weights import weight_files
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json
@@ -46,6 +47,7 @@ def load(directory: Path) -> Loaded:
         raise InputError(
             "model", f"{directory} has no model.safetensors and no index of shards; no other format is read"
         )
+    keep_freed_memory()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it prints a table of what is refused below
     try:
