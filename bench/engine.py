@@ -22,10 +22,10 @@ import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bench import plain
-from tasks.attribution.attribute import Attributor
+from tasks.attribution.attribute import Attributor, assemble
 from tasks.attribution.integrated_gradients import LayerPath, layer_scores
 from tasks.attribution.quadrature import allowed
 from tasks.benchmarks.encoding import Encoded
@@ -42,7 +42,8 @@ from tasks.pruning.masks import count, top_neurons
 
 SPREAD = [2, 10, 19, 27]  # of 30 layers: as deep on average as all of them
 PAPER = Attribution(quadrature="riemann_right", steps=20)
-MANY = {"max_nodes": 512}
+MANY = {"max_nodes": 160}
+KEPT = "data/scratch/bench"  # the three score matrices, for `python -m bench.quadrature`
 
 
 @dataclass
@@ -105,10 +106,16 @@ def bench_scores(bench: Bench, prompts: list[list[int]]) -> None:
     gap = max(float((loop[at] - theirs[at]).abs().max()) for at in SPREAD)
     bench.row("scores: as knowledge neurons", seconds, memory, captum, f"1 prompt, layers {SPREAD}; within {gap:.0e}")
 
+    def keep(name: str, results: dict[int, Any]) -> None:
+        path = bench.cell.root / KEPT / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(assemble([vars(result) for result in results.values()]), path)
+
     same = ours(PAPER, few)
     gap = max(float((same[at].scores[0] - theirs[at]).abs().max()) for at in layers)
     scale = max(float(theirs[at].abs().max()) for at in layers)
     paper, seconds, memory = measured(lambda: ours(PAPER, prompts))
+    keep("paper", paper)
     worst = max(abs(r.gap) for r in paper.values())
     note = f"within {gap:.0e} of Captum on 1 prompt (scale {scale:.2g}); largest gap {worst:.2g}"
     bench.row("scores: ours, right Riemann 20", seconds, memory, captum, note)
@@ -130,6 +137,7 @@ def bench_scores(bench: Bench, prompts: list[list[int]]) -> None:
     configured = bench.cell.settings.attribution
     for name, settings in (("as configured", configured), ("converged", configured.model_copy(update=MANY))):
         results, seconds, memory = measured(partial(ours, settings, prompts))
+        keep(name.replace(" ", "_"), results)
         rough = [at for at, r in results.items() if r.error > allowed(r.difference, settings.tolerance)]
         nodes = sum(r.nodes for r in results.values())
         note = f"{nodes} nodes; error over {settings.tolerance:.0%} in layers {rough}"

@@ -18,7 +18,7 @@ from tasks.evidence.statistics import spearman
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.files import sha256_file
 from tasks.pruning.recipe import choose
-from tasks.pruning.strategies import STRATEGIES, replayed
+from tasks.pruning.strategies import STRATEGIES, Replayed
 
 FLIPS_SHOWN = 100  # per direction; the rest stands in predictions.parquet
 LONG = 280  # characters of a row's text from which it is folded
@@ -178,7 +178,9 @@ def _strategies(evidence: Evidence, fractions: list[float]) -> list[dict[str, An
     best, _ = choose(grid)
     found = []
     for name, strategy in STRATEGIES.items():
-        looked_at = strategy(scores, fractions, replayed(grid))
+        if name == "dropping":  # chooses what exhaustive chooses
+            continue
+        looked_at = strategy(scores, fractions, Replayed(grid))
         pair, _ = choose(looked_at)
         surfaces = {"adaptation": grid} | ({"test": evidence.transfer_grid} if evidence.has_transfer else {})
         regret = {where: accuracy(surface, best) - accuracy(surface, pair) for where, surface in surfaces.items()}

@@ -248,7 +248,7 @@ class Attribution(Strict):
 class Search(Strict):
     """The grid: layers x these fractions of their neurons, and which of its pairs are looked at."""
 
-    strategy: Literal["exhaustive", "coarse_to_fine", "layer_subset"] = "exhaustive"
+    strategy: Literal["exhaustive", "coarse_to_fine", "layer_subset", "dropping"] = "exhaustive"
     fractions: list[Fraction] = Field(min_length=1)
 
     @field_validator("fractions")

@@ -1,19 +1,31 @@
 """Which (layer, fraction) pairs a search looks at. A strategy asks for grids of pairs and sees what they give.
 
-The paper's search is exhaustive; for models of 100 billion parameters its authors name the two others, without detail.
-What is here is one way to do either.
+The paper's search is exhaustive; for models of 100 billion parameters its authors name coarse_to_fine and layer_subset,
+without detail. What is here is one way to do either. `dropping` is ours.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
-from tasks.pruning.grid import UNPRUNED, Pairs, every_pair
+from tasks.pruning.grid import COLUMNS, UNPRUNED, Pairs, every_pair
 from tasks.pruning.masks import top_neurons
 from tasks.pruning.recipe import choose
 
-Evaluate = Callable[[Pairs], pd.DataFrame]  # pairs -> their grid, with the row of the unpruned model
+
+class Evaluate(Protocol):
+    """Grids of pairs, each with the row of the unpruned model."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Rows of each pack of the adaptation set."""
+
+    def __call__(self, pairs: Pairs, pack: int | None = None) -> pd.DataFrame:
+        """The grid on the rows of one pack; on all rows if None."""
+
+
 Strategy = Callable[[np.ndarray, Sequence[float], Evaluate], pd.DataFrame]
 
 STRIDE = 4  # coarse_to_fine: every so many layers
@@ -48,21 +60,47 @@ def layer_subset(scores: np.ndarray, fractions: Sequence[float], evaluate: Evalu
     return evaluate(dict.fromkeys(sorted(int(layer) for layer in chosen), fractions))
 
 
+def dropping(scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate) -> pd.DataFrame:
+    """Every pair, pack by pack; one that cannot reach the best any more is dropped and not in the grid.
+
+    The choice is that of the exhaustive search: a pair is dropped when it would fall behind even with all rows left
+    right. It saves something where the adaptation set fills several packs (ten short prompts are one).
+    """
+    pairs, columns = every_pair(len(scores), fractions), ["accuracy", "margin"]
+    sums = grid = pd.DataFrame()
+    for number, size in enumerate(evaluate.sizes):
+        grid = evaluate(pairs, number).set_index(["layer", "fraction"])
+        sums = grid[columns] * size + (sums.loc[grid.index] if number else 0)
+        right = sums.accuracy.round().drop(index=UNPRUNED)
+        alive = right[right + sum(evaluate.sizes[number + 1 :]) >= right.max()].index
+        pairs = {int(layer): sorted(p for at, p in alive if at == layer) for layer in alive.unique("layer")}
+    grid[columns] = sums / sum(evaluate.sizes)
+    return grid.loc[[(UNPRUNED, 0.0), *alive]].reset_index()[list(COLUMNS)]
+
+
 STRATEGIES: Mapping[str, Strategy] = {
     "exhaustive": exhaustive,
     "coarse_to_fine": coarse_to_fine,
     "layer_subset": layer_subset,
+    "dropping": dropping,
 }
 
 
-def replayed(grid: pd.DataFrame) -> Evaluate:
+class Replayed:
     """Answers a strategy from a grid that has every pair: what it would have found, without computing anything."""
 
-    def evaluate(pairs: Pairs) -> pd.DataFrame:
+    def __init__(self, grid: pd.DataFrame):
+        self._grid = grid
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """One pack: what a part of the rows gave is not in the grid."""
+        return [1]
+
+    def __call__(self, pairs: Pairs, pack: int | None = None) -> pd.DataFrame:
+        grid = self._grid
         wanted = {(layer, fraction) for layer, fractions in pairs.items() for fraction in fractions} | {(UNPRUNED, 0.0)}
         return grid[[pair in wanted for pair in zip(grid.layer, grid.fraction, strict=True)]]
-
-    return evaluate
 
 
 def _sorted(grid: pd.DataFrame) -> pd.DataFrame:
