@@ -70,9 +70,7 @@ def test_silenced_runs_equal_a_padded_batch_of_the_model_with_zeroed_rows(family
             logits = torch.cat(list(stack.silenced(stack.clean(packed), layer, sets)))
             found |= {unit: logits[:, read] for (unit, _, _), read in packed.read_of.items()}
 
-    # On the left, eager attention in float64 makes NaN of the padding itself, and 0 x NaN of what follows it.
-    sides = ["right"] if family == "gemma2" else ["left", "right"]
-    side, length = data.draw(st.sampled_from(sides)), max(map(len, sequences))
+    side, length = data.draw(st.sampled_from(["left", "right"])), max(map(len, sequences))
     batch = [_padded(sequence, length, side, 0) for sequence in sequences]
     mask = torch.tensor([_padded([1] * len(sequence), length, side, 0) for sequence in sequences])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -81,10 +79,12 @@ def test_silenced_runs_equal_a_padded_batch_of_the_model_with_zeroed_rows(family
     for i, chosen in enumerate(sets):
         rows[places[chosen]] = 0
         plain = model(torch.tensor(batch), attention_mask=mask, position_ids=positions, use_cache=False).logits
-        rows.copy_(whole)
         for number, sequence in enumerate(sequences):
             expected = plain[number, -1 if side == "left" else len(sequence) - 1]
+            if family == "gemma2":  # eager attention in float64 makes NaN of padding that sees nothing
+                expected = plain_logits(model, sequence, -1)
             torch.testing.assert_close(found[number][i], expected, atol=TOLERANCE.get(family, 1e-10), rtol=1e-5)
+        rows.copy_(whole)
 
 
 def silencing_rows(stack, layer):
