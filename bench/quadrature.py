@@ -13,7 +13,7 @@ import pandas as pd
 from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 
-from bench.engine import KEPT
+from bench.engine import KEPT, MANY
 from tasks.attribution.quadrature import allowed
 from tasks.benchmarks.table import encode_rows
 from tasks.models.loading import load
@@ -24,7 +24,11 @@ from tasks.pruning.grid import Grid, assemble, every_pair, parts_of
 from tasks.pruning.masks import top_neurons
 from tasks.pruning.recipe import choose
 
-RULES = {"paper": "right Riemann, 20 steps", "as_configured": "adaptive, 32 nodes", "converged": "adaptive, 160 nodes"}
+RULES = {
+    "paper": "right Riemann, 20 steps",
+    "as_configured": "adaptive, 32 nodes",
+    "converged": f"adaptive, {MANY} nodes",
+}
 PAGE = Path("docs/quadrature.md")
 START, END = "<!-- made by python -m bench.quadrature -->", "<!-- end -->"
 
@@ -75,7 +79,7 @@ def tables(results: dict[str, Any], chosen: dict[str, dict[str, Any]]) -> list[s
         )
     lines += [
         "",
-        "| layer | F(1) − F(0) | gap, right Riemann 20 | gap, 32 nodes | nodes | gap, 160 nodes | error | nodes |",
+        f"| layer | F(1) − F(0) | gap, right Riemann 20 | gap, 32 nodes | nodes | gap, {MANY} nodes | error | nodes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     paper, few = results["paper"], results["as_configured"]
