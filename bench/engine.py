@@ -1,9 +1,9 @@
 """The costly loops beside the plainest computation of the same numbers: `python -m bench.engine [LOOP ..]`.
 
 Loops: scores, grid, transfer, evaluation; all of them by default. Needs a finished default cell (`make run`), an idle
-machine and about a quarter of an hour. A side that is measured on a part of the work says on which, and is extrapolated; the
-agreement on that part is printed, since only equal numbers are a fair comparison. Memory is the most that the process
-held during the loop, less what it held before, plus the weights.
+machine and about a quarter of an hour. A side that is measured on a part of the work says on which, and is
+extrapolated; the agreement on that part is printed, since only equal numbers are a fair comparison. Memory is the most
+that the process held during the loop, less what it held before, plus the weights.
 """
 
 import argparse
