@@ -241,7 +241,9 @@ def main() -> None:
     loops = ["scores", "grid", "transfer", "evaluation"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("loops", nargs="*", metavar="LOOP", help=", ".join(loops), default=loops)
-    chosen = parser.parse_args().loops
+    parser.add_argument("--prompts", type=int, default=10, help="adaptation prompts that are scored")
+    arguments = parser.parse_args()
+    chosen = arguments.loops
     if unknown := set(chosen) - set(loops):
         parser.error(f"no such loop: {sorted(unknown)[0]}; there are {', '.join(loops)}")
     cell = open_cell()
@@ -262,14 +264,14 @@ def main() -> None:
 
     for loop in chosen:
         if loop == "scores":
-            bench_scores(bench, [row.prompt for row in adaptation.encoded])
+            bench_scores(bench, [row.prompt for row in adaptation.encoded[: arguments.prompts]])
         elif loop == "grid":
             bench_grid(bench, adaptation, list(range(len(stack))), len(samples), "grid, 10 rows")
         elif loop == "transfer":
             bench_grid(bench, tested(100), SPREAD, 20, "transfer grid, 100 rows")
         else:
             bench_evaluation(bench, tested(300))
-    Console(width=160).print(table)
+        Console(width=170).print(table)  # after each loop: the next may take long
 
 
 if __name__ == "__main__":

@@ -175,6 +175,7 @@ class TestOnRay:
 def test_two_workers_of_which_one_is_killed_write_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_workers: None
 ) -> None:
+    others = set(descendants())  # of other tests, such as a Prefect server
     cell = write_project(tmp_path)
     outputs = [cell.scores, cell.grid, cell.pruned, cell.transfer_grid, cell.transfer]
     steps = [score, search, prune, transfer]
@@ -199,7 +200,7 @@ def test_two_workers_of_which_one_is_killed_write_the_same_bytes(
         step(cell)
     assert list(map(sha256_file, outputs)) == here
     assert len(killed) == 3  # one in each step but prune
-    assert not descendants()
+    assert set(descendants()) <= others
 
 
 DRIVER = """
