@@ -105,7 +105,7 @@ def main() -> None:
     chosen = {}
     for name, result in results.items():
         grid = Grid(stack, rows.encoded, rows.gold, result["scores"])
-        parts = parts_of(every_pair(len(stack), cell.settings.search.fractions), len(grid.sizes))
+        parts = parts_of(every_pair(len(stack), cell.settings.search.fractions), len(grid.sizes), "bfloat16")
         values = {part: grid.compute(part) for part in parts}
         chosen[name] = choose(assemble(values, len(rows.gold), stack.d_ff))[0]
     draw(results)
