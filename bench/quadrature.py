@@ -75,7 +75,7 @@ def tables(results: dict[str, Any], chosen: dict[str, dict[str, Any]]) -> list[s
         lines.append(
             f"| {RULES[name]} | {result['nodes'].sum()} | {', '.join(map(str, np.flatnonzero(part > 0.01))) or 'none'} "
             f"| {part.max():.3g} | {np.mean(ranks):.3f} ({min(ranks):.2f}) | {np.mean(shared):.2f} ({min(shared):.2f}) "
-            f"| layer {pair['layer']}, {100 * pair['fraction']:.0f} % | {pair['accuracy']:.1f} |"
+            f"| layer {int(pair['layer'])}, {100 * pair['fraction']:.0f} % | {pair['accuracy']:.1f} |"
         )
     lines += [
         "",
