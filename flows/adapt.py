@@ -31,16 +31,25 @@ def start_server() -> None:
 
     Prefect does so by itself, but in the terminal's process group: Ctrl-C would end the server together with the
     steps, and Prefect then waits for it for more than a minute. The server inherits the blocked signal of this thread.
+
+    Raises:
+        StepFailed: it does not answer. Prefect ends it when this process ends.
     """
+    failures: list[RuntimeError] = []
 
     def start() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        with get_client(sync_client=True):
-            pass
+        try:
+            with get_client(sync_client=True):
+                pass
+        except RuntimeError as error:
+            failures.append(error)
 
     thread = threading.Thread(target=start, daemon=True)
     thread.start()
     thread.join()
+    if failures:  # a second attempt would leave the first server behind
+        raise StepFailed("prefect", str(failures[0]))
 
 
 def _is_busy(task: Any, task_run: Any, state: State[Any]) -> bool:
