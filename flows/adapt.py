@@ -6,24 +6,31 @@ DVC decides what is stale; the flow decides when it runs, what is tried again, a
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+from filelock import FileLock, Timeout
 from prefect import flow, get_client, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.environment import step_timeout
 from flows.results import Result, as_markdown, read_result
 from flows.stages import Busy, Outcome, StepFailed, run_command, run_stage, stages_of
 from tasks.pipeline.cell import Cell, open_cell
-from tasks.register import tracking_uri
+from tasks.register import FLOW
+from tasks.registry import tracking_uri
 
 # Another process may hold a stage for as long as a download takes; for longer, a person should decide.
 RETRIES = 60
 RETRY_DELAY = 10.0  # seconds
+KILLED = 2  # times that a step which something killed is tried again: memory may be free by then
 
 
 def start_server() -> None:
@@ -52,18 +59,20 @@ def start_server() -> None:
         raise StepFailed("prefect", str(failures[0]))
 
 
-def _is_busy(task: Any, task_run: Any, state: State[Any]) -> bool:
-    """Prefect's retry condition: only what another process blocks is tried again."""
+def _is_worth_another(task: Any, task_run: Any, state: State[Any]) -> bool:
+    """Prefect's retry condition: what another process blocks, and now and then what the system killed."""
     try:
         state.result()
     except Busy:
         return True
+    except StepFailed as failure:
+        return failure.killed and task_run.run_count <= KILLED
     except BaseException:
         return False
     return False
 
 
-def _say(name: str, what: str) -> None:
+def say(name: str, what: str) -> None:
     """One line for the person who watches, and for the run's log on the server."""
     get_run_logger().info("%s: %s", name, what)
     print(f"{name:<9} {what}", flush=True)
@@ -75,8 +84,8 @@ def _tell(line: str) -> None:
         print(f"  {line}", flush=True)
 
 
-@task(cache_policy=NO_CACHE, retries=RETRIES, retry_delay_seconds=RETRY_DELAY, retry_condition_fn=_is_busy)
-def bring_up_to_date(step: str, stage: str) -> State[Outcome]:
+@task(cache_policy=NO_CACHE, retries=RETRIES, retry_delay_seconds=RETRY_DELAY, retry_condition_fn=_is_worth_another)
+def bring_up_to_date(step: str, stage: str, force: bool = False) -> State[Outcome]:
     """Runs one DVC stage if it is stale. The state's name says what was done: Ran, Cached or Restored."""
     started = time.monotonic()
     logger = get_run_logger()
@@ -86,20 +95,20 @@ def bring_up_to_date(step: str, stage: str) -> State[Outcome]:
         _tell(line)
 
     try:
-        outcome = run_stage(stage, Path.cwd(), timeout=step_timeout(), log=log)
+        outcome = run_stage(stage, Path.cwd(), timeout=step_timeout(), log=log, force=force)
     except Busy as busy:
-        _say(step, f"waits for another process: {busy}")
+        say(step, f"waits for another process: {busy}")
         raise
     except StepFailed as failure:
         logger.error("%s\n%s", failure, "\n".join(failure.lines))
         raise
-    _say(step, f"{outcome:<9} {time.monotonic() - started:6.1f} s")
+    say(step, f"{outcome:<9} {time.monotonic() - started:6.1f} s")
     return Completed(name=outcome.capitalize(), data=outcome, message=f"{stage}: {outcome}")
 
 
-@task(name="register", cache_policy=NO_CACHE)
-def register(model: str, benchmark: str) -> None:
-    """Puts the result into MLflow, unless the same content is there already."""
+@task(cache_policy=NO_CACHE)
+def act(step: str, model: str, benchmark: str) -> str:
+    """Runs a step that acts in MLflow, where DVC does not look; does nothing that is done. Returns its last line."""
     started = time.monotonic()
     logger = get_run_logger()
 
@@ -107,9 +116,48 @@ def register(model: str, benchmark: str) -> None:
         logger.info(line)
         _tell(line)
 
-    arguments = ["--model", model, "--benchmark", benchmark]
-    run_command("register", "tasks.register", arguments, Path.cwd(), timeout=step_timeout(), log=log)
-    _say("register", f"{'done':<9} {time.monotonic() - started:6.1f} s")
+    told = run_command(
+        step,
+        f"tasks.{step}",
+        ["--model", model, "--benchmark", benchmark],
+        Path.cwd(),
+        timeout=step_timeout(),
+        log=log,
+        environment={FLOW: _root_flow_run()},
+    )
+    say(step, f"{'done':<9} {time.monotonic() - started:6.1f} s")
+    return told[-1] if told else ""
+
+
+def _root_flow_run() -> str:
+    """Id and name of the flow run that all this is part of."""
+    root = flow_run.root_flow_run_id
+    with get_client(sync_client=True) as client:
+        return f"{root} {client.read_flow_run(UUID(root)).name}"
+
+
+@contextmanager
+def alone(cell: Cell) -> Iterator[None]:
+    """Keeps other flows on this machine away from the cell.
+
+    Raises:
+        Busy: another one works on it for longer than the retries of a step last.
+    """
+    cell.scratch.mkdir(parents=True, exist_ok=True)
+    # One object for all callers in this process: a flow inside a flow does not wait for itself.
+    lock = FileLock(cell.scratch / "flow.lock", is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say("flow", f"waits: another flow works on {cell.name}")
+        try:
+            lock.acquire(timeout=RETRIES * RETRY_DELAY)
+        except Timeout:
+            raise Busy(f"another flow works on {cell.name}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @flow(name="adapt", flow_run_name="{model} {benchmark}", validate_parameters=False)
@@ -125,16 +173,26 @@ def adapt(model: str, benchmark: str) -> Result:
         Busy: another process kept a stage's files for longer than the retries last.
     """
     cell = open_cell(model, benchmark)
-    for stage in stages_of(model, benchmark):
-        step = stage.partition("@")[0]
-        of_what = {"model": model, "data": benchmark}.get(step, f"{model} {benchmark}")
-        bring_up_to_date.with_options(name=step, task_run_name=f"{step} {of_what}")(step, stage)
-    register.with_options(task_run_name=f"register {model} {benchmark}")(model, benchmark)
-    result = read_result(cell)
+    with alone(cell):
+        for stage in stages_of(model, benchmark):
+            run_step(stage)
+        run_action("register", model, benchmark)
+        result = read_result(cell)
     if result is None:
         raise StepFailed("adapt", "all stages are up to date and yet there is no result")
     show(cell, result)
     return result
+
+
+def run_step(stage: str, *, force: bool = False) -> None:
+    """Brings a stage up to date, as a task that the run graph shows by step and cell."""
+    step, _, of_what = stage.partition("@")
+    bring_up_to_date.with_options(name=step, task_run_name=f"{step} {of_what}")(step, stage, force)
+
+
+def run_action(step: str, model: str, benchmark: str) -> str:
+    """Runs a step that acts in MLflow, as such a task."""
+    return act.with_options(name=step, task_run_name=f"{step} {model}-{benchmark}")(step, model, benchmark)
 
 
 def show(cell: Cell, result: Result) -> None:

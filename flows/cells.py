@@ -23,7 +23,7 @@ def list_cell(root: Path, model: str, benchmark: str) -> list[str]:
         What was added, such as "pipeline.benchmarks: boolq".
     """
     added = []
-    with _edited(root) as document:
+    with edited(root) as document:
         for section, name in (("models", model), ("benchmarks", benchmark)):
             names = document["pipeline"][section]
             if name not in names:
@@ -58,7 +58,7 @@ def declare(root: Path, benchmark: str, *, model: str | None, data: str | None) 
     for split in ("train", "test"):
         for path in written[split].get("source", {}).get("paths", ()):
             existing(path, field="data", root=root)
-    with _edited(root) as document:
+    with edited(root) as document:
         document["benchmarks"][benchmark] = _one_line(entry)
     return f"benchmarks.{benchmark}: {json.dumps(entry, ensure_ascii=False)}"
 
@@ -72,7 +72,7 @@ def _one_line(value: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _edited(root: Path) -> Iterator[Any]:
+def edited(root: Path) -> Iterator[Any]:
     """The document of params.yaml; what was changed in it is checked and written at the end, comments as they were."""
     from ruamel.yaml import YAML
 

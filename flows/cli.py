@@ -196,7 +196,7 @@ def apply_recipe(
 def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 5000) -> None:
     """Start the MLflow UI on 127.0.0.1; it runs until Ctrl-C."""
     from flows.environment import child_environment
-    from tasks.register import tracking_uri
+    from tasks.registry import tracking_uri
 
     uri = tracking_uri(Path.cwd())
     if uri.startswith(("http://", "https://")):

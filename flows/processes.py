@@ -11,7 +11,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,9 +42,17 @@ class Finished:
 
 
 def run(
-    argv: Sequence[str], *, cwd: Path, timeout: float, line: Callable[[str], None], tell_stdout: bool = True
+    argv: Sequence[str],
+    *,
+    cwd: Path,
+    timeout: float,
+    line: Callable[[str], None],
+    tell_stdout: bool = True,
+    environment: Mapping[str, str] | None = None,
 ) -> Finished:
     """Runs `argv` in `cwd` and waits until it and everything that writes to its output is gone.
+
+    `environment` is added to what every child gets.
 
     On a terminal its stderr is shown as it comes, progress bars too; elsewhere each line of it goes to `line`. Either
     way lines that start with `error: ` are held back: they are in the result. Lines of stdout go to `line` if
@@ -62,7 +70,7 @@ def run(
         process = subprocess.Popen(
             argv,
             cwd=cwd,
-            env=child_environment(),
+            env={**child_environment(), **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=theirs,

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -30,10 +30,14 @@ class Busy(Exception):
 
 
 class StepFailed(Exception):
-    """A stage or command failed. The text is one line; `lines` holds the last ones that it wrote."""
+    """A stage or command failed. The text is one line; `lines` holds the last ones that it wrote.
 
-    def __init__(self, name: str, problem: str, lines: Sequence[str] = ()):
+    `killed`: something ended it by a signal, as the system does when memory runs out.
+    """
+
+    def __init__(self, name: str, problem: str, lines: Sequence[str] = (), *, killed: bool = False):
         self.lines = list(lines)
+        self.killed = killed
         super().__init__(f"{name}: {problem}")
 
 
@@ -44,8 +48,11 @@ def stages_of(model: str, benchmark: str) -> list[str]:
     return [f"{step}@{suffix.get(step, cell)}" for step in STEPS]
 
 
-def run_stage(stage: str, root: Path, *, timeout: float, log: Callable[[str], None]) -> Outcome:
+def run_stage(stage: str, root: Path, *, timeout: float, log: Callable[[str], None], force: bool = False) -> Outcome:
     """Brings one stage of the project in `root` up to date, given that those before it are.
+
+    Args:
+        force: run it even if nothing that DVC knows of has changed.
 
     Returns:
         cached: nothing to do; restored: its outputs came from DVC's cache; ran: its command ran.
@@ -57,9 +64,10 @@ def run_stage(stage: str, root: Path, *, timeout: float, log: Callable[[str], No
     """
     # `repro` locks the outputs for writing even if there is nothing to do, and so would be busy for as long as another
     # cell computes with the same model. `status` reads only.
-    if not _status([stage], root):
+    if not force and not _status([stage], root):
         return "cached"
-    finished = _run(stage, ["--wait-for-lock", "repro", "--single-item", stage], root, timeout, log)
+    repro = ["--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), stage]
+    finished = _run(stage, repro, root, timeout, log)
     if finished.code:
         raise _failure(stage, finished)
     for line in finished.stdout:
@@ -73,12 +81,25 @@ def run_stage(stage: str, root: Path, *, timeout: float, log: Callable[[str], No
 
 
 def run_command(
-    name: str, module: str, arguments: Sequence[str], root: Path, *, timeout: float, log: Callable[[str], None]
-) -> None:
-    """Runs `python -m module`, a step that is no DVC stage; raises like `run_stage`."""
-    finished = _run(name, [sys.executable, "-m", module, *arguments], root, timeout, log, dvc=False)
+    name: str,
+    module: str,
+    arguments: Sequence[str],
+    root: Path,
+    *,
+    timeout: float,
+    log: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Runs `python -m module`, a step that is no DVC stage, with more variables; raises like `run_stage`.
+
+    Returns:
+        The lines of its stdout.
+    """
+    argv = [sys.executable, "-m", module, *arguments]
+    finished = _run(name, argv, root, timeout, log, dvc=False, environment=environment)
     if finished.code:
         raise _failure(name, finished)
+    return finished.stdout
 
 
 def plan_stages(stages: Sequence[str], root: Path) -> dict[str, Status]:
@@ -145,14 +166,21 @@ def _ignore(line: str) -> None:
 
 
 def _run(
-    name: str, argv: list[str], root: Path, timeout: float, log: Callable[[str], None], *, dvc: bool = True
+    name: str,
+    argv: list[str],
+    root: Path,
+    timeout: float,
+    log: Callable[[str], None],
+    *,
+    dvc: bool = True,
+    environment: Mapping[str, str] | None = None,
 ) -> Finished:
     if dvc:
         # -P: the project's own folders (data, tasks) must not hide a package of that name from dvc.
         argv = [sys.executable, "-P", "-m", "dvc", *argv]
     try:
         # What dvc says on stdout is for us; the steps under it report on stderr.
-        return processes.run(argv, cwd=root, timeout=timeout, line=log, tell_stdout=not dvc)
+        return processes.run(argv, cwd=root, timeout=timeout, line=log, tell_stdout=not dvc, environment=environment)
     except TimeoutError:
         raise StepFailed(name, f"took longer than {timeout:g} s and was ended (DSM_STEP_TIMEOUT)") from None
 
@@ -174,4 +202,4 @@ def _failure(name: str, finished: Finished) -> Exception:
     if code == 2 and told and ": " in told[-1]:
         return InputError(*told[-1].split(": ", 1))
     last = f": {by_step[-1]}" if by_step else ""
-    return StepFailed(name, f"exited with {code}{last}", (finished.stdout + lines)[-40:])
+    return StepFailed(name, f"exited with {code}{last}", (finished.stdout + lines)[-40:], killed=code < 0)

@@ -8,38 +8,28 @@ import importlib.metadata
 import os
 import re
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 
 from tasks.evidence.verdict import verdict
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json, read_jsonl, sha256_file, sha256_json
 from tasks.pipeline.step import run_step
+from tasks.registry import CHALLENGER, CONTENT, check_answers, options_of, probabilities, store
 
-EXPERIMENT = "dsm-pruning"
-ALIAS = "challenger"
-CONTENT = "content"  # the tag of a run and of a model version that says what is in it
 EVIDENCE = "evidence"  # the tag of a run that says which report and transfer check it holds
+FLOW = "DSM_FLOW_RUN"  # id and name of the flow run that this step is part of; a tag of the run that stands for it
 CHECKED = 8  # test rows that a version must answer as `evaluate` did before the alias moves
-TOLERANCE = 1e-3  # of a probability: the same float32 model in other batches
+LAST_SAMPLES = 450  # of the machine's use, twice as many metrics: a call of MLflow takes a thousand
 # What the served model needs (serving.py and the packages below it); the exact versions that are installed here.
 REQUIREMENTS = (
     "mlflow", "torch", "transformers", "safetensors", "tokenizers", "numpy", "pandas", "pydantic", "jinja2", "pyyaml",
     "psutil",
 )  # fmt: skip
-
-
-def tracking_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI if set, else an SQLite database in the project's directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlflow.db').resolve()}"
 
 
 def register(cell: Cell) -> None:
@@ -53,16 +43,16 @@ def register(cell: Cell) -> None:
         if not path.exists():
             raise InputError(cell.name, f"{path.name} is not there; the cell's earlier steps have not run")
     content = _content(cell)
-    with _store(cell.root) as (client, experiment):
+    with store(cell.root) as (client, experiment):
         version, is_new = _version(client, experiment, cell, content)
         if not is_new:
             _log_new_evidence(client, experiment, cell, content)
         aliases = client.get_registered_model(cell.name).aliases
-        if int(aliases.get(ALIAS, 0)) != version:
+        if int(aliases.get(CHALLENGER, 0)) != version:
             _check(cell, version)
             client.update_model_version(cell.name, str(version), description=_description(cell))
-            client.set_registered_model_alias(cell.name, ALIAS, str(version))
-    print(f"{cell.name}: {'registered as' if is_new else 'already registered as'} version {version} ({ALIAS})")
+            client.set_registered_model_alias(cell.name, CHALLENGER, str(version))
+    print(f"{cell.name}: {'registered as' if is_new else 'already registered as'} version {version} ({CHALLENGER})")
 
 
 def _content(cell: Cell) -> str:
@@ -71,34 +61,6 @@ def _content(cell: Cell) -> str:
     parts = {"pruned": read_json(cell.pruned), "evaluation": read_json(cell.evaluation)}
     asked: dict[str, Any] = {"prompt": spec.prompt, "options": spec.options}
     return sha256_json(parts | asked | ({"chat": True} if spec.chat_template else {}))
-
-
-@contextmanager
-def _store(root: Path) -> Iterator[tuple[Any, str]]:
-    """A client and the experiment's id. One process at a time: a fresh database does not survive two that make it."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    with FileLock(root / "mlflow.db.lock"):
-        import mlflow
-
-        uri = tracking_uri(root)
-        try:
-            mlflow.set_tracking_uri(uri)
-            mlflow.set_registry_uri(uri)
-            client = mlflow.MlflowClient()
-            known = client.get_experiment_by_name(EXPERIMENT)
-        except mlflow.exceptions.MlflowException as error:
-            raise InputError("MLFLOW_TRACKING_URI", f"{uri} cannot be used: {error.message}") from None
-        if known:
-            yield client, known.experiment_id
-        elif uri.startswith("sqlite:"):
-            where = (root / "mlartifacts").resolve().as_uri()
-            yield client, client.create_experiment(EXPERIMENT, artifact_location=where)
-        else:
-            yield client, client.create_experiment(EXPERIMENT)
 
 
 def _version(client: Any, experiment: str, cell: Cell, content: str) -> tuple[int, bool]:
@@ -144,6 +106,7 @@ def _log_run(experiment: str, cell: Cell, content: str, *, with_model: bool = Tr
     from tasks.evidence.figures import figures
     from tasks.evidence.reading import read_evidence
 
+    client = mlflow.MlflowClient()
     evidence = read_evidence(cell)
     tags = {
         CONTENT: content,
@@ -157,9 +120,11 @@ def _log_run(experiment: str, cell: Cell, content: str, *, with_model: bool = Tr
         run_name=cell.name,
         tags=tags | _git(cell.root) | _dvc(cell),
         description=_description(cell),
-    ):
+        parent_run_id=_parent(client, experiment),
+    ) as run:
         mlflow.log_params(_parameters(cell, evidence.pruned))
         mlflow.log_metrics(_metrics(cell))
+        client.log_batch(run.info.run_id, metrics=_system_metrics(cell))
         for path in (cell.report, *(path for path in sorted(cell.directory.iterdir()) if path != cell.report)):
             mlflow.log_artifact(str(path))
         for name, svg in figures(evidence).items():
@@ -238,34 +203,10 @@ def _example(template: str, fields: list[str], prompt: str) -> Any:
 
 def _check(cell: Cell, version: int) -> None:
     """Loads the registered version back and compares its answers with those that `evaluate` wrote."""
-    import mlflow
-    import numpy as np
     import pandas as pd
 
-    from tasks.benchmarks.templates import fixed_options
-
-    path = list(sys.path)
-    try:
-        loaded = mlflow.pyfunc.load_model(f"models:/{cell.name}/{version}")
-    finally:
-        sys.path[:] = path  # MLflow puts the version's own code first
     rows = pd.read_parquet(cell.predictions).head(CHECKED)
-    model = loaded.unwrap_python_model()
-    if fixed_options(cell.benchmark_spec):
-        answers = model.answer(rows["prompt"].tolist()).drop(columns="option").to_numpy(dtype=np.float64)
-    else:
-        of_row = pd.read_parquet(cell.test).set_index("id")["options"]
-        answers = model.answer(rows["prompt"].tolist(), [list(of_row[name]) for name in rows["id"]])["p"]
-    for name, answer, row in zip(rows["id"], answers, rows["pruned_logprobs"], strict=True):
-        got, logprobs = np.array(answer, dtype=np.float64), np.array(row, dtype=np.float64)
-        expected = np.exp(logprobs - logprobs.max())
-        expected /= expected.sum()
-        if not (np.abs(got - expected) <= TOLERANCE).all():
-            raise InputError(
-                cell.predictions.name,
-                f"version {version} of {cell.name} answers row {name} with {got.round(4)}, "
-                f"not {expected.round(4)}; {ALIAS} was not moved. Are the cell's files up to date (dvc status)?",
-            )
+    check_answers(cell.name, version, probabilities(cell.name, version, rows, options_of(cell, rows)), rows)
 
 
 def _description(cell: Cell) -> str:
@@ -304,9 +245,40 @@ def _metrics(cell: Cell) -> dict[str, float]:
         if name != "random":
             found[f"exact_match_{name}"] = system["exact_match"]
     found |= {f"transfer_{name}": transfer.get(name) for name in ("spearman", "regret", "percentile")}
-    for path in sorted((cell.scratch / "timings").glob("*.json")):
-        found[f"seconds_{path.stem}"] = read_json(path)["seconds"]
+    for step, usage in _usages(cell).items():
+        found |= {f"seconds_{step}": usage["seconds"], f"peak_gb_{step}": usage["peak_gb"]}
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _usages(cell: Cell) -> dict[str, dict[str, Any]]:
+    """What each step took when it last ran on this machine: see `tasks.pipeline.usage`."""
+    return {path.stem: read_json(path) for path in sorted((cell.scratch / "timings").glob("*.json"))}
+
+
+def _system_metrics(cell: Cell) -> list[Any]:
+    """The samples of all steps under the names that MLflow gives its own, so that its page of them shows them."""
+    from mlflow.entities import Metric
+
+    samples = sorted(sample for usage in _usages(cell).values() for sample in usage["samples"])
+    names = ("system/cpu_utilization_percentage", "system/system_memory_usage_megabytes")
+    return [
+        Metric(name, value, when, step)
+        for step, (when, *values) in enumerate(samples[-LAST_SAMPLES:])
+        for name, value in zip(names, values, strict=True)
+    ]
+
+
+def _parent(client: Any, experiment: str) -> str | None:
+    """The run that stands for the flow run that this step is part of; None outside a flow."""
+    flow_run, _, name = os.environ.get(FLOW, "").partition(" ")
+    if not flow_run:
+        return None
+    found = client.search_runs([experiment], f"tags.{FLOW} = '{flow_run}'")
+    if found:
+        return str(found[0].info.run_id)
+    run = client.create_run(experiment, run_name=name, tags={FLOW: flow_run})
+    client.set_terminated(run.info.run_id)  # it holds no work of its own, so it is never left running
+    return str(run.info.run_id)
 
 
 def _git(root: Path) -> dict[str, str]:

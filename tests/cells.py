@@ -224,6 +224,8 @@ def servable_cell(root: Path) -> Cell:
         frame[f"{name}_logprobs"] = [row.tolist() for row in logprobs]
     write_parquet(cell.predictions, frame)
     write_json(cell.evaluation, _evaluation(frame, len(OPTIONS), OPTIONS))
-    write_json(cell.scratch / "timings" / "score.json", {"seconds": 1.5})
+    write_json(
+        cell.scratch / "timings" / "score.json", {"seconds": 1.5, "peak_gb": 0.5, "samples": [[1000, 50.0, 900.0]]}
+    )
     write_text(cell.report, "<p>report</p>")
     return cell

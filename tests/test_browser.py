@@ -16,7 +16,7 @@ import pytest
 from tasks.evidence.verdict import verdict
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.files import read_json
-from tasks.register import tracking_uri
+from tasks.registry import tracking_uri
 from tasks.report import report
 from tests.cells import servable_cell, write_cell
 

@@ -6,6 +6,7 @@ Only what can change a result stands in params.yaml. Device, threads and trackin
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
 
 import yaml
 from pydantic import (
@@ -280,6 +281,49 @@ class Evaluation(Strict):
         return value
 
 
+class Schedule(Strict):
+    """When which cells are retrained; the cells of the pipeline where no names are given."""
+
+    cron: str
+    timezone: str = "UTC"
+    models: list[str] = []
+    benchmarks: list[str] = []
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError(f"must be a name of the time zone database, such as Europe/Berlin, not {value!r}")
+        return value
+
+
+class Promotion(Strict):
+    """When a challenger becomes champion; `tasks.promote.decide` applies it, all on the same test rows.
+
+    Attributes:
+        alpha: the level of the exact McNemar test from which a difference counts as found.
+        margin: by how much accuracy a challenger that is better than the base may stay below the champion.
+    """
+
+    alpha: float = Field(default=0.05, gt=0, le=1)
+    margin: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Retrain(Strict):
+    """Retraining: no result depends on it, so it makes nothing stale."""
+
+    schedules: dict[str, Schedule] = {}
+    promotion: Promotion = Promotion()
+
+    @field_validator("schedules")
+    @classmethod
+    def _are_names(cls, value: dict[str, Schedule]) -> dict[str, Schedule]:
+        for name in value:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{name!r}: a name has letters, digits, - and _ only")
+        return value
+
+
 class Pipeline(Strict):
     """The cells that `dvc repro` keeps up to date: every model x every benchmark named here."""
 
@@ -296,6 +340,7 @@ class Settings(Strict):
     search: Search
     evaluation: Evaluation
     precision: Precisions = Precisions()
+    retrain: Retrain = Retrain()
     models: dict[str, ModelSpec]
     benchmarks: dict[str, BenchmarkSpec]
 
@@ -306,9 +351,12 @@ class Settings(Strict):
             for name in declared:
                 if not NAME.fullmatch(name):
                     raise ValueError(f"{section}.{name}: a name has letters, digits, - and _ only")
-            for name in getattr(self.pipeline, section):
-                if name not in declared:
-                    raise ValueError(f"pipeline.{section}: {name!r} is not declared; there are {sorted(declared)}")
+            named = {"pipeline": getattr(self.pipeline, section)}
+            named |= {f"retrain.schedules.{k}": getattr(v, section) for k, v in self.retrain.schedules.items()}
+            for place, names in named.items():
+                for name in names:
+                    if name not in declared:
+                        raise ValueError(f"{place}.{section}: {name!r} is not declared; there are {sorted(declared)}")
         cells = [f"{model}-{benchmark}" for model in self.pipeline.models for benchmark in self.pipeline.benchmarks]
         for name in cells:
             if cells.count(name) > 1:

@@ -168,6 +168,21 @@ def hub_snapshot(source: HubSource, *, field: str) -> Path:
         raise InputError(field, f"cannot get {source.id} from the hub: {error}") from None
 
 
+def hub_head(source: HubSource, *, field: str) -> str:
+    """The newest commit of the data set's default branch.
+
+    Raises:
+        InputError: the hub cannot be reached, or has no such data set.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return str(HfApi().dataset_info(source.id).sha)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(field, f"cannot ask the hub for {source.id}: {error}") from None
+
+
 def hub_rows(source: HubSource, *, field: str) -> list[dict[str, Any]]:
     """The rows of one split of a data set on the hub, at the pinned commit, in its order.
 

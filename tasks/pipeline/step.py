@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import write_json
+from tasks.pipeline.usage import measured
 
 
 def run_step(step: Callable[[Cell], None], *, description: str) -> None:
@@ -28,11 +29,11 @@ def run_step(step: Callable[[Cell], None], *, description: str) -> None:
     parser.add_argument("--benchmark", help="a name under benchmarks (default: the first of pipeline.benchmarks)")
     arguments = parser.parse_args()
     _end_with_the_parents()
-    started = time.monotonic()
     try:
-        cell = open_cell(arguments.model, arguments.benchmark)
-        step(cell)
-        write_json(cell.scratch / "timings" / f"{name}.json", {"seconds": round(time.monotonic() - started, 3)})
+        with measured() as usage:
+            cell = open_cell(arguments.model, arguments.benchmark)
+            step(cell)
+        write_json(cell.scratch / "timings" / f"{name}.json", usage)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flows.environment import prepare
-from flows.stages import STEPS
+from flows.stages import STEPS, Busy, StepFailed
 from tasks.pipeline.errors import InputError
 from tests.flows.project import cell_project, ran
 
@@ -58,15 +59,15 @@ def test_the_flow_runs_what_is_stale_and_shows_it(
         artifacts = client.request("POST", "/artifacts/filter", json={}).json()
     first, second = ({run["name"]: run["state_name"] for run in runs if run["flow_run_id"] == str(id)} for id in flows)
     assert first == {
-        **{f"{step} tiny reviews": "Ran" for step in STEPS[2:]},
+        **{f"{step} tiny-reviews": "Ran" for step in STEPS[2:]},
         "model tiny": "Ran",
         "data reviews": "Ran",
-        "register tiny reviews": "Completed",
+        "register tiny-reviews": "Completed",
     }
     assert second == {
-        "prune tiny reviews": "Cached",
-        "report tiny reviews": "Restored",
-        "register tiny reviews": "Completed",
+        "prune tiny-reviews": "Cached",
+        "report tiny-reviews": "Restored",
+        "register tiny-reviews": "Completed",
     }
     shown = [artifact["data"] for artifact in artifacts if artifact["key"] == "tiny-reviews"]
     assert len(shown) == 2
@@ -86,11 +87,16 @@ def test_bad_input_of_a_step_ends_the_flow_at_once(project: Path) -> None:
     assert ran(project) == ["x"]  # neither tried again nor followed by another step
 
 
-def test_only_what_another_process_blocks_is_tried_again() -> None:
+def test_what_is_tried_again() -> None:
     from prefect.states import Failed
 
-    from flows.adapt import _is_busy
-    from flows.stages import Busy, StepFailed
+    from flows.adapt import KILLED, _is_worth_another
 
-    for error, again in ((Busy("b"), True), (StepFailed("s", "p"), False), (InputError("f", "p"), False)):
-        assert _is_busy(None, None, Failed(data=error)) is again
+    def again(error: Exception, count: int) -> bool:
+        return _is_worth_another(None, SimpleNamespace(run_count=count), Failed(data=error))
+
+    assert again(Busy("b"), 50)
+    assert not again(StepFailed("s", "p"), 1)
+    assert not again(InputError("f", "p"), 1)
+    killed = StepFailed("s", "p", killed=True)
+    assert [again(killed, count) for count in (1, KILLED, KILLED + 1)] == [True, True, False]

@@ -1,0 +1,44 @@
+"""What a step takes of its machine, sampled while it runs."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+
+INTERVAL = 5.0  # seconds between two samples
+
+
+@contextmanager
+def measured() -> Iterator[dict[str, Any]]:
+    """Yields a dictionary that is complete once the body has ended.
+
+    `seconds` it took; `peak_gb`, the largest resident memory of this process that a sample saw; `samples`, a list of
+    milliseconds since 1970, and per cent of all processors and megabytes of memory in use on the whole machine.
+    """
+    found: dict[str, Any] = {"samples": [], "peak_gb": 0.0}
+    over = threading.Event()
+    process = psutil.Process()
+
+    def sample() -> None:
+        found["peak_gb"] = max(found["peak_gb"], round(process.memory_info().rss / 1e9, 3))
+        used = round(psutil.virtual_memory().used / 1e6, 1)
+        found["samples"].append([int(time.time() * 1000), psutil.cpu_percent(), used])
+
+    def watch() -> None:
+        while not over.wait(INTERVAL):
+            sample()
+
+    psutil.cpu_percent()  # the first call has nothing to compare with
+    started = time.monotonic()
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
+        sample()
+        found["seconds"] = round(time.monotonic() - started, 3)
