@@ -1,4 +1,5 @@
-"""Whether the pruned runs of a grid may multiply in bfloat16: decided on a sample of the grid itself."""
+"""Whether the pruned runs of a grid may multiply in bfloat16: decided on a sample of the grid itself, on hardware that
+is faster with it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -6,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.models.products import Precision
+from tasks.models.loading import device
+from tasks.models.products import Precision, multiplies_bfloat16
 from tasks.pruning.grid import Part, Value, assemble
 from tasks.pruning.recipe import choose
 
@@ -18,7 +20,7 @@ Run = Callable[[Sequence[Part]], Mapping[Part, Value]]
 
 @dataclass(frozen=True)
 class Settled:
-    """The precision to use, and the sample that settled it (None where float32 was asked for).
+    """The precision to use, and the sample that settled it (None where float32 was asked for or is faster).
 
     Attributes:
         agreement: share of the predictions that are the same in both precisions.
@@ -42,7 +44,7 @@ def settle(wanted: Precision, parts: Sequence[Part], run: Run, width: int) -> Se
         parts: the whole work; the sample is every fifth layer of its first pack.
         run: computes parts.
     """
-    if wanted == "float32":
+    if wanted == "float32" or not multiplies_bfloat16(device()):
         return Settled("float32")
     sample = [part for part in parts if part.pack == 0 and part.layer % EVERY == 0]
     low, high = (run([replace(part, precision=precision) for part in sample]) for precision in ("bfloat16", "float32"))
@@ -54,7 +56,9 @@ def settle(wanted: Precision, parts: Sequence[Part], run: Run, width: int) -> Se
 
 def settle_on_rows(wanted: Precision, predict: Callable[[Precision], np.ndarray]) -> Settled:
     """The same where nothing is chosen: `predict` gives the predictions on a sample of rows."""
-    return Settled("float32") if wanted == "float32" else _settled(predict("bfloat16"), predict("float32"), None)
+    if wanted == "float32" or not multiplies_bfloat16(device()):
+        return Settled("float32")
+    return _settled(predict("bfloat16"), predict("float32"), None)
 
 
 def _settled(low: np.ndarray, high: np.ndarray, same_choice: bool | None) -> Settled:

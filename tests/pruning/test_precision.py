@@ -1,12 +1,21 @@
 """When the runs of a grid may multiply in bfloat16."""
 
 import numpy as np
+import pytest
+import torch
 
+from tasks.models.products import multiplies_bfloat16
 from tasks.pruning.grid import every_pair, parts_of
 from tasks.pruning.precision import settle, settle_on_rows
 
 PARTS = parts_of(every_pair(11, [0.1, 0.2]), 3)
 ROWS = 10
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch):
+    """Hardware with bfloat16 products."""
+    monkeypatch.setattr("tasks.pruning.precision.multiplies_bfloat16", lambda device: True)
 
 
 def run_with(change):
@@ -60,3 +69,16 @@ def test_on_rows():
     assert settle_on_rows("bfloat16", lambda p: exact).precision == "bfloat16"
     assert settle_on_rows("bfloat16", lambda p: other if p == "bfloat16" else exact).precision == "float32"
     assert settle_on_rows("float32", lambda p: 1 / 0).precision == "float32"
+
+
+def test_where_it_is_slower_it_is_not_even_tried(monkeypatch):
+    monkeypatch.setattr("tasks.pruning.precision.multiplies_bfloat16", lambda device: False)
+    assert settle("bfloat16", PARTS, lambda parts: 1 / 0, 48).precision == "float32"
+    assert settle_on_rows("bfloat16", lambda p: 1 / 0).precision == "float32"
+
+
+@pytest.mark.parametrize(("name", "expected"), [("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)])
+def test_the_processor_says_whether_it_is_faster(monkeypatch, name, expected):
+    flags = {"avx2": False, "avx512_bf16": False, "amx_bf16": False} | {name: True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    assert multiplies_bfloat16(torch.device("cpu")) is expected
