@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from flows import operate
+from flows.console import Benchmark, Model, print_table
 from tasks.pipeline.errors import InputError
 
 
@@ -58,12 +60,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[
-    str | None, typer.Option(help="A name under models in params.yaml; default: the first of pipeline.models.")
-]
-Benchmark = Annotated[
-    str | None, typer.Option(help="A name under benchmarks in params.yaml; default: the first of pipeline.benchmarks.")
-]
 Runnable = Annotated[
     str | None,
     typer.Option(
@@ -75,6 +71,7 @@ Data = Annotated[str | None, typer.Option(help="A directory with the files of th
 
 benchmarks = typer.Typer(help="The library of benchmarks.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(benchmarks, name="benchmarks")
+app.add_typer(operate.app)
 
 
 @app.command()
@@ -108,7 +105,7 @@ def run(model: Model = None, benchmark: Runnable = None, data: Data = None) -> N
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     start_server()
     result = adapt(cell.model, cell.benchmark)
-    _print(as_table([result]))
+    print_table(as_table([result]))
     names = f"--model {cell.model} --benchmark {cell.benchmark}"
     for what, where in (
         ("report", cell.report.relative_to(cell.root)),
@@ -145,7 +142,7 @@ def plan(model: Model = None, benchmark: Benchmark = None) -> None:
     table.add_section()
     passes, seconds = (sum(getattr(line, name) for line in made.lines) for name in ("passes", "seconds"))
     table.add_row("total, estimated", "", f"{passes:,}", f"{seconds / 60:.1f}")
-    _print(table)
+    print_table(table)
 
 
 @app.command()
@@ -157,7 +154,7 @@ def show() -> None:
     root = Path.cwd()
     results = all_results(root, load_settings(root))
     if results:
-        _print(as_table(results))
+        print_table(as_table(results))
     else:
         print("no cell has a result yet: `dsm run` makes one")
 
@@ -210,10 +207,17 @@ def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 5000)
 @app.command()
 def validate() -> None:
     """Check params.yaml field by field."""
+    from flows.environment import prepare
     from tasks.benchmarks.rows import check_templates
     from tasks.pipeline.settings import load_settings
 
     settings = load_settings(Path.cwd())
+    if settings.retrain.schedules:
+        prepare()
+
+        from flows.deployments import check_schedules
+
+        check_schedules(settings)
     for name, benchmark in settings.benchmarks.items():
         check_templates(benchmark, field=f"benchmarks.{name}")
     for name, model in settings.models.items():
@@ -242,7 +246,7 @@ def list_benchmarks(data: Data = None) -> None:
         for row in section:
             table.add_row(*row)
         table.add_section()
-    _print(table)
+    print_table(table)
 
 
 def _options(options: Any) -> str:
@@ -261,13 +265,3 @@ def _source(source: Any) -> str:
 
 def _listed(name: str, names: list[str]) -> str:
     return "" if name in names else " (not in the pipeline yet)"
-
-
-def _print(table: Any) -> None:
-    """Prints a rich table; a pipe or a log file gets it unwrapped."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(table)

@@ -16,6 +16,12 @@ QUIET = {
 }
 
 TIMEOUT = "DSM_STEP_TIMEOUT"
+HEARTBEAT = 30  # seconds between two signs of life of a flow run; Prefect takes no fewer
+
+
+def operated() -> dict[str, str]:
+    """What the environment of every flow run says, that of one under a worker too."""
+    return QUIET | {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT)}
 
 
 def prepare() -> None:
@@ -23,7 +29,7 @@ def prepare() -> None:
 
     The run is logged to Prefect's server in full; the terminal shows the flow's own lines instead.
     """
-    for name, value in QUIET.items():
+    for name, value in operated().items():
         os.environ.setdefault(name, value)
     for handler in ("CONSOLE", "DEBUG"):
         os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")

@@ -21,7 +21,7 @@ _onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the hardware has bfloat16 products of its own; emulated ones take five times as long as float32 ones."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return any(there and name.endswith("bf16") for name, there in torch.cpu.get_capabilities().items())
 
 

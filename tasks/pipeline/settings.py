@@ -310,8 +310,9 @@ class Promotion(Strict):
 
 
 class Retrain(Strict):
-    """Retraining: no result depends on it, so it makes nothing stale."""
+    """Retraining: no result depends on it, so it makes nothing stale. `pool` is the work pool of the deployments."""
 
+    pool: str = "dsm"
     schedules: dict[str, Schedule] = {}
     promotion: Promotion = Promotion()
 

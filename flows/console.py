@@ -1,0 +1,22 @@
+"""What the commands of `dsm` share: how a cell is named, and how a table is printed."""
+
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[
+    str | None, typer.Option(help="A name under models in params.yaml; default: the first of pipeline.models.")
+]
+Benchmark = Annotated[
+    str | None, typer.Option(help="A name under benchmarks in params.yaml; default: the first of pipeline.benchmarks.")
+]
+
+
+def print_table(table: Any) -> None:
+    """Prints a rich table; a pipe or a log file gets it unwrapped."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)

@@ -1,0 +1,156 @@
+"""From `retrain.schedules` in params.yaml to Prefect: prefect.yaml, a server's deployments, and what ends dead runs."""
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.schedules import Cron
+from pydantic import ValidationError
+
+from flows.environment import HEARTBEAT, child_environment, operated
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.files import write_text
+from tasks.pipeline.settings import Schedule, Settings
+
+FLOW = "retrain"
+ENTRYPOINT = "flows/retrain.py:retrain"
+PREFECT = "prefect.yaml"
+HEAD = """\
+# Made by `dsm deploy` from retrain in params.yaml: change it there. `prefect deploy --all` takes it as it is.
+# A run that is due while the one before it still works waits for it.
+"""
+DEAD = "dsm: runs without a heartbeat have crashed"
+BEATS = 3  # heartbeats that may be missed
+
+
+def check_schedules(settings: Settings) -> None:
+    """Raises InputError for a cron line that Prefect does not take."""
+    for name, schedule in settings.retrain.schedules.items():
+        try:
+            CronSchedule(cron=schedule.cron, timezone=schedule.timezone)
+        except ValidationError:
+            raise InputError(
+                f"retrain.schedules.{name}.cron",
+                f"must have the five fields of cron (minute hour day month weekday), not {schedule.cron!r}",
+            ) from None
+
+
+def _parameters(schedule: Schedule) -> dict[str, Any]:
+    return {"models": schedule.models or None, "benchmarks": schedule.benchmarks or None}
+
+
+def served(settings: Settings) -> list[RunnerDeployment]:
+    """The deployments of `dsm serve`, whose runs are started by the process that serves them."""
+    from flows.retrain import retrain
+
+    return [
+        RunnerDeployment.from_flow(
+            retrain,
+            name=name,
+            schedule=Cron(schedule.cron, timezone=schedule.timezone),
+            parameters=_parameters(schedule),
+            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+        )
+        for name, schedule in settings.retrain.schedules.items()
+    ]
+
+
+def prefect_yaml(settings: Settings) -> str:
+    """The text of prefect.yaml: a deployment for each schedule, for workers of the work pool `retrain.pool`."""
+    deployments = [
+        {
+            "name": name,
+            "entrypoint": ENTRYPOINT,
+            "parameters": _parameters(schedule),
+            "schedules": [{"cron": schedule.cron, "timezone": schedule.timezone}],
+            "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+            "work_pool": {"name": settings.retrain.pool, "job_variables": {"env": operated()}},
+        }
+        for name, schedule in settings.retrain.schedules.items()
+    ]
+    return HEAD + yaml.safe_dump({"name": "dsm", "deployments": deployments}, sort_keys=False)
+
+
+def deploy(root: Path, settings: Settings) -> list[str]:
+    """Writes prefect.yaml and brings the server's deployments of `retrain` in line with it.
+
+    Returns:
+        What the server has now, a line each.
+
+    Raises:
+        InputError: a schedule is wrong, or Prefect refuses.
+    """
+    check_schedules(settings)
+    write_text(root / PREFECT, prefect_yaml(settings))
+    pool, names = settings.retrain.pool, set(settings.retrain.schedules)
+    with get_client(sync_client=True) as client:
+        try:
+            kind = client.read_work_pool(pool).type
+        except ObjectNotFound:
+            kind = "process"
+            with suppress(ObjectAlreadyExists):  # somebody was faster
+                client.create_work_pool(WorkPoolCreate(name=pool, type=kind))
+        if names:
+            command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+            done = subprocess.run(command, cwd=root, env=child_environment(), capture_output=True, text=True)
+            if done.returncode:
+                raise InputError(PREFECT, f"prefect deploy: {(done.stderr or done.stdout).strip()[-300:]}")
+        lines = [f"work pool {pool} ({kind})"]
+        for deployment in client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW]))):
+            if deployment.name not in names:
+                client.delete_deployment(deployment.id)
+                lines.append(f"deployment {FLOW}/{deployment.name}: removed, params.yaml has no such schedule")
+    lines += [f"deployment {FLOW}/{name}: {s.cron} {s.timezone}" for name, s in settings.retrain.schedules.items()]
+    watch_for_dead_runs()
+    return [*lines, f"automation {DEAD!r}"]
+
+
+def watch_for_dead_runs() -> None:
+    """An automation on the server: a run whose heartbeat stops without an end has crashed, and is not running."""
+    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+    automation = AutomationCore(
+        name=DEAD,
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *ends},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=BEATS * HEARTBEAT),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name="Crashed", state=StateType.CRASHED, message="No heartbeat: its process is gone.", force=False
+            )
+        ],
+    )
+    with get_client(sync_client=True) as client:
+        known = client.read_automations_by_name(name=DEAD)
+        if known:
+            client.update_automation(known[0].id, automation)
+        else:
+            client.create_automation(automation)
+
+
+def needs_server() -> None:
+    """Raises InputError if no Prefect server is named: a temporary one ends with the command that started it."""
+    if not os.environ.get("PREFECT_API_URL"):
+        raise InputError(
+            "PREFECT_API_URL",
+            "is not set; start `prefect server start --host 127.0.0.1` and set it to http://127.0.0.1:4200/api",
+        )

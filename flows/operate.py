@@ -1,0 +1,119 @@
+"""The commands of `dsm` for a workflow that runs again and again: retrain, serve, deploy, versions, promote."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.console import Benchmark, Model, print_table
+
+app = typer.Typer()
+
+
+@app.command()
+def retrain(model: Model = None, benchmark: Benchmark = None) -> None:
+    """Take new rows, adapt, register, and promote the challenger if the rule in params.yaml says so."""
+    from flows.environment import prepare
+    from tasks.pipeline.cell import open_cell
+
+    cell = open_cell(model, benchmark)
+    prepare()
+
+    from flows.adapt import start_server
+    from flows.retrain import retrain as flow
+
+    start_server()
+    for name, decided in flow([cell.model], [cell.benchmark]).items():
+        print(f"{name}: {decided}")
+
+
+@app.command()
+def serve() -> None:
+    """Run the schedules of params.yaml in this process, until Ctrl-C; needs a Prefect server (PREFECT_API_URL)."""
+    from flows.environment import prepare
+    from tasks.pipeline.errors import InputError
+    from tasks.pipeline.settings import load_settings
+
+    settings = load_settings(Path.cwd())
+    if not settings.retrain.schedules:
+        raise InputError("retrain.schedules", "is empty: there is nothing to serve")
+    prepare()
+
+    from prefect import serve as serve_all
+
+    from flows.deployments import check_schedules, needs_server, served, watch_for_dead_runs
+
+    needs_server()
+    check_schedules(settings)
+    watch_for_dead_runs()
+    for name, schedule in settings.retrain.schedules.items():
+        print(f"retrain/{name}: {schedule.cron} {schedule.timezone}", flush=True)
+    serve_all(*served(settings), print_starting_message=False)
+
+
+@app.command()
+def deploy() -> None:
+    """Bring a Prefect server's deployments in line with the schedules of params.yaml, for workers to run."""
+    from flows.environment import prepare
+    from tasks.pipeline.settings import load_settings
+
+    settings = load_settings(Path.cwd())
+    prepare()
+
+    from flows.deployments import deploy as bring_in_line
+    from flows.deployments import needs_server
+
+    needs_server()
+    for line in bring_in_line(Path.cwd(), settings):
+        print(line)
+    print(f"start a worker: prefect worker start --pool {settings.retrain.pool}")
+
+
+@app.command()
+def versions(model: Model = None, benchmark: Benchmark = None) -> None:
+    """Show the registered versions of a cell, and every move of its champion."""
+    from rich.table import Table
+
+    from tasks.pipeline.cell import open_cell
+
+    cell = open_cell(model, benchmark)
+
+    from tasks.promote import versions as registered
+
+    found, moves = registered(cell)
+    table = Table(title=cell.name, caption="p: exact McNemar test, pruned against base, on the n test rows of its time")
+    for name in ("version", "aliases", "made", "base", "pruned", "n", "p", "promotion"):
+        table.add_column(name, overflow="fold")
+    for version in found:
+        metrics = version.metrics
+        table.add_row(
+            str(version.number),
+            ", ".join(version.aliases),
+            f"{datetime.fromtimestamp(version.made / 1000, UTC):%Y-%m-%d %H:%M} UTC",
+            *(f"{metrics[f'accuracy_{name}']:.3f} ± {metrics[f'stderr_{name}']:.3f}" for name in ("base", "pruned")),
+            f"{metrics['n']:.0f}",
+            f"{metrics['p_value']:.2g}",
+            version.reason,
+        )
+    print_table(table)
+    for move in moves:
+        print(f"{move.when}: champion {move.before or 'none'} -> {move.after}, by {move.who}: {move.why}")
+
+
+@app.command()
+def promote(
+    version: Annotated[int, typer.Argument(help="A number that `dsm versions` shows.")],
+    why: Annotated[str, typer.Option(help="The reason, for the record.")],
+    model: Model = None,
+    benchmark: Benchmark = None,
+) -> None:
+    """Make a registered version the champion: a rollback, or a choice against the rule. The reason goes on record."""
+    from tasks.pipeline.cell import open_cell
+
+    cell = open_cell(model, benchmark)
+
+    from tasks.promote import promote as make_champion
+
+    before = make_champion(cell, version, why)
+    print(f"{cell.name}: version {version} is the champion now (before: {before or 'none'})")
