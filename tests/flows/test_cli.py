@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from safetensors import SafetensorError
@@ -24,7 +25,7 @@ from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import write_text
 from tasks.pipeline.settings import parse_settings
 from tests.cells import settings, write_cell
-from tests.flows.project import REAL, cell_project
+from tests.flows.project import REAL, cell_project, ran
 
 HEAVY = {"prefect", "mlflow", "torch", "transformers", "numpy", "pandas", "dvc", "rich", "pydantic", "yaml"}
 
@@ -326,3 +327,17 @@ def test_ctrl_c_ends_the_children(project: Path) -> None:
     assert process.returncode == 130, err
     assert err == "interrupted; `dsm run` goes on where it stopped\n"
     assert not Path(f"/proc/{pid.read_text()}").exists()
+
+
+@pytest.mark.real
+def test_a_prefect_server_that_does_not_start_is_one_line_and_not_left_behind(project: Path) -> None:
+    cell_project(project)
+    told = dsm("run", PREFECT_HOME=str(project / "prefect"), PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="1")
+    assert told.returncode == 1
+    assert told.stderr.splitlines()[-1].startswith("failed: prefect: Timed out while attempting to connect")
+    assert not [
+        process
+        for process in psutil.process_iter(["environ"])
+        if (process.info["environ"] or {}).get("PREFECT_HOME") == str(project / "prefect")
+    ]
+    assert ran(project) == []
