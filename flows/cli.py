@@ -146,14 +146,16 @@ def plan(model: Model = None, benchmark: Benchmark = None) -> None:
 
 
 @app.command()
-def show() -> None:
+def show(markdown: Annotated[bool, typer.Option("--markdown", help="As a table for a page.")] = False) -> None:
     """Show the results of every cell there is."""
-    from flows.results import all_results, as_table
+    from flows.results import all_results, as_markdown, as_table
     from tasks.pipeline.settings import load_settings
 
     root = Path.cwd()
     results = all_results(root, load_settings(root))
-    if results:
+    if results and markdown:
+        print(as_markdown(results))
+    elif results:
         print_table(as_table(results))
     else:
         print("no cell has a result yet: `dsm run` makes one")

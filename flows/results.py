@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """One cell. Accuracies and standard errors are parts of one; `p` is McNemar's, pruned against base, on `n` rows."""
+    """One cell. Accuracies and standard errors are parts of one; `p` is McNemar's, pruned against base, on `n` rows.
+
+    `base_answers`, `pruned_answers`: how often each option was predicted, in the order of the options.
+    """
 
     model: str
     benchmark: str
@@ -30,6 +33,8 @@ class Result:
     p: float
     layer: int
     fraction: float
+    base_answers: list[int]
+    pruned_answers: list[int]
 
 
 def read_result(cell: Cell) -> Result | None:
@@ -52,6 +57,8 @@ def read_result(cell: Cell) -> Result | None:
         p=evaluation["comparisons"]["pruned_vs_base"]["p"],
         layer=pruned["layer"],
         fraction=pruned["fraction"],
+        base_answers=systems["base"]["predicted"],
+        pruned_answers=systems["pruned"]["predicted"],
     )
 
 
@@ -62,7 +69,7 @@ def all_results(root: Path, settings: Settings) -> list[Result]:
     return [result for result in found if result]
 
 
-HEADER = ("model", "benchmark", "base", "pruned", "random", "n", "p", "layer", "fraction")
+HEADER = ("model", "benchmark", "base", "pruned", "random", "n", "p", "layer", "fraction", "answers")
 
 
 def row(result: Result) -> tuple[str, ...]:
@@ -77,11 +84,16 @@ def row(result: Result) -> tuple[str, ...]:
         f"{result.p:.2g}",
         str(result.layer),
         f"{result.fraction:.0%}",
+        f"{_counts(result.base_answers)} → {_counts(result.pruned_answers)}",
     )
 
 
+def _counts(numbers: Sequence[int]) -> str:
+    return ":".join(map(str, numbers))
+
+
 def as_markdown(results: Sequence[Result]) -> str:
-    """The table for a Prefect artifact."""
+    """The table for a Prefect artifact or a page."""
     lines = [HEADER, ("---",) * len(HEADER), *map(row, results)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -93,7 +105,7 @@ def as_table(results: Sequence[Result]) -> "Table":
     table = Table(
         title="Accuracy on the test split",
         caption="± standard error; random: same layer and number of neurons, mean over seeds; "
-        "p: exact McNemar test, pruned against base",
+        "p: exact McNemar test, pruned against base; answers: how often each option was predicted, base → pruned",
     )
     for name in HEADER:
         table.add_column(name, justify="left" if name in ("model", "benchmark") else "right", overflow="fold")

@@ -234,7 +234,13 @@ def test_show(project: Path) -> None:
     result = read_result(made)
     assert result is not None
     assert f"{result.pruned:.3f} ± {result.pruned_stderr:.3f}" in line
-    assert line.split("│")[-5:-1] == [" 60 ", f" {result.p:.2g} ", "     2 ", "      10% "]
+    assert [part.strip() for part in line.split("│")[-6:-2]] == ["60", f"{result.p:.2g}", "2", "10%"]
+    answers = " → ".join(":".join(map(str, counts)) for counts in (result.base_answers, result.pruned_answers))
+    assert sum(result.base_answers) == sum(result.pruned_answers) == 60
+    assert line.split("│")[-2].strip() == answers
+    code, out, _ = call("show", "--markdown")
+    assert code == 0
+    assert out.splitlines()[-1].endswith(f"| 60 | {result.p:.2g} | 2 | 10% | {answers} |")
     made.evaluation.unlink()
     assert call("show")[:2] == (0, "no cell has a result yet: `dsm run` makes one\n")
 
