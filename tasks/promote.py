@@ -103,6 +103,8 @@ def judge(cell: Cell) -> None:
 def _judged(client: Any, cell: Cell, version: int, champion: int | None) -> str:
     if version == champion:
         return f"version {version} is the champion already"
+    if (last := _last_move(client, cell.name, version)) and last.before == version and not last.by_rule:
+        return f"version {version} stays challenger: {last.who} moved champion away from it at {last.when}: {last.why}"
     rule = cell.settings.retrain.promotion
     challenger = client.get_model_version(cell.name, str(version))
     key = sha256_json([champion, sha256_file(cell.predictions), rule.model_dump()])
@@ -123,10 +125,15 @@ def _judged(client: Any, cell: Cell, version: int, champion: int | None) -> str:
         decision = Decision(False, f"cannot be compared: {error}", {}, None)
     client.set_model_version_tag(cell.name, str(version), REASON, decision.reason)
     if decision.promoted:
-        move_champion(client, cell.name, version, f"{decision.reason}; rule: {rule.model_dump()}")
+        move_champion(client, cell.name, version, f"{decision.reason}; rule: {rule.model_dump()}", by_rule=True)
         return f"version {version} is the champion now: {decision.reason}"
     client.set_model_version_tag(cell.name, str(version), JUDGED, key)
     return f"version {version} stays challenger: {decision.reason}"
+
+
+def _last_move(client: Any, name: str, version: int) -> Move | None:
+    """The last move of `champion` to or from a version."""
+    return next((move for move in reversed(moves(client, name)) if version in (move.before, move.after)), None)
 
 
 def _aliases(client: Any, name: str) -> dict[str, int]:
@@ -206,7 +213,7 @@ def promote(cell: Cell, version: int, why: str) -> int | None:
         with tempfile.TemporaryDirectory(dir=_scratch(cell)) as work:
             rows = pd.read_parquet(client.download_artifacts(run, "predictions.parquet", work)).head(CHECKED)
         check_answers(cell.name, version, probabilities(cell.name, version, rows, options_of(cell, rows)), rows)
-        move_champion(client, cell.name, version, why)
+        move_champion(client, cell.name, version, why, by_rule=False)
         return before
 
 

@@ -125,16 +125,20 @@ def check_answers(name: str, version: int, answers: list[np.ndarray], rows: pd.D
 
 @dataclass(frozen=True)
 class Move:
-    """One move of the alias `champion`: when, from which version (None: there was none) to which, by whom and why."""
+    """One move of the alias `champion`: when, from which version (None: there was none) to which, by whom and why.
+
+    `by_rule`: nobody decided it.
+    """
 
     when: str
     before: int | None
     after: int
     who: str
     why: str
+    by_rule: bool
 
 
-def move_champion(client: Any, name: str, version: int, why: str) -> None:
+def move_champion(client: Any, name: str, version: int, why: str, *, by_rule: bool) -> None:
     """Points `champion` at a version. The record is written first: an alias without a record cannot be explained."""
     aliases = client.get_registered_model(name).aliases
     now = datetime.now(UTC)
@@ -144,6 +148,7 @@ def move_champion(client: Any, name: str, version: int, why: str) -> None:
         "after": version,
         "who": f"{getpass.getuser()}@{socket.gethostname()}",
         "why": why,
+        "by_rule": by_rule,
     }
     client.set_registered_model_tag(name, f"{PROMOTION}{now:%Y%m%dT%H%M%S.%fZ}", json.dumps(record))
     client.set_registered_model_alias(name, CHAMPION, str(version))

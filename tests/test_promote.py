@@ -125,6 +125,12 @@ def test_promotion_rollback_and_their_record(cell: Cell, capsys: pytest.CaptureF
     assert champion_of(made) == 2
     assert promote(made, 1, "complaints about 2") == 2
     assert champion_of(made) == 1
+    capsys.readouterr()
+    judge(made)  # the rule does not undo what a person did
+    assert "version 2 stays challenger" in (told := capsys.readouterr().out)
+    assert "moved champion away from it" in told
+    assert "complaints about 2" in told
+    assert champion_of(made) == 1
     with pytest.raises(InputError, match="1 is the champion of tiny-reviews already"):
         promote(made, 1, "again")
     with pytest.raises(InputError, match=r"version: tiny-reviews has no version 7; there are \[1, 2\]"):
@@ -134,6 +140,7 @@ def test_promotion_rollback_and_their_record(cell: Cell, capsys: pytest.CaptureF
     assert "no worse" in found[0].reason
     assert [(move.before, move.after) for move in moves] == [(None, 1), (1, 2), (2, 1)]
     assert moves[-1].why == "complaints about 2"
+    assert [move.by_rule for move in moves] == [True, True, False]
     assert all("@" in move.who and move.when.endswith("+00:00") for move in moves)
 
 
