@@ -1,4 +1,7 @@
-"""Registration: once per content, healed after a crash, served without pickle from any directory."""
+"""Registration: once per content, healed after a crash, served without pickle from any directory.
+
+Every test runs on a database file and on a tracking server with PostgreSQL behind it, unless it is about one of them.
+"""
 
 import os
 import shutil
@@ -37,6 +40,7 @@ METRICS = {
 ENVIRONMENT = (
     "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_LOGGING_LEVEL", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",
 )  # fmt: skip
 
 
@@ -48,15 +52,22 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def cell(master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cell]:
+@pytest.fixture(params=["file", "server"])
+def cell(
+    request: pytest.FixtureRequest, master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Cell]:
     for name in ENVIRONMENT:  # register sets some of them; monkeypatch takes that back
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+    if request.param == "server":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", request.getfixturevalue("tracking").address)
     shutil.copytree(master, tmp_path / "project")
     yield open_cell(root=tmp_path / "project")
     mlflow.set_tracking_uri("")
     mlflow.set_registry_uri("")
+
+
+on_a_file = pytest.mark.parametrize("cell", ["file"], indirect=True)
 
 
 def store(cell: Cell) -> tuple[MlflowClient, list[Any], list[Any]]:
@@ -162,13 +173,18 @@ texts = [prompt.split("\\n\\n")[1] for prompt in pd.read_parquet(sys.argv[2])["p
 answers = model.predict(pd.DataFrame({"text": texts}))
 answers.to_parquet(sys.argv[3])
 import tasks
-assert "mlartifacts" in tasks.__file__, tasks.__file__
+assert pathlib.Path(tasks.__file__).parts[-3:-1] == ("code", "tasks"), tasks.__file__  # the version's own copy
 """
 
 
 def test_loads_by_alias_without_pickle_from_any_directory(cell: Cell, tmp_path: Path) -> None:
     register(cell)
-    assert not [path for path in cell.root.rglob("mlartifacts/**/*") if path.suffix in (".pkl", ".pickle", ".bin")]
+    _, (run,), _ = store(cell)
+    kept = [Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, dst_path=str(tmp_path / "of the run")))]
+    kept += [Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}@challenger", dst_path=str(tmp_path / "model")))]
+    files = [path for directory in kept for path in directory.rglob("*")]
+    assert {"report.html", "model.safetensors"} <= {path.name for path in files}
+    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".bin")]
     # The project's own code and the exported directory are not there for the one who loads.
     away = tmp_path / "elsewhere"
     away.mkdir()
@@ -215,6 +231,7 @@ def test_tags_name_the_commit_and_the_locked_hashes(cell: Cell) -> None:
     }
 
 
+@on_a_file
 def test_a_cell_without_a_report_is_refused(cell: Cell) -> None:
     (cell.root / "mlflow.db").unlink()
     cell.report.unlink()
@@ -223,6 +240,7 @@ def test_a_cell_without_a_report_is_refused(cell: Cell) -> None:
     assert not (cell.root / "mlflow.db").exists()
 
 
+@on_a_file
 def test_an_unusable_address_is_one_line(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://nowhere")
     with pytest.raises(InputError, match=r"^MLFLOW_TRACKING_URI: ftp://nowhere cannot be used"):

@@ -1,0 +1,39 @@
+"""Servers that several test modules use: started once, by the first test that asks for them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import Postgres, Server, mlflow_server, postgres_programs, postgres_server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL on this machine (Debian: apt-get install postgresql)")
+    with postgres_server(programs) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _tracking(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    where: Path = tmp_path_factory.mktemp("tracking")
+    with mlflow_server(postgres.create("tracking"), where / "artifacts", where) as server:
+        yield server
+
+
+@pytest.fixture
+def tracking(_tracking: Server) -> Iterator[Server]:
+    """A tracking server on PostgreSQL with nothing in it."""
+    from mlflow import MlflowClient
+
+    yield _tracking
+    client = MlflowClient(_tracking.address, _tracking.address)
+    for model in client.search_registered_models():
+        client.delete_registered_model(model.name)
+    for experiment in client.search_experiments():
+        if experiment.name != "Default":  # a deleted experiment keeps its name
+            client.rename_experiment(experiment.experiment_id, f"deleted {experiment.experiment_id}")
+            client.delete_experiment(experiment.experiment_id)
