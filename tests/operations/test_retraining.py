@@ -17,6 +17,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from flows.environment import QUIET
 from tasks.pipeline.files import read_json, sha256_file, write_text
 from tests.faults.project import NAME, real_project
 from tests.servers import Server, environment, free_port
@@ -114,7 +115,7 @@ def operated(tmp_path: Path, tracking: Server) -> Iterator[Operated]:
     port = free_port()
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     home = str(tmp_path / "prefect")
-    server = Server(command, port=port, alive="/api/health", where=tmp_path, PREFECT_HOME=home)
+    server = Server(command, port=port, alive="/api/health", where=tmp_path, PREFECT_HOME=home, **QUIET)
     try:
         yield Operated(root, server.address, tracking.address)
     finally:
