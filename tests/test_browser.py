@@ -16,6 +16,7 @@ import pytest
 from tasks.evidence.verdict import verdict
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.files import read_json
+from tasks.register import FLOW
 from tasks.registry import tracking_uri
 from tasks.report import report
 from tests.cells import servable_cell, write_cell
@@ -28,6 +29,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-default-apps", "--no-first-run", "--no-pings",
 ]  # fmt: skip
+FLOW_RUN = "nightly-owl"
 PATIENCE = 60_000  # ms: a cold server on a busy machine
 
 
@@ -94,7 +96,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Cel
     environment.pop("MLFLOW_TRACKING_URI", None)
     arguments = ["--model", cell.model, "--benchmark", cell.benchmark]
     repository = str(Path(__file__).parents[1])
-    environment["PYTHONPATH"] = repository
+    environment |= {"PYTHONPATH": repository, FLOW: f"0-1 {FLOW_RUN}"}
     subprocess.run(
         [sys.executable, "-m", "tasks.register", *arguments], cwd=cell.root, env=environment, check=True, timeout=200
     )
@@ -133,6 +135,9 @@ def test_tracker_shows_the_run_its_metrics_and_the_model(browser: Any, tracked: 
     page = browser.new_page(viewport={"width": 1500, "height": 1200})
     page.set_default_timeout(PATIENCE)
     page.goto(f"{address}/#/experiments/1/runs?workflowType=machine_learning")
+    flow = page.get_by_role("link", name=FLOW_RUN).first
+    flow.wait_for()
+    flow.locator("xpath=ancestor::*[3]").get_by_role("button").first.click()  # unfolds the cells of the flow run
     page.get_by_role("link", name=cell.name).first.click()
     page.get_by_text(sentences(cell)[1]).first.wait_for()
     accuracy = read_json(cell.evaluation)["systems"]["pruned"]["accuracy"]
@@ -141,9 +146,11 @@ def test_tracker_shows_the_run_its_metrics_and_the_model(browser: Any, tracked: 
     assert f"{accuracy:.3g}" in row.inner_text()
     page.goto(page.url.split("?")[0] + "/artifacts/report.html")
     page.frame_locator("iframe").get_by_text(sentences(cell)[0]).first.wait_for()
-    page.goto(f"{address}/#/models")
-    page.get_by_role("link", name=cell.name, include_hidden=True).first.wait_for()  # behind a greeting
-    page.goto(f"{address}/#/models/{cell.name}")
-    page.get_by_text("challenger").first.wait_for()
-    page.get_by_text("Version 1").first.wait_for()
+    page.go_back()
+    page.get_by_role("tab", name="System metrics").click()
+    page.get_by_text("cpu_utilization_percentage").first.wait_for()
+    page.get_by_role("tab", name="Overview").click()
+    page.get_by_role("link", name=cell.name).last.click()  # the registered model
+    page.get_by_text("@ challenger").first.wait_for()
+    page.get_by_text(sentences(cell)[1]).first.wait_for()
     page.close()

@@ -40,5 +40,6 @@ def measured() -> Iterator[dict[str, Any]]:
     finally:
         over.set()
         thread.join()
-        sample()
+        if not found["samples"]:  # over sooner than the first one was due
+            sample()
         found["seconds"] = round(time.monotonic() - started, 3)
