@@ -1,0 +1,143 @@
+"""A tracking server that is down, dies on the way, or is used by several at once: nothing is lost, nothing twice."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import pytest
+
+from tasks.pipeline.cell import Cell, open_cell
+from tasks.pipeline.errors import InputError
+from tasks.register import register
+from tasks.registry import tracking_uri
+from tests.cells import servable_cell
+from tests.servers import Postgres, Server, environment, free_port, mlflow_server
+from tests.test_register import NAME, cell, master, pytestmark, store  # noqa: F401
+
+on_a_server = pytest.mark.parametrize("cell", ["server"], indirect=True)
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("data/**/*")) if path.is_file()}
+
+
+def start_register(made: Cell, address: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "tasks.register"],
+        cwd=made.root, env=environment(MLFLOW_TRACKING_URI=address), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def copy_of(made: Cell, where: Path) -> Cell:
+    """The same project in another directory, as on another machine."""
+    shutil.copytree(made.root, where, ignore=shutil.ignore_patterns("*.lock"))
+    return open_cell(root=where)
+
+
+def check_registered_once(made: Cell) -> None:
+    client, (run,), (version,) = store(made)
+    assert run.info.status == "FINISHED"
+    assert version.run_id == run.info.run_id
+    assert int(client.get_model_version_by_alias(NAME, "challenger").version) == int(version.version)
+    assert len(client.search_logged_models([run.info.experiment_id])) == 1
+
+
+@on_a_server
+def test_a_server_that_is_down_is_one_line(cell: Cell) -> None:  # noqa: F811
+    address = f"http://127.0.0.1:{free_port()}"
+    before, started = files(cell.root), time.monotonic()
+    process = start_register(cell, address)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 2
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: MLFLOW_TRACKING_URI: {address} cannot be used: API request to {address}")
+    assert "Connection refused" in line
+    assert time.monotonic() - started < 120
+    assert files(cell.root) == before
+
+
+def test_a_server_that_dies_on_the_way(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed once while the run is logged and once before the version is made; the third call completes both."""
+    made = servable_cell(tmp_path / "project")
+    before, port = files(made.root), free_port()
+    database = postgres.create("mortal")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+
+    def call(name: str, server: Server) -> None:
+        original = getattr(mlflow, name)
+
+        def killed(*arguments: Any, **named: Any) -> Any:
+            server.kill()
+            return original(*arguments, **named)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mlflow, name, killed)
+            with pytest.raises(InputError, match=rf"^MLFLOW_TRACKING_URI: http://127.0.0.1:{port} failed on the way"):
+                register(made)
+
+    for name in ("log_text", "register_model"):
+        with mlflow_server(database, tmp_path / "artifacts", tmp_path, port=port) as server:
+            call(name, server)
+        assert files(made.root) == before
+    with mlflow_server(database, tmp_path / "artifacts", tmp_path, port=port):
+        assert store(made)[2] == []
+        register(made)
+        check_registered_once(made)
+    mlflow.set_tracking_uri("")
+    mlflow.set_registry_uri("")
+
+
+@on_a_server
+@pytest.mark.parametrize("same_project", [True, False])
+def test_two_processes_at_once(cell: Cell, tracking: Server, tmp_path: Path, same_project: bool) -> None:  # noqa: F811
+    cells = [cell, cell if same_project else copy_of(cell, tmp_path / "other")]
+    processes = [start_register(each, tracking.address) for each in cells]
+    told = [process.communicate(timeout=250) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert sorted(out for out, _ in told)[0] == f"{NAME}: already registered as version 1 (challenger)\n"
+    check_registered_once(cell)
+
+
+@on_a_server
+@pytest.mark.parametrize("moment", ["log_metrics", "register_model"])
+def test_another_machine_overtakes(
+    cell: Cell, tmp_path: Path, moment: str, capsys: pytest.CaptureFixture[str]  # noqa: F811
+) -> None:
+    """While the run is logged, the other one logs its own; before the version is made, the other one makes it."""
+    other = copy_of(cell, tmp_path / "other")
+    original = getattr(mlflow, moment)
+    address = tracking_uri(cell.root)
+
+    def overtaken(*arguments: Any, **named: Any) -> Any:
+        process = start_register(other, address)
+        out, err = process.communicate(timeout=200)
+        assert (process.returncode, out) == (0, f"{NAME}: registered as version 1 (challenger)\n"), err
+        return original(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow, moment, overtaken)
+        register(cell)
+    assert capsys.readouterr().out == f"{NAME}: already registered as version 1 (challenger)\n"
+    check_registered_once(cell)
+
+
+def test_the_server_listens_on_loopback_only(tracking: Server) -> None:
+    check_loopback(tracking.pid)
+
+
+def check_loopback(pid: int) -> None:
+    """That what the process and its children listen on is on 127.0.0.1, and is something."""
+    root = psutil.Process(pid)
+    sockets = [each for process in [root, *root.children(recursive=True)] for each in process.net_connections("inet")]
+    addresses = {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
+    assert addresses == {"127.0.0.1"}
