@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 
 REPOSITORY = Path(__file__).parents[1]
@@ -64,6 +65,14 @@ class Server:
             except OSError:
                 time.sleep(0.2)
         raise AssertionError(f"{url} does not answer: {self.log.read_text()}")
+
+    def listens_on(self) -> set[tuple[str, int]]:
+        """The addresses and ports that it and its children accept connections on."""
+        root = psutil.Process(self.pid)
+        sockets = [
+            each for process in (root, *root.children(recursive=True)) for each in process.net_connections("inet")
+        ]
+        return {(each.laddr.ip, each.laddr.port) for each in sockets if each.status == psutil.CONN_LISTEN}
 
     def end(self) -> None:
         """Ends it in an orderly way; what has not ended after a while is killed."""
