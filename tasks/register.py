@@ -1,12 +1,14 @@
 """The step `register`: what came out of a cell goes to MLflow, and its pruned model into the registry.
 
 No DVC stage: its effect lies in MLflow. Everything is found by a hash of the content, so that a second call does
-nothing, and a call after a crash goes on from what the crashed one had finished. The alias moves last.
+nothing, and a call after a crash goes on from what the crashed one had finished. The alias moves last. Of two machines
+that register the same content on one server at the same time, the lower version stays.
 """
 
 import importlib.metadata
 import os
 import re
+import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -22,6 +24,7 @@ from tasks.pipeline.step import run_step
 from tasks.registry import CHALLENGER, CONTENT, check_answers, options_of, probabilities, store
 
 EVIDENCE = "evidence"  # the tag of a run that says which report and transfer check it holds
+PROJECT = "project"  # the tag of a run that says which directory of which machine it comes from
 FLOW = "DSM_FLOW_RUN"  # id and name of the flow run that this step is part of; a tag of the run that stands for it
 CHECKED = 8  # test rows that a version must answer as `evaluate` did before the alias moves
 LAST_SAMPLES = 450  # of the machine's use, twice as many metrics: a call of MLflow takes a thousand
@@ -67,20 +70,39 @@ def _version(client: Any, experiment: str, cell: Cell, content: str) -> tuple[in
     """The number of the version with this content, and whether it was made by this call."""
     import mlflow
 
-    for version in client.search_model_versions(f"name = '{cell.name}'"):
-        if version.tags.get(CONTENT) == content:
-            return int(version.version), False
+    if known := _first(client, cell, content):
+        return int(known.version), False
     model_id = _logged_model(client, experiment, cell, content)
-    version = mlflow.register_model(f"models:/{model_id}", cell.name, tags={CONTENT: content})
-    return int(version.version), True
+    made = mlflow.register_model(f"models:/{model_id}", cell.name, tags={CONTENT: content})
+    first = _first(client, cell, content)
+    if int(first.version) == int(made.version):
+        return int(made.version), True
+    client.delete_model_version(cell.name, made.version)
+    if first.run_id != made.run_id:
+        client.delete_logged_model(model_id)
+        client.delete_run(made.run_id)
+    return int(first.version), False
+
+
+def _first(client: Any, cell: Cell, content: str) -> Any:
+    """The version with this content; the lowest, while another machine takes its own back. None if there is none."""
+    versions = client.search_model_versions(f"name = '{cell.name}'")
+    same = [version for version in versions if version.tags.get(CONTENT) == content]
+    return min(same, key=lambda version: int(version.version), default=None)
+
+
+def _project(cell: Cell) -> str:
+    return f"{socket.gethostname()}:{cell.root.resolve()}"
 
 
 def _logged_model(client: Any, experiment: str, cell: Cell, content: str) -> str:
-    """The id of the model in the finished run with this content; a run that did not finish is replaced."""
+    """The id of the model in the finished run with this content; one that did not finish is replaced."""
     for run in client.search_runs([experiment], f"tags.{CONTENT} = '{content}' and tags.cell = '{cell.name}'"):
-        if run.info.status == "FINISHED" and run.outputs and run.outputs.model_outputs:
+        status, from_here = run.info.status, run.data.tags.get(PROJECT) == _project(cell)
+        if status == "FINISHED" and run.outputs and run.outputs.model_outputs:
             return str(run.outputs.model_outputs[0].model_id)
-        if run.info.status != "FINISHED":
+        # One that runs elsewhere may be alive; none from here is, since only one process has the store.
+        if status in ("FAILED", "KILLED") or (status == "RUNNING" and from_here):
             for output in run.outputs.model_outputs if run.outputs else ():
                 client.delete_logged_model(output.model_id)
             client.delete_run(run.info.run_id)
@@ -111,6 +133,7 @@ def _log_run(experiment: str, cell: Cell, content: str, *, with_model: bool = Tr
     tags = {
         CONTENT: content,
         EVIDENCE: _evidence(cell),
+        PROJECT: _project(cell),
         "cell": cell.name,
         "model": cell.model,
         "benchmark": cell.benchmark,

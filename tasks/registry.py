@@ -40,14 +40,18 @@ def tracking_uri(root: Path) -> str:
 def store(root: Path) -> Iterator[tuple[Any, str]]:
     """A client and the experiment's id. One process at a time: a fresh database does not survive two that make it.
 
+    A tracking server is shared with other machines, which no lock here stops: see `tasks.register`.
+
     Raises:
-        InputError: the tracking server or the database cannot be used.
+        InputError: the tracking server or the database cannot be used, or the server failed on the way.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # with pauses of 1, 2 and 4 seconds
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     with FileLock(root / "mlflow.db.lock"):
         import mlflow
 
@@ -56,16 +60,32 @@ def store(root: Path) -> Iterator[tuple[Any, str]]:
             mlflow.set_tracking_uri(uri)
             mlflow.set_registry_uri(uri)
             client = mlflow.MlflowClient()
-            known = client.get_experiment_by_name(EXPERIMENT)
+            experiment = _experiment(client, root, uri)
         except mlflow.exceptions.MlflowException as error:
             raise InputError("MLFLOW_TRACKING_URI", f"{uri} cannot be used: {error.message}") from None
-        if known:
-            yield client, known.experiment_id
-        elif uri.startswith("sqlite:"):
-            where = (root / "mlartifacts").resolve().as_uri()
-            yield client, client.create_experiment(EXPERIMENT, artifact_location=where)
-        else:
-            yield client, client.create_experiment(EXPERIMENT)
+        try:
+            yield client, experiment
+        except mlflow.exceptions.MlflowException as error:
+            if not uri.startswith("http"):
+                raise
+            told = f"{uri} failed on the way; what it has is kept, and the next call goes on from it: {error.message}"
+            raise InputError("MLFLOW_TRACKING_URI", told) from error
+
+
+def _experiment(client: Any, root: Path, uri: str) -> str:
+    """The id of the experiment, which is made if it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    known = client.get_experiment_by_name(EXPERIMENT)
+    if not known:
+        where = (root / "mlartifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
+        try:
+            return str(client.create_experiment(EXPERIMENT, artifact_location=where))
+        except MlflowException:
+            known = client.get_experiment_by_name(EXPERIMENT)
+            if not known:  # no other machine was faster
+                raise
+    return str(known.experiment_id)
 
 
 def options_of(cell: Cell, rows: pd.DataFrame) -> list[list[str]]:

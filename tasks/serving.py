@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
@@ -17,6 +18,7 @@ from tasks.benchmarks.scoring import answers_unedited
 from tasks.benchmarks.templates import compile_template
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
+from tasks.pipeline.errors import InputError
 
 
 class PrunedModel(PythonModel):
@@ -35,11 +37,29 @@ class PrunedModel(PythonModel):
         """`answer` to the prompts that the template makes of the rows; a column for each field of the template.
 
         Without options of the benchmark's own: to the columns `prompt` and `options`, a list.
+
+        Raises:
+            MlflowException: a row cannot be answered. MLflow's scoring server sends that as status 400 with the reason;
+                of any other exception it sends the traceback too.
         """
+        try:
+            return self._answer_rows(model_input)
+        except InputError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+    def _answer_rows(self, frame: pd.DataFrame) -> pd.DataFrame:
+        columns = [str(column) for column in frame]
+        rows = [dict(zip(columns, row, strict=True)) for row in frame.itertuples(index=False)]
+        for number, row in enumerate(rows, start=1):
+            for name, value in row.items():
+                if self._options is None and name == "options":
+                    texts = list(value) if isinstance(value, (list, tuple, np.ndarray)) else []
+                    if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+                        raise InputError(f"row {number}", "options must be a list of at least two texts")
+                elif not isinstance(value, str):
+                    raise InputError(f"row {number}", f"{name} must be a text, not {value!r:.60}")
         if self._options is None:
-            return self.answer(model_input["prompt"].tolist(), [list(options) for options in model_input["options"]])
-        columns = [str(column) for column in model_input]
-        rows = [dict(zip(columns, row, strict=True)) for row in model_input.itertuples(index=False)]
+            return self.answer([row["prompt"] for row in rows], [list(row["options"]) for row in rows])
         return self.answer([self._prompt(row, number) for number, row in enumerate(rows, start=1)])
 
     def answer(self, prompts: list[str], options: list[list[str]] | None = None) -> pd.DataFrame:

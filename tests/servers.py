@@ -11,10 +11,11 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 
 REPOSITORY = Path(__file__).parents[1]
@@ -65,22 +66,26 @@ class Server:
                 time.sleep(0.2)
         raise AssertionError(f"{url} does not answer: {self.log.read_text()}")
 
+    def listens_on(self) -> set[tuple[str, int]]:
+        """The addresses and ports that it and its children accept connections on."""
+        root = psutil.Process(self.pid)
+        sockets = [
+            each for process in (root, *root.children(recursive=True)) for each in process.net_connections("inet")
+        ]
+        return {(each.laddr.ip, each.laddr.port) for each in sockets if each.status == psutil.CONN_LISTEN}
+
     def end(self) -> None:
         """Ends it in an orderly way; what has not ended after a while is killed."""
         if self._process.poll() is None:
             os.killpg(self.pid, signal.SIGTERM)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self._process.wait(30)
-            except subprocess.TimeoutExpired:
-                pass
         self.kill()
 
     def kill(self) -> None:
         """Ends all of its processes at once, as a power cut would."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait(30)
 
 

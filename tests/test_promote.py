@@ -17,7 +17,7 @@ from tasks.pipeline.settings import Promotion
 from tasks.promote import REASON, decide, judge, promote, versions
 from tasks.register import register
 from tasks.registry import tracking_uri
-from tests.test_register import NAME, cell, master, pytestmark  # noqa: F401 - fixtures, and warnings of mlflow
+from tests.test_register import NAME, cell, master, on_a_file, pytestmark  # noqa: F401 - fixtures, and warnings of mlflow
 
 RULE = Promotion()
 
@@ -85,6 +85,7 @@ def change(made: Cell) -> None:
     register(made)
 
 
+@on_a_file
 def test_a_challenger_that_is_not_better_stays_one(cell: Cell, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     favour(cell, "base")
     register(cell)
@@ -144,6 +145,7 @@ def test_promotion_rollback_and_their_record(cell: Cell, capsys: pytest.CaptureF
     assert all("@" in move.who and move.when.endswith("+00:00") for move in moves)
 
 
+@on_a_file
 def test_the_alias_stays_if_a_version_answers_otherwise(cell: Cell) -> None:  # noqa: F811
     made = with_rule(cell, alpha=1.0)
     register(made)
@@ -155,6 +157,7 @@ def test_the_alias_stays_if_a_version_answers_otherwise(cell: Cell) -> None:  # 
     assert champion_of(made) is None
 
 
+@on_a_file
 def test_rows_that_the_champion_was_adapted_on_do_not_count(cell: Cell) -> None:  # noqa: F811
     made = with_rule(cell, alpha=1.0)
     rows = pd.read_parquet(made.predictions)
@@ -172,6 +175,7 @@ def test_rows_that_the_champion_was_adapted_on_do_not_count(cell: Cell) -> None:
     assert written["n"] == len(rows) - 3
 
 
+@on_a_file
 def test_a_champion_with_other_options_is_not_compared(cell: Cell, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     register(cell)
     promote(cell, 1, "the first one")

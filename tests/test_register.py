@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.errors import InputError
@@ -39,8 +40,8 @@ METRICS = {
 }  # fmt: skip
 ENVIRONMENT = (
     "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_LOGGING_LEVEL", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "MLFLOW_LOGGING_LEVEL",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",
 )  # fmt: skip
 
 
@@ -273,3 +274,12 @@ def test_options_of_the_row_are_an_input(cell: Cell, tmp_path: Path) -> None:
         for option, of, index in zip(answers["option"], choices, frame["pruned"], strict=True)
     ] == [True] * 3
     assert [len(p) for p in answers["p"]] == [4] * 3
+    model = loaded.unwrap_python_model()
+    for options, told in (
+        ([" a"], "row 1: options must be a list of at least two texts"),
+        ("no list", "row 1: options must be a list of at least two texts"),
+        ([" a", " a"], "are the same tokens to this model"),
+    ):
+        with pytest.raises(MlflowException, match=told) as refused:
+            model.predict(None, pd.DataFrame({"prompt": ["Which?"], "options": [options]}))
+        assert refused.value.get_http_status_code() == 400
