@@ -11,12 +11,12 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
-import psycopg
+import psycopg2
 
 REPOSITORY = Path(__file__).parents[1]
 PATIENCE = 180.0  # seconds until a server must answer
@@ -134,8 +134,10 @@ class Postgres:
 
     def create(self, database: str) -> str:
         """Makes an empty database; returns its address."""
-        with psycopg.connect(self.uri("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {database}")
+        connection = psycopg2.connect(self.uri("postgres"))
+        connection.autocommit = True  # a database cannot be made in a transaction
+        with closing(connection), connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {database}")
         return self.uri(database)
 
 
@@ -163,9 +165,9 @@ def postgres_server(programs: Path) -> Iterator[Postgres]:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < until, log.read_text()
             try:
-                psycopg.connect(server.uri("postgres")).close()
+                psycopg2.connect(server.uri("postgres")).close()
                 break
-            except psycopg.OperationalError:
+            except psycopg2.OperationalError:
                 time.sleep(0.1)
         yield server
     finally:
