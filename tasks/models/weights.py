@@ -44,7 +44,13 @@ def weight_files(directory: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError("model", f"{index} is not an index of weights") from None
     for name in names:
-        if not isinstance(name, str) or "\0" in name or Path(name).name != name or not name.endswith(".safetensors") or not (directory / name).is_file():
+        if (
+            not isinstance(name, str)
+            or "\0" in name
+            or Path(name).name != name
+            or not name.endswith(".safetensors")
+            or not (directory / name).is_file()
+        ):
             raise InputError("model", f"{INDEX} names the shard {name!r}, which is not in {directory}")
     return [directory / name for name in names]
 
@@ -102,7 +108,9 @@ def tensors(path: Path) -> list[Tensor]:
 def _tensor(name: str, entry: dict[str, Any], offset: int) -> Tensor:
     """One entry of a header; `offset` is where the bytes of the tensors begin in the file."""
     shape, (start, end) = entry["shape"], entry["data_offsets"]
-    if not isinstance(entry["dtype"], str) or not all(type(number) is int and number >= 0 for number in [*shape, start]):
+    if not isinstance(entry["dtype"], str) or not all(
+        type(number) is int and number >= 0 for number in [*shape, start]
+    ):
         raise ValueError(f"the entry of {name!r} is none of a tensor")
     if type(end) is not int or end < start:
         raise ValueError(f"{name!r} ends before it begins")

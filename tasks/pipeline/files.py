@@ -13,7 +13,6 @@ from typing import IO, Any
 
 import pandas as pd
 
-
 ALIVE = "alive"  # in a scratch directory: locked by the process that uses it, for as long as that lives
 
 

@@ -144,7 +144,9 @@ def _wheel_member(wheel: Path, file: str, field: str) -> Iterator[bytes]:
             size = archive.getinfo(file).file_size
             stored = min(archive.getinfo(file).compress_size, wheel.stat().st_size)
             if size > INFLATION * stored:
-                raise InputError(field, f"{file!r} in {wheel.name} would inflate from {stored} to {size} bytes: refused")
+                raise InputError(
+                    field, f"{file!r} in {wheel.name} would inflate from {stored} to {size} bytes: refused"
+                )
             if size > (free := shutil.disk_usage(wheel.parent).free):
                 raise InputError(field, f"{file!r} in {wheel.name} has {size} bytes, and the disk has {free} left")
             with archive.open(file) as member:

@@ -11,7 +11,6 @@ from tasks.pipeline.errors import InputError
 from tasks.pipeline.settings import Sha256, Strict
 from tasks.pruning.grid import UNPRUNED
 
-
 SIZE_LIMIT = 16 << 20  # bytes; the neurons of the widest layer there is fill less than one
 
 

@@ -60,9 +60,9 @@ def ours(root: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                if Path(process.cwd()).is_relative_to(root):
-                    found.append(process)
+            living = process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
+            if living and Path(process.cwd()).is_relative_to(root):
+                found.append(process)
         except (psutil.Error, OSError):
             continue
     return found

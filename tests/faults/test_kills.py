@@ -60,8 +60,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbe
     started = time.monotonic()
     finish(root, *DVC, "repro")
     whole = time.monotonic() - started
-    yield Undisturbed(root, results(root), locked(root), dict.fromkeys([*STEPS, "register"], whole / len(STEPS)))
-    print(f"{sum(killed.values())} of {sum(killed.values()) + sum(late.values())} rounds killed: {killed}; late: {late}")
+    yield Undisturbed(root, results(root), locked(root), dict.fromkeys([*STEPS, "register"], whole / len(STEPS) / 2))
+    print(
+        f"{sum(killed.values())} of {sum(killed.values()) + sum(late.values())} rounds killed: {killed}; late: {late}"
+    )
 
 
 killed: dict[str, int] = {}
