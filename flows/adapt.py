@@ -6,6 +6,7 @@ DVC decides what is stale; the flow decides when it runs, what is tried again, a
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ from prefect.states import Completed
 
 from flows.environment import step_timeout
 from flows.results import Result, as_markdown, read_result
-from flows.stages import Busy, Outcome, StepFailed, run_command, run_stage, stages_of
+from flows.stages import (
+    Busy,
+    Outcome,
+    StepFailed,
+    any_stale,
+    discard_damaged,
+    run_command,
+    run_stage,
+    stages_of,
+)
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.register import tracking_uri
 
@@ -76,8 +86,12 @@ def _tell(line: str) -> None:
 
 
 @task(cache_policy=NO_CACHE, retries=RETRIES, retry_delay_seconds=RETRY_DELAY, retry_condition_fn=_is_busy)
-def bring_up_to_date(step: str, stage: str) -> State[Outcome]:
-    """Runs one DVC stage if it is stale. The state's name says what was done: Ran, Cached or Restored."""
+def bring_up_to_date(step: str, stage: str, readers: Sequence[str] = ()) -> State[Outcome]:
+    """Runs one DVC stage if it is stale. The state's name says what was done: Ran, Cached or Restored.
+
+    An output that DVC holds to be unchanged is hashed before it is believed. One that may be very large, a model, only
+    if one of `readers`, the stages that read it, is stale.
+    """
     started = time.monotonic()
     logger = get_run_logger()
 
@@ -86,7 +100,12 @@ def bring_up_to_date(step: str, stage: str) -> State[Outcome]:
         _tell(line)
 
     try:
-        outcome = run_stage(stage, Path.cwd(), timeout=step_timeout(), log=log)
+        root = Path.cwd()
+        outcome = run_stage(stage, root, timeout=step_timeout(), log=log)
+        believed = outcome == "cached" and readers and not any_stale(readers, root)
+        if outcome != "ran" and not believed and (lost := discard_damaged(stage, root)):
+            _say(step, f"damaged on the disk, made again: {', '.join(lost)}")
+            outcome = run_stage(stage, root, timeout=step_timeout(), log=log)
     except Busy as busy:
         _say(step, f"waits for another process: {busy}")
         raise
@@ -125,10 +144,13 @@ def adapt(model: str, benchmark: str) -> Result:
         Busy: another process kept a stage's files for longer than the retries last.
     """
     cell = open_cell(model, benchmark)
-    for stage in stages_of(model, benchmark):
+    stages = stages_of(model, benchmark)
+    for stage in stages:
         step = stage.partition("@")[0]
         of_what = {"model": model, "data": benchmark}.get(step, f"{model} {benchmark}")
-        bring_up_to_date.with_options(name=step, task_run_name=f"{step} {of_what}")(step, stage)
+        bring_up_to_date.with_options(name=step, task_run_name=f"{step} {of_what}")(
+            step, stage, stages[1:] if step == "model" else ()
+        )
     register.with_options(task_run_name=f"register {model} {benchmark}")(model, benchmark)
     result = read_result(cell)
     if result is None:
