@@ -6,7 +6,7 @@ DVC decides what is stale; the flow decides when it runs, what is tried again, a
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,16 @@ from prefect.states import Completed
 
 from flows.environment import step_timeout
 from flows.results import Result, as_markdown, read_result
-from flows.stages import Busy, Outcome, StepFailed, run_command, run_stage, stages_of
+from flows.stages import (
+    Busy,
+    Outcome,
+    StepFailed,
+    any_stale,
+    discard_damaged,
+    run_command,
+    run_stage,
+    stages_of,
+)
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.register import FLOW
 from tasks.registry import tracking_uri
@@ -85,8 +94,12 @@ def _tell(line: str) -> None:
 
 
 @task(cache_policy=NO_CACHE, retries=RETRIES, retry_delay_seconds=RETRY_DELAY, retry_condition_fn=_is_worth_another)
-def bring_up_to_date(step: str, stage: str, force: bool = False) -> State[Outcome]:
-    """Runs one DVC stage if it is stale. The state's name says what was done: Ran, Cached or Restored."""
+def bring_up_to_date(step: str, stage: str, readers: Sequence[str] = (), force: bool = False) -> State[Outcome]:
+    """Runs one DVC stage if it is stale. The state's name says what was done: Ran, Cached or Restored.
+
+    An output that DVC holds to be unchanged is hashed before it is believed. One that may be very large, a model, only
+    if one of `readers`, the stages that read it, is stale.
+    """
     started = time.monotonic()
     logger = get_run_logger()
 
@@ -95,7 +108,12 @@ def bring_up_to_date(step: str, stage: str, force: bool = False) -> State[Outcom
         _tell(line)
 
     try:
-        outcome = run_stage(stage, Path.cwd(), timeout=step_timeout(), log=log, force=force)
+        root = Path.cwd()
+        outcome = run_stage(stage, root, timeout=step_timeout(), log=log, force=force)
+        believed = outcome == "cached" and readers and not any_stale(readers, root)
+        if outcome != "ran" and not believed and (lost := discard_damaged(stage, root)):
+            say(step, f"damaged on the disk, made again: {', '.join(lost)}")
+            outcome = run_stage(stage, root, timeout=step_timeout(), log=log)
     except Busy as busy:
         say(step, f"waits for another process: {busy}")
         raise
@@ -174,7 +192,9 @@ def adapt(model: str, benchmark: str) -> Result:
     """
     cell = open_cell(model, benchmark)
     with alone(cell):
-        for stage in stages_of(model, benchmark):
+        stages = stages_of(model, benchmark)
+        run_step(stages[0], readers=stages[1:])
+        for stage in stages[1:]:
             run_step(stage)
         run_action("register", model, benchmark)
         result = read_result(cell)
@@ -184,10 +204,10 @@ def adapt(model: str, benchmark: str) -> Result:
     return result
 
 
-def run_step(stage: str, *, force: bool = False) -> None:
+def run_step(stage: str, *, readers: Sequence[str] = (), force: bool = False) -> None:
     """Brings a stage up to date, as a task that the run graph shows by step and cell."""
     step, _, of_what = stage.partition("@")
-    bring_up_to_date.with_options(name=step, task_run_name=f"{step} {of_what}")(step, stage, force)
+    bring_up_to_date.with_options(name=step, task_run_name=f"{step} {of_what}")(step, stage, readers, force)
 
 
 def run_action(step: str, model: str, benchmark: str) -> str:

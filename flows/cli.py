@@ -231,6 +231,24 @@ def validate() -> None:
         )
 
 
+@app.command()
+def verify() -> None:
+    """Hash all results and models, and their copies in DVC's cache: do they have the bytes of dvc.lock?"""
+    from flows.integrity import damaged_in_cache, is_altered, outputs_of
+    from flows.stages import StepFailed, cache_directory
+
+    root = Path.cwd()
+    outputs = outputs_of(None, root)
+    cache = cache_directory(root)
+    found = [root / output.path for output in outputs if is_altered(output, root)]
+    found += [path for output in outputs for path in damaged_in_cache(output, cache)]
+    for path in found:
+        print(path)
+    if found:
+        raise StepFailed("verify", f"{len(found)} of these have other bytes than dvc.lock says; remove them")
+    print(f"{len(outputs)} outputs have the bytes that dvc.lock says")
+
+
 @benchmarks.command("ls")
 def list_benchmarks(data: Data = None) -> None:
     """Show the benchmarks of the library and of params.yaml: rows, options, licence, and where the rows come from."""

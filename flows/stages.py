@@ -10,6 +10,7 @@ from typing import Literal
 import yaml
 
 from flows import processes
+from flows.integrity import discard, is_altered, outputs_of
 from flows.processes import Finished
 from tasks.pipeline.errors import InputError
 
@@ -78,6 +79,33 @@ def run_stage(stage: str, root: Path, *, timeout: float, log: Callable[[str], No
         if line.startswith(f"Stage '{stage}' didn't change"):  # another process was faster
             return "cached"
     raise StepFailed(stage, "dvc did not say what it did", finished.stdout)
+
+
+def discard_damaged(stage: str, root: Path) -> list[str]:
+    """Removes outputs of the stage that DVC holds to be unchanged and yet have other bytes; see `flows.integrity`.
+
+    Returns:
+        Their paths. Running the stage brings them back.
+    """
+    altered = [output for output in outputs_of([stage], root) if is_altered(output, root)]
+    if altered:
+        cache = cache_directory(root)
+        for output in altered:
+            discard(output, root, cache)
+    return [output.path for output in altered]
+
+
+def cache_directory(root: Path) -> Path:
+    """DVC's cache."""
+    finished = _run("dvc cache", ["cache", "dir"], root, STATUS_TIMEOUT, _ignore)
+    if finished.code:
+        raise _failure("dvc cache", finished)
+    return root / finished.stdout[-1]
+
+
+def any_stale(stages: Sequence[str], root: Path) -> bool:
+    """Whether one of these stages would run or be restored."""
+    return bool(_status(stages, root))
 
 
 def run_command(

@@ -19,6 +19,10 @@ from tasks.pipeline.settings import BenchmarkSpec, HeldOut, Rows
 
 Row = dict[str, Any]  # column -> value
 
+# What a Parquet file may hold: repeated values take no room in it, but do in memory.
+VALUES_LIMIT = 20_000_000
+BYTES_LIMIT = 2 << 30
+
 MISSING = ("-1", "")  # what data sets put where a label is not published
 BY_WHERE, UNLABELLED, AMBIGUOUS = "left out by `where`", "without a label", "with an option twice"  # reasons
 
@@ -63,8 +67,12 @@ def read_rows(path: Path, *, name: str, field: str) -> list[Row]:
         return readers[path.suffix](path)
     except UnicodeDecodeError as error:
         raise InputError(field, f"{name} is not UTF-8 text (byte {error.start})") from None
-    except (ValueError, csv.Error, pa.ArrowException) as error:
+    except RecursionError:
+        raise InputError(field, f"{name} is nested too deeply") from None
+    except (ValueError, OverflowError, csv.Error, pa.ArrowException) as error:
         raise InputError(field, f"{name}: {error}") from None
+    except OSError as error:  # pyarrow says so of damage too, without a number
+        raise InputError(field, f"{name}: {error.strerror or error}") from None
 
 
 def _read_jsonl(path: Path) -> list[Row]:
@@ -74,13 +82,24 @@ def _read_jsonl(path: Path) -> list[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_without_repeats, parse_constant=_no_number)
         except ValueError as error:
             raise ValueError(f"line {number} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"line {number} is not a JSON object")
         rows.append(row)
     return rows
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> Row:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a name is there twice: {sorted(name for name, _ in pairs)}")
+    return found
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
 
 
 def _read_csv(path: Path) -> list[Row]:
@@ -101,7 +120,16 @@ def _read_csv(path: Path) -> list[Row]:
 
 
 def _read_parquet(path: Path) -> list[Row]:
-    rows: list[Row] = pq.ParquetFile(path).read().to_pylist()
+    file = pq.ParquetFile(path)
+    if (values := file.metadata.num_rows * file.metadata.num_columns) > VALUES_LIMIT:
+        raise ValueError(f"holds {values} values; {VALUES_LIMIT} are the limit")
+    rows: list[Row] = []
+    size = 0
+    for batch in file.iter_batches(batch_size=1024):
+        size += batch.nbytes
+        if size > BYTES_LIMIT:
+            raise ValueError(f"holds more than {BYTES_LIMIT} bytes")
+        rows += batch.to_pylist()
     return rows
 
 

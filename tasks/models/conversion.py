@@ -15,6 +15,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging
 
+from tasks.models.gguf_header import check_header
 from tasks.models.hashing import sha256_directory
 from tasks.models.weights import model_files
 from tasks.pipeline.errors import InputError
@@ -80,6 +81,7 @@ def convert_gguf(file: Path, target: Path, *, name: str, field: str) -> None:
     """
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
+        check_header(file)
         model = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,

