@@ -20,8 +20,8 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 run: setup  ## adapt the default model to the default benchmark
 	dsm run
 
-test: setup  ## all tests
-	pytest
+test: setup  ## all tests, a file of them at a time on each core; a tiny model gains nothing from a second one
+	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: setup  ## lint, format, types, architecture
 	ruff check
