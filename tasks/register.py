@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
+from tasks.database import make_database, troubles_told
 from tasks.evidence.verdict import verdict
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
@@ -85,20 +86,19 @@ def _store(root: Path) -> Iterator[tuple[Any, str]]:
         import mlflow
 
         uri = tracking_uri(root)
-        try:
+        with troubles_told(uri):
+            make_database(uri)
             mlflow.set_tracking_uri(uri)
             mlflow.set_registry_uri(uri)
             client = mlflow.MlflowClient()
             known = client.get_experiment_by_name(EXPERIMENT)
-        except mlflow.exceptions.MlflowException as error:
-            raise InputError("MLFLOW_TRACKING_URI", f"{uri} cannot be used: {error.message}") from None
-        if known:
-            yield client, known.experiment_id
-        elif uri.startswith("sqlite:"):
-            where = (root / "mlartifacts").resolve().as_uri()
-            yield client, client.create_experiment(EXPERIMENT, artifact_location=where)
-        else:
-            yield client, client.create_experiment(EXPERIMENT)
+            if known:
+                yield client, known.experiment_id
+            elif uri.startswith("sqlite:"):
+                where = (root / "mlartifacts").resolve().as_uri()
+                yield client, client.create_experiment(EXPERIMENT, artifact_location=where)
+            else:
+                yield client, client.create_experiment(EXPERIMENT)
 
 
 def _version(client: Any, experiment: str, cell: Cell, content: str) -> tuple[int, bool]:
