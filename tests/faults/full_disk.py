@@ -1,4 +1,4 @@
-"""Runs in a project on a small disk: every step with less and less room, then with enough. Prints what came of it."""
+"""Runs in a project on a small disk: every step with no room, then more, then enough. Prints what came of it."""
 
 import contextlib
 import importlib
@@ -18,11 +18,11 @@ STEPS = {
 ROOMS = [0, 4096, 16 << 10, 64 << 10, 256 << 10]  # bytes left
 
 
-def fill(left: int) -> None:
-    """Leaves that many bytes on the disk."""
-    ballast = Path("ballast")
+def fill(left: int, disk: Path = Path()) -> None:
+    """Leaves that many bytes on the disk that holds a directory."""
+    ballast = disk / "ballast"
     ballast.unlink(missing_ok=True)
-    size = shutil.disk_usage(".").free - left
+    size = shutil.disk_usage(disk).free - left
     with ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, max(1, size))
 
@@ -44,19 +44,21 @@ def attempt(step: str) -> tuple[int, list[str]]:
 
 
 def main() -> None:
+    rooms = [] if sys.argv[1:] == ["roomy"] else ROOMS
     sys.argv = sys.argv[:1]
     found: dict[str, list[tuple[int, int, list[str]]]] = {}
     for step in STEPS:
         found[step] = []
-        for left in ROOMS:
+        for left in rooms:
             fill(left)
             code, lines = attempt(step)
             found[step].append((left, code, lines))
             if not code:
                 break
-        Path("ballast").unlink()
+        Path("ballast").unlink(missing_ok=True)
         found[step].append((-1, *attempt(step)))
     print(json.dumps(found))
 
 
-main()
+if __name__ == "__main__":
+    main()
