@@ -20,6 +20,7 @@ import pandas as pd
 from filelock import FileLock
 
 from tasks.benchmarks.templates import fixed_options
+from tasks.database import make_database, troubles_told
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
 
@@ -56,20 +57,14 @@ def store(root: Path) -> Iterator[tuple[Any, str]]:
         import mlflow
 
         uri = tracking_uri(root)
-        try:
+        with troubles_told(uri, "cannot be used"):
+            make_database(uri)
             mlflow.set_tracking_uri(uri)
             mlflow.set_registry_uri(uri)
             client = mlflow.MlflowClient()
             experiment = _experiment(client, root, uri)
-        except mlflow.exceptions.MlflowException as error:
-            raise InputError("MLFLOW_TRACKING_URI", f"{uri} cannot be used: {error.message}") from None
-        try:
+        with troubles_told(uri, "failed on the way; what it has is kept, and the next call goes on from it"):
             yield client, experiment
-        except mlflow.exceptions.MlflowException as error:
-            if not uri.startswith("http"):
-                raise
-            told = f"{uri} failed on the way; what it has is kept, and the next call goes on from it: {error.message}"
-            raise InputError("MLFLOW_TRACKING_URI", told) from error
 
 
 def _experiment(client: Any, root: Path, uri: str) -> str:

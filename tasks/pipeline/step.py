@@ -49,7 +49,7 @@ def run_step(step: Callable[[Cell], None], *, description: str) -> None:
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        print(f"error: {error.filename or name}: {error.strerror}", file=sys.stderr)
+        print(f"error: {InputError(str(error.filename or name), error.strerror or str(error))}", file=sys.stderr)
         sys.exit(2)
 
 
