@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import replacing
@@ -21,7 +22,8 @@ def make_database(uri: str) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     with replacing(path) as temporary:
-        SqlAlchemyStore(f"{SQLITE}{temporary}", (path.parent / "mlartifacts").resolve().as_uri()).engine.dispose()
+        store: Any = SqlAlchemyStore  # untyped
+        store(f"{SQLITE}{temporary}", (path.parent / "mlartifacts").resolve().as_uri()).engine.dispose()
 
 
 @contextmanager
