@@ -9,9 +9,12 @@ from typing import Any
 
 import psutil
 import yaml
+from mlflow import MlflowClient
 
 from flows.environment import child_environment
 from tasks.pipeline.files import sha256_file
+from tasks.register import EXPERIMENT, tracking_uri
+from tests.faults.project import NAME
 
 DVC = ("-P", "-m", "dvc")
 DSM = ("-c", "from flows.cli import app; app()")
@@ -27,9 +30,9 @@ def environment(root: Path) -> dict[str, str]:
     return found
 
 
-def start(root: Path, *arguments: str) -> "subprocess.Popen[bytes]":
-    """Python with these arguments, in the project, in a session of its own; what it writes goes to out.txt."""
-    with (root / "out.txt").open("wb") as out:
+def start(root: Path, *arguments: str, said: str = "out.txt") -> "subprocess.Popen[bytes]":
+    """Python with these arguments, in the project, in a session of its own; what it says goes to a file there."""
+    with (root / said).open("wb") as out:
         return subprocess.Popen(
             [sys.executable, *arguments],
             cwd=root,
@@ -138,3 +141,14 @@ def forget(root: Path, stage: str) -> None:
     for out in entry["outs"]:
         subprocess.run(["rm", "-rf", str(root / out["path"])], check=True)
         (cache / "files" / "md5" / out["md5"][:2] / out["md5"][2:]).unlink(missing_ok=True)
+
+
+def assert_registered_once(root: Path) -> None:
+    """MLflow has one finished run, one model and one version of the cell, and the alias on it."""
+    client = MlflowClient(tracking_uri(root), tracking_uri(root))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    (run,) = client.search_runs([experiment.experiment_id])
+    (version,) = client.search_model_versions(f"name = '{NAME}'")
+    assert run.info.status == "FINISHED"
+    assert client.get_model_version_by_alias(NAME, "challenger").version == version.version
+    assert len(client.search_logged_models([experiment.experiment_id])) == 1

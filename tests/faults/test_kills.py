@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
 from flows.stages import STEPS
-from tasks.register import EXPERIMENT, tracking_uri
 from tests.faults.kills import (
     DSM,
     DVC,
     all_gone,
+    assert_registered_once,
     finish,
     forget,
     kill_after,
@@ -31,7 +30,7 @@ from tests.faults.kills import (
     start,
     step_process,
 )
-from tests.faults.project import NAME, real_project
+from tests.faults.project import real_project
 
 ROUNDS = int(os.environ.get("DSM_FAULT_ROUNDS", "30"))
 SEED = int(os.environ.get("DSM_FAULT_SEED", "0"))
@@ -124,13 +123,3 @@ def test_a_kill_at_a_random_moment(undisturbed: Undisturbed, round_: int) -> Non
     assert all_gone(root)
     if kind in ("flow", "register"):
         assert_registered_once(root)
-
-
-def assert_registered_once(root: Path) -> None:
-    client = MlflowClient(tracking_uri(root), tracking_uri(root))
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    (run,) = client.search_runs([experiment.experiment_id])
-    (version,) = client.search_model_versions(f"name = '{NAME}'")
-    assert run.info.status == "FINISHED"
-    assert client.get_model_version_by_alias(NAME, "challenger").version == version.version
-    assert len(client.search_logged_models([experiment.experiment_id])) == 1

@@ -1,0 +1,38 @@
+"""Two `dsm run` on one cell at the same time: every step runs once, both end well, MLflow has the result once."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.stages import STEPS
+from tests.faults.kills import DSM, all_gone, assert_registered_once, leftovers, start
+from tests.faults.project import real_project
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
+]
+
+
+@pytest.mark.timeout(1200)
+def test_two_flows_on_one_cell(tmp_path: Path) -> None:
+    root = real_project(tmp_path / "project").root
+    names = ["one.txt", "two.txt"]
+    processes = [start(root, *DSM, "run", said=name) for name in names]
+    try:
+        codes = [process.wait(1100) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    texts = [(root / name).read_text() for name in names]
+    assert codes == [0, 0], texts
+    lines = [line.split() for text in texts for line in text.splitlines()]
+    for step in STEPS:
+        assert sum(words[:2] == [step, "ran"] for words in lines) == 1, (step, texts)
+    tables = [text[text.index("Accuracy on the test split") :] for text in texts]
+    assert tables[0] == tables[1]
+    assert_registered_once(root)
+    assert leftovers(root) == []
+    assert all_gone(root)
