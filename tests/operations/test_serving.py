@@ -22,7 +22,7 @@ MALFORMED: list[tuple[Any, int, str]] = [
     ({"dataframe_records": [{"wrong": "a film"}]}, 400, "Model is missing inputs ['text']"),
     ({"dataframe_records": [{"text": "a film"}, {"text": None}]}, 400, "row 2: text must be a text, not"),
     ({"dataframe_records": [{"text": ["a film"]}]}, 400, "row 1: text must be a text, not ['a film']"),
-    ({"dataframe_records": [{"text": "long " * 300}]}, 400, "prompt: tokens, but the model's context has 512"),
+    ({"dataframe_records": [{"text": "long " * 300}]}, 400, "tokens, but the model's context has 512"),
     ({"dataframe_records": []}, 400, "Model is missing inputs ['text']"),
     ({"rows": [{"text": "a film"}]}, 400, "The input must be a JSON dictionary with exactly one of the input fields"),
     (b"{no json", 400, "Ensure that input is a valid JSON formatted string"),
