@@ -34,6 +34,7 @@ from tasks.registry import (
 
 JUDGED = "judged"  # the tag of a version that says what it was judged against
 REASON = "reason"  # the tag of a version that says what came of it
+MISSING = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code for what it does not have
 CHECKED = 8  # rows that a version must answer as written before a person's choice becomes champion
 
 Right = npt.NDArray[np.bool_]
@@ -141,7 +142,9 @@ def _aliases(client: Any, name: str) -> dict[str, int]:
 
     try:
         return {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code != MISSING:
+            raise
         raise InputError(name, "is not registered; `dsm run` registers it") from None
 
 
@@ -205,7 +208,9 @@ def promote(cell: Cell, version: int, why: str) -> int | None:
         before = _aliases(client, cell.name).get(CHAMPION)
         try:
             run = client.get_model_version(cell.name, str(version)).run_id
-        except MlflowException:
+        except MlflowException as error:
+            if error.error_code != MISSING:
+                raise
             known = sorted(int(v.version) for v in client.search_model_versions(f"name = '{cell.name}'"))
             raise InputError("version", f"{cell.name} has no version {version}; there are {known}") from None
         if version == before:
