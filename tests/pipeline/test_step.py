@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,3 +75,50 @@ def test_the_time_it_took_is_written_outside_dvc(project: Path) -> None:
     assert run("tasks.data", project).returncode == 0
     timing = project / "data" / "scratch" / "tiny" / "reviews" / "timings" / "data.json"
     assert json.loads(timing.read_text())["seconds"] >= 0
+
+
+SLOW = """
+import sys, tempfile, time
+from pathlib import Path
+from tasks.pipeline.files import replacing
+from tasks.pipeline.step import run_step
+
+def slow(cell):
+    with tempfile.TemporaryDirectory() as download, replacing(cell.model_dir) as target:
+        Path(download, "wheel").write_text("x")
+        target.mkdir()
+        print(download, flush=True)
+        time.sleep(600)
+
+run_step(slow, description="")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_temporary_files_of_a_killed_step_do_not_stay(project: Path, number: int) -> None:
+    """SIGTERM removes them at once, SIGKILL when the step runs again; they lie in the project, not in /tmp."""
+    (project / "slow.py").write_text(SLOW)
+
+    def start() -> tuple["subprocess.Popen[str]", str]:
+        argv = [sys.executable, "-m", "slow"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(argv, cwd=project, env=environment, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        return process, process.stdout.readline().strip()
+
+    def end(process: "subprocess.Popen[str]", number: int) -> int:
+        process.send_signal(number)
+        process.communicate()
+        return process.returncode
+
+    def hidden() -> int:
+        return len([path for path in (project / "data").rglob(".*.dsm") if path.is_dir()])
+
+    process, place = start()
+    assert Path(place).is_relative_to(project / "data" / "scratch")
+    assert end(process, number) == (143 if number == signal.SIGTERM else -9)
+    assert hidden() == (0 if number == signal.SIGTERM else 2)
+    process, _ = start()
+    assert hidden() == 2
+    assert end(process, signal.SIGTERM) == 143
+    assert hidden() == 0
