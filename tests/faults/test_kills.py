@@ -109,6 +109,7 @@ def test_a_kill_at_a_random_moment(undisturbed: Undisturbed, round_: int) -> Non
             process.kill()
             process.wait()
     count(kind, number, sent)
+    print("killed" if sent else "late")
     assert all_gone(root)
 
     started = time.monotonic()
