@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from flows.environment import child_environment
 from tasks.pipeline.files import sha256_file
-from tasks.register import EXPERIMENT, tracking_uri
+from tasks.registry import EXPERIMENT, tracking_uri
 from tests.faults.project import NAME
 
 DVC = ("-P", "-m", "dvc")
