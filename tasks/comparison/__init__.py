@@ -1,0 +1,1 @@
+"""Systems that DSM pruning is compared with: pruning at random, prior correction, fine-tuning, steering."""

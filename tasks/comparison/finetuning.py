@@ -1,0 +1,103 @@
+"""Fine-tuning on the same examples: all weights (`sft`), or a low-rank change of them (`lora`, Hu et al. 2021).
+
+2507.09185 compares with fine-tuning on its ten samples and gives no settings; those below are ours, fixed beforehand:
+nothing is chosen, so no row is looked at twice.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.benchmarks.encoding import Encoded
+from tasks.comparison.system import Answer, Fitted, Ground, unedited
+
+EPOCHS = 5
+LEARNING_RATE = {"sft": 1e-5, "lora": 2e-4}
+RANK = 8  # of lora; alpha is twice that, on every linear layer of the decoder
+
+
+def sft(ground: Ground) -> Fitted:
+    """All weights trained with AdamW, one example a step, on the tokens of the right option.
+
+    Keeps two more copies of the weights while it is in use.
+    """
+    return _fitted(ground, lambda model: _train(model, ground, "sft"), {"learning rate": LEARNING_RATE["sft"]})
+
+
+def lora(ground: Ground) -> Fitted:
+    """A rank-8 change of every linear layer of the decoder, by peft: trained like `sft`, then added to the weights."""
+    from peft import LoraConfig, get_peft_model
+
+    def train(model: Any) -> None:
+        torch.manual_seed(ground.seed)  # A starts at random
+        config = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules="all-linear")
+        adapted: Any = get_peft_model(model, config)
+        try:
+            _train(adapted, ground, "lora")
+        finally:
+            adapted.merge_and_unload()
+
+    return _fitted(ground, train, {"learning rate": LEARNING_RATE["lora"], "rank": RANK})
+
+
+def _train(model: Any, ground: Ground, name: str) -> None:
+    """Changes the parameters that take a gradient; for `sft` that is all of them."""
+    if name == "sft":
+        model.requires_grad_(True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE[name], weight_decay=0.0)
+    generator = np.random.default_rng(ground.seed)
+    examples = list(zip(ground.examples.encoded, ground.examples.gold, strict=True))
+    for _ in range(EPOCHS):
+        for index in generator.permutation(len(examples)):
+            loss = answer_loss(model, *examples[index])
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def answer_loss(model: Any, row: Encoded, gold: int) -> Tensor:
+    """Mean negative log-probability of the right option's tokens, given the prompt: a scalar with its graph."""
+    option = row.options[gold]
+    device = next(model.parameters()).device
+    tokens = torch.tensor([[*row.prompt, *option[:-1]]], device=device)
+    logits = model(input_ids=tokens, use_cache=False).logits[0, -len(option) :]
+    return torch.nn.functional.cross_entropy(logits.float(), torch.tensor(option, device=device))
+
+
+def _fitted(ground: Ground, train: Callable[[Any], None], settings: dict[str, Any]) -> Fitted:
+    model = ground.loaded.model
+    parameters = list(model.parameters())
+    before = [parameter.detach().clone() for parameter in parameters]
+    with torch.enable_grad():
+        try:
+            train(model)
+            after = [parameter.detach().clone() for parameter in parameters]
+        finally:
+            model.requires_grad_(False)
+            _put(parameters, before)
+            for parameter in parameters:
+                parameter.grad = None
+    number = len(ground.examples.encoded)
+    return Fitted(partial(_applied, ground, parameters, before, after), number, number, {"epochs": EPOCHS} | settings)
+
+
+@contextmanager
+def _applied(ground: Ground, parameters: list[Tensor], before: list[Tensor], after: list[Tensor]) -> Iterator[Answer]:
+    _put(parameters, after)
+    try:
+        with unedited(ground.stack) as answer:
+            yield answer
+    finally:
+        _put(parameters, before)
+
+
+@torch.no_grad()
+def _put(parameters: list[Tensor], values: list[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)

@@ -1,0 +1,30 @@
+"""The systems by the names that `studies` in params.yaml gives them."""
+
+from tasks.comparison.caa import caa
+from tasks.comparison.calibrated import calibrated
+from tasks.comparison.finetuning import lora, sft
+from tasks.comparison.iti import iti
+from tasks.comparison.sadi import sadi_head, sadi_hidden, sadi_neuron
+from tasks.comparison.silencing import pruned, random, random_searched
+from tasks.comparison.system import System
+from tasks.pipeline.cell import Cell
+from tasks.pruning.recipe import read_recipe
+
+
+def systems(cell: Cell) -> dict[str, System]:
+    """Every system for this cell, whose adaptation has been made."""
+    recipe, settings = read_recipe(cell.pruned), cell.settings
+    examples = recipe.adaptation.n
+    return {
+        "pruned": pruned(recipe, examples),
+        "random": random(recipe, examples),
+        "random_searched": random_searched(settings.search.fractions, settings.attribution.projection),
+        "calibrated": calibrated(cell.benchmark_spec),
+        "sft": sft,
+        "lora": lora,
+        "iti": iti,
+        "caa": caa,
+        "sadi_hidden": sadi_hidden,
+        "sadi_neuron": sadi_neuron,
+        "sadi_head": sadi_head,
+    }
