@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from flows import operate
 from flows.console import Benchmark, Model, print_table
 from tasks.pipeline.errors import InputError
+from tasks.pipeline.names import STUDIES
 
 
 class _Group(TyperGroup):
@@ -115,6 +116,60 @@ def run(model: Model = None, benchmark: Runnable = None, data: Data = None) -> N
         ("all results", "dsm show"),
     ):
         print(f"{what + ':':<29}{where}")
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(STUDIES)}.")],
+    model: Model = None,
+    benchmark: Runnable = None,
+    on: Annotated[
+        list[str] | None, typer.Option(help="multilingual, domains: a further benchmark; may be given several times.")
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Bring a study of a cell up to date, and the cell before it, and show its table."""
+    from flows.cells import declare, list_cell
+    from flows.environment import prepare, step_timeout
+    from tasks.pipeline.cell import open_cell
+    from tasks.pipeline.settings import load_settings
+
+    step_timeout()
+    root = Path.cwd()
+    known = load_settings(root).benchmarks
+    for wanted in filter(None, (benchmark, *(on or ()))):
+        if line := declare(root, wanted, model=model, data=None if wanted in known else data):
+            print(f"added to params.yaml: {line}", flush=True)
+    cell = open_cell(model, benchmark)
+    prepare()
+
+    from flows.adapt import start_server
+    from flows.study import as_table, list_study
+    from flows.study import study as run_study
+
+    added = [list_study(root, name, cell.model, cell.benchmark, on or ()), *list_cell(root, cell.model, cell.benchmark)]
+    for line in filter(None, added):
+        print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    start_server()
+    print_table(as_table(run_study(name, cell.model, cell.benchmark)))
+    print(f"plot: {(cell.study(name) / 'plot.svg').relative_to(root)}")
+
+
+@app.command()
+def compare(model: Model = None, benchmark: Runnable = None, data: Data = None) -> None:
+    """Compare pruning with the other systems on a cell; the same as `dsm study compare`."""
+    study("compare", model, benchmark, None, data)
+
+
+@app.command()
+def studies(page: Annotated[Path, typer.Option(help="The page to write.")] = Path("docs/studies.md")) -> None:
+    """Write the page of all studies that have a result: tables, plots and published figures."""
+    from tasks.evidence.pages import write_page
+    from tasks.pipeline.settings import load_settings
+
+    root = Path.cwd()
+    print(f"{page}: {write_page(root, load_settings(root), page)} results")
 
 
 @app.command()

@@ -4,6 +4,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
+
 from tasks.benchmarks.rows import (
     AMBIGUOUS,
     BY_WHERE,
@@ -24,7 +26,17 @@ from tasks.pipeline.step import run_step
 
 
 def store(cell: Cell) -> None:
-    """Writes data/benchmarks/<benchmark>/: no prompt twice, none in both splits, the test rows in random order."""
+    """Writes data/benchmarks/<benchmark>/."""
+    train, test, told = rows_of(cell)
+    with replacing(cell.benchmark_dir) as target:
+        target.mkdir()
+        for split, rows in (("train", train), ("test", test)):
+            rows.to_parquet(target / f"{split}.parquet", index=False)
+    print(told)
+
+
+def rows_of(cell: Cell) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Train and test rows, and how many there were: no prompt twice, none in both, the test rows in random order."""
     spec, field = cell.benchmark_spec, f"benchmarks.{cell.benchmark}"
     check_templates(spec, field=field)
     with tempfile.TemporaryDirectory() as work:
@@ -37,14 +49,11 @@ def store(cell: Cell) -> None:
             given = tested.examples
             read, kept, left_out = read + len(rows), kept + len(given), left_out + tested.left_out
     train, test = splits(spec, found.examples, given, field=field)
-    with replacing(cell.benchmark_dir) as target:
-        target.mkdir()
-        for split, chosen in (("train", train), ("test", test)):
-            frame(chosen, split, chat=spec.chat_template).to_parquet(target / f"{split}.parquet", index=False)
     parts = [f"{left_out[BY_WHERE]} {BY_WHERE}"]
     parts += [f"{left_out[reason]} {reason} dropped" for reason in (UNLABELLED, AMBIGUOUS) if left_out[reason]]
     parts += [f"{kept - len(train) - len(test)} repeated prompts dropped"]
-    print(f"{cell.benchmark}: {read} rows read, {', '.join(parts)}; train {_counted(train)}, test {_counted(test)}")
+    told = f"{cell.benchmark}: {read} rows read, {', '.join(parts)}; train {_counted(train)}, test {_counted(test)}"
+    return frame(train, "train", chat=spec.chat_template), frame(test, "test", chat=spec.chat_template), told
 
 
 def _fetch(source: RowsSource, cell: Cell, field: str, work: Path) -> list[Row]:

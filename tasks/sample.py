@@ -12,6 +12,7 @@ from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import write_jsonl
 from tasks.pipeline.progress import progress
+from tasks.pipeline.settings import Adaptation
 from tasks.pipeline.step import run_step
 
 
@@ -20,21 +21,30 @@ def sample(cell: Cell) -> None:
 
     With `selection: correct` or `wrong`, those that the unpruned model gets right or wrong, in the same order.
     """
-    settings = cell.settings.adaptation
-    train = read_split(cell.train).sample(frac=1, random_state=settings.seed).reset_index(drop=True)
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
+    chosen = draw(read_split(cell.train), stack, loaded.tokenizer, cell.settings.adaptation)
+    write_jsonl(cell.samples, json.loads(chosen.to_json(orient="records")))
+
+
+def draw(train: pd.DataFrame, stack: DecoderStack, tokenizer: object, settings: Adaptation) -> pd.DataFrame:
+    """The adaptation set out of the train split.
+
+    Raises:
+        InputError: there are too few rows of the kind, or one of them cannot be used.
+    """
+    train = train.sample(frac=1, random_state=settings.seed).reset_index(drop=True)
     if settings.selection == "random":
         chosen = train.head(settings.size)
     else:
-        chosen = _selected(train, stack, loaded.tokenizer, settings.selection == "correct", settings.size)
+        chosen = _selected(train, stack, tokenizer, settings.selection == "correct", settings.size)
     if len(chosen) < settings.size:
         kind = "" if settings.selection == "random" else f" that the model gets {settings.selection}"
         raise InputError("adaptation.size", f"{settings.size}, but the train split has {len(chosen)} rows{kind}")
-    encode_rows(chosen, loaded.tokenizer, stack.context)  # refuses what the later steps could not use..
+    encode_rows(chosen, tokenizer, stack.context)  # refuses what the later steps could not use..
     if not chosen["prompt"].str.strip().all():  # ..and here `score`
         raise InputError("prompt", "is empty in some of the rows: there is nothing to attribute an answer to")
-    write_jsonl(cell.samples, json.loads(chosen.to_json(orient="records")))
+    return chosen
 
 
 def _selected(train: pd.DataFrame, stack: DecoderStack, tokenizer: object, right: bool, size: int) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -66,13 +67,17 @@ def _warn(values: dict[Part, dict[str, Any]], settings: Attribution) -> None:
 
 def attributor(cell: Cell) -> Attributor:
     """The attribution on the adaptation set."""
-    settings = cell.settings.attribution
-    loaded = load(cell.model_dir)
-    stack = DecoderStack(loaded.model)
-    samples = read_jsonl(cell.samples)
+    loaded, samples = load(cell.model_dir), read_jsonl(cell.samples)
+    return attributor_on(DecoderStack(loaded.model), loaded.tokenizer, samples, cell.settings.attribution)
+
+
+def attributor_on(
+    stack: DecoderStack, tokenizer: Any, samples: Sequence[dict[str, Any]], settings: Attribution
+) -> Attributor:
+    """The attribution on given rows, each with `prompt`, `options` and, where it is true, `chat`."""
     if not needs_options(settings):
-        return Attributor(stack, [_prompt(loaded.tokenizer, row, stack.context) for row in samples], settings)
-    rows = [_up_to_options(loaded.tokenizer, row, stack.context) for row in samples]
+        return Attributor(stack, [_prompt(tokenizer, row, stack.context) for row in samples], settings)
+    rows = [_up_to_options(tokenizer, row, stack.context) for row in samples]
     return Attributor(stack, [prompt for prompt, _ in rows], settings, [firsts for _, firsts in rows])
 
 

@@ -28,6 +28,7 @@ def settings(*, transfer: int = 40) -> dict[str, Any]:
         "search": {"fractions": FRACTIONS},
         "evaluation": {"control_seeds": [0, 1, 2]},
         "precision": {"search": "float32", "evaluate": "float32", "transfer": "float32"},
+        "studies": {},
         "models": {"tiny": {"licence": "Apache-2.0", "source": {"kind": "path", "path": "tiny", "sha256": SHA}}},
         "benchmarks": {
             "reviews": {

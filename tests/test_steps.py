@@ -50,6 +50,7 @@ def write_project(root, **sections):
         "attribution": {"quadrature": "adaptive", "steps": 20, "tolerance": 0.01, "max_nodes": 12},
         "search": {"fractions": [0.1, 0.2, 0.4]},
         "evaluation": {"control_seeds": [0, 1]},
+        "studies": {},
         "models": {
             "tiny": {"source": {"kind": "path", "path": "source", "sha256": sha256_directory(root / "source")}},
         },

@@ -4,8 +4,6 @@ The same data give the same bytes. Ink and lines are CSS variables with a fallba
 transparent, so a figure reads on a light and on a dark page, and by itself.
 """
 
-import io
-import re
 from typing import Any
 
 import matplotlib.style
@@ -19,40 +17,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from tasks.evidence.reading import Evidence, Scores
 from tasks.evidence.statistics import standard_error
+from tasks.evidence.style import ACCENT, INK, LINE, MUTED, STYLE, WARN, svg
 
-# Stand-ins that occur nowhere else, replaced by the page's own colours in the SVG text.
-INK, MUTED, LINE, SURFACE, ACCENT, WARN = (f"#01020{i}" for i in range(6))
-_VARIABLES = {
-    INK: "var(--ink, #1c2128)",
-    MUTED: "var(--muted, #5b6470)",
-    LINE: "var(--line, #d5dae1)",
-    SURFACE: "var(--surface, #ffffff)",
-    ACCENT: "var(--accent, #1d4ed8)",
-    WARN: "var(--warn, #b45309)",
-}
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
-    "axes.labelsize": 9,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "text.color": INK,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
 _LOW, _HIGH = "#d9650f", "#3b7cf0"  # orange and blue: told apart by every common colour vision, on white and on black
 _DIVERGING = LinearSegmentedColormap.from_list(
     "diverging", [(0.0, to_rgba(_LOW, 1)), (0.5, to_rgba(_LOW, 0)), (0.5, to_rgba(_HIGH, 0)), (1.0, to_rgba(_HIGH, 1))]
@@ -91,7 +57,7 @@ def accuracy_figure(evaluation: dict[str, Any]) -> str:
     """Accuracy of base, pruned and every random draw with one standard error, and of the majority answer."""
     systems, n = evaluation["systems"], evaluation["n"]
     draws = list(systems["random"]["by_seed"].values())
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(7.2, 1.9), layout="constrained")
         axes = figure.subplots()
         for y, name, colour in ((0, "base", INK), (1, "pruned", ACCENT)):
@@ -113,7 +79,7 @@ def accuracy_figure(evaluation: dict[str, Any]) -> str:
         axes.set(ylim=(2.5, -0.7), xlabel=f"accuracy on {n} held-out rows (bars: one standard error)")
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.12)
-        return _svg(figure, "accuracy")
+        return svg(figure, "accuracy")
 
 
 def grid_figure(
@@ -138,7 +104,7 @@ def grid_figure(
     values = table.to_numpy(dtype=np.float64)
     span = float(np.nanmax(np.abs(values - base))) or 1.0
     rows, columns = values.shape
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(max(3.0, 0.36 * columns + 0.8), max(2.0, 0.2 * rows + 1.0)), layout="constrained")
         axes = figure.subplots()
         norm = Normalize(base - span, base + span)
@@ -160,7 +126,7 @@ def grid_figure(
         bar.set_ticks([base - span, base, base + span])
         bar.set_ticklabels([f"−{_short(span, value)}", f"unpruned: {_short(base, value)}", f"+{_short(span, value)}"])
         bar.ax.tick_params(length=0)
-        return _svg(figure, name)
+        return svg(figure, name)
 
 
 def scores_figure(scores: Scores, *, layer: int, pruned: int) -> str:
@@ -172,7 +138,7 @@ def scores_figure(scores: Scores, *, layer: int, pruned: int) -> str:
     ordered = -np.sort(-scores.ranked.astype(np.float64), axis=1)
     binned = np.stack([part.mean(axis=1) for part in np.array_split(ordered, min(_BINS, d_ff), axis=1)], axis=1)
     top = float(np.abs(binned).max()) or 1.0
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(7.2, max(2.2, 0.13 * layers + 1.1)), layout="constrained")
         axes = figure.subplots()
         norm = SymLogNorm(linthresh=top / 1000, vmin=-top, vmax=top)
@@ -190,7 +156,7 @@ def scores_figure(scores: Scores, *, layer: int, pruned: int) -> str:
         bar.set_ticks([-top, -top / 30, 0, top / 30, top])
         bar.set_ticklabels([_number(tick) for tick in (-top, -top / 30, 0, top / 30, top)])
         bar.set_label("score (logit)")
-        return _svg(figure, "scores")
+        return svg(figure, "scores")
 
 
 def completeness_figure(scores: Scores) -> str:
@@ -199,7 +165,7 @@ def completeness_figure(scores: Scores) -> str:
     layers = np.arange(gaps.size)
     bad = np.isin(layers, scores.unconverged)
     tolerance = scores.header.get("tolerance")
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(7.2, 2.9), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
         upper.vlines(layers, 1e-6, gaps, color=LINE, lw=1)
@@ -220,17 +186,17 @@ def completeness_figure(scores: Scores) -> str:
         lower.bar(layers, scores.nodes, width=0.6, color=np.where(bad, WARN, MUTED).tolist())
         lower.set(xlabel="layer", ylabel="nodes")
         lower.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
-        return _svg(figure, "completeness")
+        return svg(figure, "completeness")
 
 
 def transfer_figure(grid: pd.DataFrame, transfer_grid: pd.DataFrame, *, chosen: tuple[int, float]) -> str:
     """Adaptation against test, one point a (layer, fraction) pair: accuracy (area: how many) and mean gold margin."""
     both = grid.merge(transfer_grid, on=["layer", "fraction"], suffixes=("_adaptation", "_test"))
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(7.2, 3.3), layout="constrained")
         for axes, value in zip(figure.subplots(1, 2), ("accuracy", "margin"), strict=True):
             _scatter(axes, both, value, chosen)
-        return _svg(figure, "transfer")
+        return svg(figure, "transfer")
 
 
 def _scatter(axes: Axes, both: pd.DataFrame, value: str, chosen: tuple[int, float]) -> None:
@@ -261,18 +227,3 @@ def _short(value: float, kind: str) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.2g}".replace("-", "−")
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element: no date, no prolog, identifiers and colours of its own page."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].strip()
-    text = re.sub(r"<(metadata|style)\b.*?</\1>\s*", "", text, flags=re.DOTALL)  # a <style> would style the page
-    text = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"font-family: [^;\"]*", f"font-family: {_FONT}", text)
-    for stand_in, variable in _VARIABLES.items():
-        text = text.replace(stand_in, variable)
-    return text

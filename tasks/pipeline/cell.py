@@ -91,6 +91,9 @@ class Cell:
     def report(self) -> Path:
         return self.directory / "report.html"
 
+    def study(self, name: str) -> Path:
+        return self.root / "data" / "studies" / name / self.model / self.benchmark
+
 
 def _declared(section: str, name: str, declared: dict[str, object]) -> None:
     if name in declared:

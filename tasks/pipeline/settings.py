@@ -21,6 +21,7 @@ from pydantic import (
 
 from tasks.pipeline import library
 from tasks.pipeline.errors import InputError
+from tasks.pipeline.names import STUDIES, SYSTEMS
 from tasks.pipeline.yamltext import read_yaml
 
 PARAMS = "params.yaml"
@@ -326,6 +327,49 @@ class Retrain(Strict):
         return value
 
 
+class StudyRun(Strict):
+    """One study of one cell; what a study does not look at keeps its default.
+
+    Attributes:
+        test: test rows; None: `limits.test` of the benchmark.
+        systems: compare: beside the base and the pruned model.
+        protocol: compare: the rows on which systems choose their own settings; `published` is the test rows, as the
+            code that was published with SADI does.
+        sizes: seeds: rows of the adaptation set.
+        seeds: seeds: draws of each size.
+        benchmarks: multilingual and domains: the ones beside the cell's own; all declared.
+    """
+
+    study: Literal[STUDIES]  # type: ignore[valid-type]
+    model: str
+    benchmark: str
+    test: Count | None = None
+    systems: list[Literal[SYSTEMS]] = Field(default=list(SYSTEMS), min_length=1)  # type: ignore[valid-type]
+    protocol: Literal["adaptation", "published"] = "adaptation"
+    sizes: list[Count] = Field(default=[10, 50, 100], min_length=1)
+    seeds: Count = 5
+    benchmarks: list[str] = []
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "StudyRun":
+        users = {
+            "compare": ("systems", "protocol"),
+            "seeds": ("sizes", "seeds"),
+            "multilingual": ("benchmarks",),
+            "domains": ("benchmarks",),
+        }
+        for field in sorted(self.model_fields_set - {"study", "model", "benchmark", "test"}):
+            if field not in users.get(self.study, ()):
+                raise ValueError(f"{field}: the study {self.study} does not look at it")
+        if self.study in ("multilingual", "domains") and not self.benchmarks:
+            raise ValueError(f"benchmarks: the study {self.study} needs some beside {self.benchmark}")
+        return self
+
+    @property
+    def name(self) -> str:
+        return f"{self.study}-{self.model}-{self.benchmark}"
+
+
 class Pipeline(Strict):
     """The cells that `dvc repro` keeps up to date: every model x every benchmark named here."""
 
@@ -343,6 +387,7 @@ class Settings(Strict):
     evaluation: Evaluation
     precision: Precisions = Precisions()
     retrain: Retrain = Retrain()
+    studies: dict[str, StudyRun]  # dvc.yaml asks for it, too
     models: dict[str, ModelSpec]
     benchmarks: dict[str, BenchmarkSpec]
 
@@ -359,6 +404,13 @@ class Settings(Strict):
                 for name in names:
                     if name not in declared:
                         raise ValueError(f"{place}.{section}: {name!r} is not declared; there are {sorted(declared)}")
+        for key, run in self.studies.items():
+            if key != run.name:
+                raise ValueError(f"studies.{key}: must be named {run.name!r}")
+            for section, names in (("models", [run.model]), ("benchmarks", [run.benchmark, *run.benchmarks])):
+                for name in names:
+                    if name not in getattr(self, section):
+                        raise ValueError(f"studies.{key}: {name!r} is not declared under {section}")
         cells = [f"{model}-{benchmark}" for model in self.pipeline.models for benchmark in self.pipeline.benchmarks]
         for name in cells:
             if cells.count(name) > 1:

@@ -14,14 +14,16 @@ from pathlib import Path
 import psutil
 from safetensors import SafetensorError
 
-from tasks.pipeline.cell import Cell, open_cell
+from tasks.pipeline.cell import open_cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import scratch_beside, write_json
 from tasks.pipeline.usage import measured
 
 
-def run_step(step: Callable[[Cell], None], *, description: str) -> None:
+def run_step(step: Callable[..., None], *, description: str, argument: str | None = None) -> None:
     """Parses the command line, opens the cell, runs `step`, and ends the process with 0, or 2 after one line.
+
+    A step that needs a word more gets it from the option `--<argument>`, behind the cell.
 
     The time it took goes to data/scratch, outside DVC: a cached output holds nothing that changes from run to run.
     """
@@ -30,7 +32,10 @@ def run_step(step: Callable[[Cell], None], *, description: str) -> None:
     parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}", description=description)
     parser.add_argument("--model", help="a name under models in params.yaml (default: the first of pipeline.models)")
     parser.add_argument("--benchmark", help="a name under benchmarks (default: the first of pipeline.benchmarks)")
+    if argument:
+        parser.add_argument(f"--{argument}", required=True)
     arguments = parser.parse_args()
+    more = [getattr(arguments, argument)] if argument else []
     _end_with_the_parents()
     # An orderly end on `kill` too: Python's default would leave temporary files behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -38,8 +43,8 @@ def run_step(step: Callable[[Cell], None], *, description: str) -> None:
         with measured() as usage:
             cell = open_cell(arguments.model, arguments.benchmark)
             with _temporary_files_beside(cell.scratch / name):
-                step(cell)
-        write_json(cell.scratch / "timings" / f"{name}.json", usage)
+                step(cell, *more)
+        write_json(cell.scratch / "timings" / f"{'-'.join([name, *more])}.json", usage)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

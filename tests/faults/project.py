@@ -38,6 +38,7 @@ def params(root: Path) -> dict:
         "search": {"fractions": [0.1, 0.4]},
         "evaluation": {"control_seeds": [0]},
         "precision": {"search": "float32", "evaluate": "float32", "transfer": "float32"},
+        "studies": {},
         "models": {
             "tiny": {"source": {"kind": "path", "path": "source", "sha256": sha256_directory(root / "source")}},
         },

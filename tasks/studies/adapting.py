@@ -1,0 +1,82 @@
+"""Studies that adapt again with other settings: seeds, selection, projections, attributions."""
+
+from typing import Any
+
+import numpy as np
+
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.settings import Adaptation, Attribution
+from tasks.studies.workshop import Record, Workshop
+
+Variant = tuple[Adaptation, Attribution]
+
+
+def variants(workshop: Workshop) -> dict[str, Variant]:
+    """The adaptations of a study by name, beside the unpruned model."""
+    adaptation, attribution = workshop.settings.adaptation, workshop.settings.attribution
+    run = workshop.run
+    if run.study == "seeds":
+        return {
+            f"{size} examples, seed {seed}": (_with(adaptation, size=size, seed=seed), attribution)
+            for size in run.sizes
+            for seed in range(run.seeds)
+        }
+    if run.study == "selection":
+        kinds = {"random": "random examples", "correct": "correctly predicted", "wrong": "wrongly predicted"}
+        return {label: (_with(adaptation, selection=kind), attribution) for kind, label in kinds.items()}
+    if run.study == "projections":
+        names = ("gate_proj", "up_proj", "down_proj")
+        return {name: (adaptation, _with(attribution, projection=name)) for name in names}
+    return {label: (adaptation, _with(attribution, **change)) for label, change in ATTRIBUTIONS.items()}
+
+
+# Every attribution there is but path `single`, whose one forward pass for each neuron takes days.
+ATTRIBUTIONS: dict[str, dict[str, Any]] = {
+    "integrated gradients, one layer (default)": {},
+    "the paper's rule: right Riemann sum, 20 steps": {"quadrature": "riemann_right", "steps": 20},
+    "all layers on one path": {"path": "all_layers"},
+    "largest absolute score": {"ranking": "absolute"},
+    "target: logit maximised anew": {"target": "max_logit_remaximised"},
+    "target: largest option logit": {"target": "max_option_logit"},
+    "target: option margin": {"target": "option_margin"},
+    "gradient times activation": {"method": "gradient_x_activation"},
+    "rectified gradients": {"method": "relu_gradient"},
+    "mean activation": {"method": "activation"},
+}
+
+
+def _with(settings: Any, **change: Any) -> Any:
+    """The settings with some fields changed, checked again."""
+    return type(settings).model_validate(settings.model_dump() | change)
+
+
+def parts(workshop: Workshop) -> list[str]:
+    return ["unpruned", *variants(workshop)]
+
+
+def compute(workshop: Workshop, part: str) -> list[Record]:
+    """One adaptation, evaluated on the test rows."""
+    if part == "unpruned":
+        return [workshop.base_record()]
+    try:
+        choice = workshop.adapt(*variants(workshop)[part])
+    except InputError as error:
+        # Too few rows of a kind, or a target on options that all begin with the same token: the others still tell.
+        return [Record(part, None, more={"not possible": str(error)})]
+    return [workshop.pruned_record(part, choice)]
+
+
+def by_size(records: list[Record]) -> list[Record]:
+    """Mean accuracy and standard deviation over the seeds of each size, behind the single ones of study `seeds`."""
+    found = []
+    for size in dict.fromkeys(record.label.split(" ")[0] for record in records if "seed" in record.label):
+        values = [
+            record.value
+            for record in records
+            if record.label.startswith(f"{size} examples, seed") and record.value is not None
+        ]
+        if len(values) > 1:
+            label = f"{size} examples, mean of {len(values)} seeds"
+            spread = round(float(np.std(values, ddof=1)), 4)
+            found.append(Record(label, float(np.mean(values)), more={"deviation between seeds": spread}))
+    return records + found

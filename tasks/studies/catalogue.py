@@ -1,0 +1,50 @@
+"""The studies by name: how each is computed. What each asks stands in tasks/evidence/studies.yaml."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tasks.studies import adapting, comparing, costs, crossing, pruning
+from tasks.studies.workshop import Record, Workshop
+
+
+def _one(workshop: Workshop) -> list[str]:
+    return ["all"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study.
+
+    Attributes:
+        compute: the records of a part; parts can be computed in any order.
+        parts: names of the parts.
+        finish: makes the table of all records.
+        unit: what `value` is.
+        x: the name of the numeric axis, for studies whose records have an `x`.
+    """
+
+    compute: Callable[[Workshop, str], list[Record]]
+    parts: Callable[[Workshop], list[str]] = _one
+    finish: Callable[[list[Record]], list[Record]] = list
+    unit: str = "accuracy"
+    x: str = ""
+
+
+def _whole(compute: Callable[[Workshop], list[Record]]) -> Callable[[Workshop, str], list[Record]]:
+    return lambda workshop, part: compute(workshop)
+
+
+STUDIES = {
+    "compare": Study(comparing.compute, comparing.parts, comparing.over_seeds),
+    "fractions": Study(_whole(pruning.fractions), x="fraction of the layer's neurons"),
+    "seeds": Study(adapting.compute, adapting.parts, adapting.by_size),
+    "selection": Study(adapting.compute, adapting.parts),
+    "projections": Study(adapting.compute, adapting.parts),
+    "attributions": Study(adapting.compute, adapting.parts),
+    "layers": Study(_whole(pruning.layers)),
+    "transfer": Study(_whole(pruning.transfer)),
+    "timing": Study(_whole(costs.timing), unit="seconds an example"),
+    "multilingual": Study(crossing.compute, crossing.parts),
+    "domains": Study(crossing.compute, crossing.parts),
+    "generation": Study(_whole(pruning.generation), unit="exact match"),
+}

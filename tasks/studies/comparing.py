@@ -1,0 +1,84 @@
+"""The table that pruning stands in: every system on the same rows, with what it needed."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from tasks.benchmarks.scoring import Answers
+from tasks.comparison.system import Ground
+from tasks.comparison.systems import systems
+from tasks.evidence.statistics import standard_error
+from tasks.pipeline.usage import peak_memory
+from tasks.studies.workshop import Record, Workshop, accuracy_record
+
+SEEDED = ("random", "random_searched")  # drawn once for each of evaluation.control_seeds
+
+
+def parts(workshop: Workshop) -> list[str]:
+    """`system` or `system seed`."""
+    seeds = workshop.settings.evaluation.control_seeds
+    found = ["base", "pruned"]
+    for name in workshop.run.systems:
+        found += [f"{name} {seed}" for seed in seeds] if name in SEEDED else [name]
+    return found
+
+
+def compute(workshop: Workshop, part: str) -> list[Record]:
+    """Fits one system and lets it answer the test rows."""
+    name, _, seed = part.partition(" ")
+    test, samples = workshop.test, workshop.samples
+    deciding = test if workshop.run.protocol == "published" else samples
+    with peak_memory() as memory:
+        started = time.monotonic()
+        if name == "base":
+            answers, examples, labels, settings = workshop.base, 0, 0, {}
+        else:
+            ground = Ground(workshop.loaded, workshop.stack, samples, deciding, int(seed or 0))
+            fitted = systems(workshop.cell)[name](ground)
+            with fitted.applied() as answer:
+                answers = answer(test.encoded)
+            examples, labels, settings = fitted.examples, fitted.labels, fitted.settings
+        seconds = time.monotonic() - started
+    right = workshop.right(answers)
+    more = {
+        "examples": examples,
+        "labels": labels,
+        "seconds": round(seconds, 1),
+        "peak GB": memory["peak_gb"],
+        "settings chosen on": f"{len(deciding.gold)} {'test rows' if deciding is test else 'examples'}",
+        "answers": _counts(answers),
+        "chosen": ", ".join(f"{key} {_short(value)}" for key, value in settings.items()),
+    }
+    base = None if name == "base" else workshop.right(workshop.base)
+    return [accuracy_record(part, right, base, group=name, **more)]
+
+
+def _counts(answers: Answers) -> str:
+    width = max(len(logprobs[0]) for logprobs in answers.logprobs)
+    return ":".join(map(str, np.bincount(answers.predicted()[0], minlength=width)))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def over_seeds(records: list[Record]) -> list[Record]:
+    """The draws of a seeded system as one row: mean accuracy, its binomial error, the range of p."""
+    found: list[Record] = []
+    for name in dict.fromkeys(record.group for record in records):
+        draws = [record for record in records if record.group == name]
+        if name not in SEEDED or len(draws) < 2:
+            found += draws
+            continue
+        values = [record.value for record in draws if record.value is not None]
+        mean, n = float(np.mean(values)), draws[0].n
+        ps = [record.p for record in draws if record.p is not None]
+        more = draws[0].more | {
+            "seconds": round(float(np.mean([record.more["seconds"] for record in draws])), 1),
+            "answers": "",
+            "chosen": f"{len(draws)} draws, accuracy {min(values):.3f} to "
+            f"{max(values):.3f}, p {min(ps):.2g} to {max(ps):.2g}",
+        }
+        found.append(Record(name, mean, standard_error(mean, n or 1), n, None, group=name, more=more))
+    return found

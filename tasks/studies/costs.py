@@ -1,0 +1,50 @@
+"""What the method costs: seconds an example of the scores, of one step of fine-tuning, and of the search."""
+
+import time
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+
+from tasks.comparison.finetuning import answer_loss
+from tasks.pipeline.files import read_jsonl
+from tasks.studies.adapting import _with
+from tasks.studies.workshop import Record, Workshop
+
+
+def timing(workshop: Workshop) -> list[Record]:
+    """Wall seconds on this machine, each measured once on the cell's adaptation set after a warm-up pass."""
+    rows, attribution = workshop.samples, workshop.settings.attribution
+    number = len(rows.gold)
+    table = pd.DataFrame(read_jsonl(workshop.cell.samples))
+    fixed = _with(attribution, method="integrated_gradients", quadrature="riemann_right", steps=20, path="layer")
+
+    def fine_tune() -> None:
+        model = workshop.loaded.model
+        model.requires_grad_(True)
+        try:
+            with torch.enable_grad():
+                for row, gold in zip(rows.encoded, rows.gold, strict=True):
+                    answer_loss(model, row, gold).backward()  # type: ignore[no-untyped-call]
+        finally:
+            model.requires_grad_(False)
+            for parameter in model.parameters():
+                parameter.grad = None
+
+    scores = workshop.ranking
+    projection = workshop.chosen.projection
+    whole: list[tuple[str, Callable[[], object]]] = [
+        ("fine-tuning, forward and backward", fine_tune),
+        ("scores, the paper's rule (20 steps)", lambda: workshop.scores(table, fixed)),
+        ("scores, as configured", lambda: workshop.scores(table, attribution)),
+        (f"search, {len(scores)} layers × {len(workshop.settings.search.fractions)} fractions",
+         lambda: workshop.search(rows, scores, projection)),
+    ]  # fmt: skip
+    fine_tune()
+    records = []
+    for label, run in whole:
+        started = time.monotonic()
+        run()
+        seconds = time.monotonic() - started
+        records.append(Record(label, seconds / number, n=number, more={"seconds in all": round(seconds, 1)}))
+    return records

@@ -1,0 +1,247 @@
+"""Every study on a tiny cell, through files as DVC runs it, against what the cell's own steps found."""
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from tasks.data import store as data
+from tasks.evidence.pages import fingerprint, write_page
+from tasks.evidence.studies import table
+from tasks.model import store as model
+from tasks.pipeline.cell import open_cell
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.files import read_json
+from tasks.pipeline.names import STUDIES, SYSTEMS
+from tasks.studies.catalogue import STUDIES as CATALOGUE
+from tasks.studies.pruning import silenced
+from tasks.studies.workshop import Choice, Workshop
+from tasks.study import study
+from tests.comparison.grounds import assert_untouched, ground, state
+from tests.pruning.test_grid import naive
+from tests.test_steps import STEPS, write_project
+from tests.tiny import rows as gate_rows
+
+RUNS = {
+    "compare": {"systems": ["calibrated", "random", "random_searched", "sft", "caa"]},
+    "seeds": {"sizes": [4, 6], "seeds": 2},
+    "multilingual": {"benchmarks": ["others"]},
+    "domains": {"benchmarks": ["others"]},
+}
+
+
+def declare(cell, **runs):
+    """The cell with studies in its params.yaml, and a second benchmark."""
+    path = cell.root / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["benchmarks"]["others"] = params["benchmarks"]["reviews"] | {"prompt": "Others say {{ text }} :"}
+    params["studies"] = {
+        f"{name}-tiny-reviews": {"study": name, "model": "tiny", "benchmark": "reviews", **run}
+        for name, run in runs.items()
+    }
+    path.write_text(yaml.safe_dump(params))
+    return open_cell("tiny", "reviews", cell.root)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """(cell, study -> its result)."""
+    cell = write_project(tmp_path_factory.mktemp("project"))
+    for step in [model, data, *STEPS]:
+        step(cell)
+    cell = declare(cell, **{name: RUNS.get(name, {}) for name in STUDIES})
+    found = {}
+    for name in STUDIES:
+        study(cell, name)
+        found[name] = read_json(cell.study(name) / "result.json")
+    return cell, found
+
+
+def by_label(result):
+    return {record["label"]: record for record in result["records"]}
+
+
+def test_the_names_are_the_same_everywhere():
+    assert tuple(CATALOGUE) == STUDIES
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_leaves_a_table_and_a_plot_and_no_journal(results, name):
+    cell, found = results
+    rows = table(found[name])
+    assert len(rows) > 1
+    assert {len(row) for row in rows} == {len(rows[0])}
+    assert (cell.study(name) / "plot.svg").read_text().startswith("<svg")
+    assert not list(cell.scratch.glob("study-*.jsonl"))
+    assert found[name]["seconds"] >= 0
+
+
+@pytest.mark.parametrize("name", ["selection", "projections", "attributions", "compare", "seeds"])
+def test_what_is_the_cells_own_has_the_cells_own_accuracy(results, name):
+    cell, found = results
+    own = {
+        "selection": "random examples",
+        "projections": "gate_proj",
+        "attributions": "integrated gradients, one layer (default)",
+        "compare": "pruned",
+        "seeds": "6 examples, seed 0",
+    }[name]
+    evaluation, records = read_json(cell.evaluation), by_label(found[name])
+    assert records[own]["value"] == pytest.approx(evaluation["systems"]["pruned"]["accuracy"])
+    assert records[own]["p"] == pytest.approx(evaluation["comparisons"]["pruned_vs_base"]["p"])
+    base = records["base" if name == "compare" else "unpruned"]
+    assert base["value"] == pytest.approx(evaluation["systems"]["base"]["accuracy"])
+    assert base["n"] == evaluation["n"] == 30
+
+
+def test_compare_has_every_system_with_what_it_was_given(results):
+    cell, found = results
+    records = by_label(found["compare"])
+    assert list(records) == ["base", "pruned", *RUNS["compare"]["systems"]]
+    assert {name: (r["more"]["examples"], r["more"]["labels"]) for name, r in records.items()} == {
+        "base": (0, 0), "calibrated": (0, 0),
+        **dict.fromkeys(("pruned", "random", "random_searched", "sft", "caa"), (6, 6)),
+    }  # fmt: skip
+    assert all(record["more"]["peak GB"] > 0 for record in records.values())
+    evaluation = read_json(cell.evaluation)["systems"]["random"]
+    assert records["random"]["value"] == pytest.approx(evaluation["accuracy"])
+    assert set(RUNS["compare"]["systems"]) < set(SYSTEMS)
+
+
+def test_the_curve_over_fractions_passes_through_the_chosen_one(results):
+    cell, found = results
+    records = by_label(found["fractions"])
+    chosen = [record for record in records.values() if record["more"].get("chosen")]
+    assert len(chosen) == 1
+    assert chosen[0]["x"] == read_json(cell.pruned)["fraction"]
+    assert chosen[0]["value"] == pytest.approx(read_json(cell.evaluation)["systems"]["pruned"]["accuracy"])
+    assert len(records) == 17
+
+
+def test_free_answers_are_counted_like_evaluate_counts_them(results):
+    cell, found = results
+    records, systems = by_label(found["generation"]), read_json(cell.evaluation)["systems"]
+    assert records["unpruned"]["value"] == pytest.approx(systems["base"]["exact_match"])
+    own = records["chosen by option accuracy (the cell's)"]
+    assert own["value"] == pytest.approx(systems["pruned"]["exact_match"])
+
+
+def test_crossing_evaluates_each_choice_on_each_benchmark(results):
+    cell, found = results
+    records = by_label(found["domains"])
+    assert set(records) == {
+        "unpruned on reviews", "unpruned on others", "reviews → reviews", "reviews → others", "others → others",
+        "others → reviews",
+    }  # fmt: skip
+    own = records["reviews → reviews"]
+    assert own["value"] == pytest.approx(read_json(cell.evaluation)["systems"]["pruned"]["accuracy"])
+    assert own["more"]["gain"] == pytest.approx(own["value"] - records["unpruned on reviews"]["value"], abs=1e-3)
+
+
+def test_transfer_tells_what_the_step_found(results):
+    cell, found = results
+    step, records = read_json(cell.transfer), by_label(found["transfer"])
+    assert records["chosen on the examples"]["value"] == step["chosen"]["accuracy"]
+    assert records["best on the test rows"]["value"] - records["chosen on the examples"]["value"] == pytest.approx(
+        step["regret"]
+    )
+
+
+def test_the_seeds_of_a_size_are_averaged(results):
+    records = by_label(results[1]["seeds"])
+    values = [records[f"4 examples, seed {seed}"]["value"] for seed in range(2)]
+    mean = records["4 examples, mean of 2 seeds"]
+    assert mean["value"] == pytest.approx(np.mean(values))
+    assert mean["more"]["deviation between seeds"] == pytest.approx(np.std(values, ddof=1), abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_several_layers_are_silenced_in_the_weights_and_come_back(family):
+    given, test = ground(family)
+    network = given.loaded.model
+    before = state(network)
+    choices = [Choice(layer, 0.1, np.array([1, 5, 7]), "gate_proj") for layer in (0, 2)]
+    expected = copy.deepcopy(network)
+    for choice in choices:
+        gate_rows(expected, choice.layer)[choice.neurons] = 0
+    with silenced(given.stack, choices):
+        for row in test.encoded[:3]:
+            assert naive(network, row) == pytest.approx(naive(expected, row), abs=1e-5)
+    assert_untouched(network, before)
+
+
+def test_a_killed_study_goes_on_where_it_stopped(results, tmp_path, monkeypatch):
+    cell, found = results
+    asked = []
+    adapt = Workshop.adapt
+
+    def stop_at_the_third(self, *arguments, **more):
+        asked.append(arguments)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return adapt(self, *arguments, **more)
+
+    monkeypatch.setattr(Workshop, "adapt", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        study(cell, "seeds")
+    assert by_label(read_json(cell.study("seeds") / "result.json")) == by_label(found["seeds"]), "half written"
+    study(cell, "seeds")
+    assert len(asked) == 5, "finished parts were computed again"
+    again = read_json(cell.study("seeds") / "result.json")
+    assert [r["value"] for r in again["records"]] == [r["value"] for r in found["seeds"]["records"]]
+
+
+def test_a_study_that_is_not_declared_or_cannot_be_is_refused(results):
+    cell, _ = results
+    bare = type(cell)(cell.root, cell.model, cell.benchmark, cell.settings.model_copy(update={"studies": {}}))
+    with pytest.raises(InputError, match=r"studies: .timing-tiny-reviews. is not in params\.yaml"):
+        study(bare, "timing")
+
+
+@pytest.mark.parametrize(
+    ("run", "told"),
+    [
+        ({"study": "seeds", "benchmarks": ["others"]}, "benchmarks: the study seeds does not look at it"),
+        ({"study": "domains"}, "benchmarks: the study domains needs some beside reviews"),
+        ({"study": "domains", "benchmarks": ["nowhere"]}, "'nowhere' is not declared under benchmarks"),
+        ({"study": "compare", "systems": ["magic"]}, "systems"),
+        ({"study": "compare", "model": "other"}, "must be named 'compare-other-reviews'"),
+    ],
+)
+def test_a_wrong_line_is_refused_by_name(results, tmp_path, run, told):
+    params = yaml.safe_load((results[0].root / "params.yaml").read_text())
+    params["studies"] = {f"{run['study']}-tiny-reviews": {"model": "tiny", "benchmark": "reviews"} | run}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(InputError, match=told):
+        open_cell(root=tmp_path)
+
+
+def test_a_protocol_that_chooses_on_test_rows_says_so_in_its_settings(results):
+    cell, _ = results
+    published = declare(cell, compare={"systems": ["caa"], "protocol": "published"})
+    study(published, "compare")
+    result = read_json(cell.study("compare") / "result.json")
+    assert result["settings"]["protocol"] == "published"
+    assert pd.Series(by_label(result)).index.tolist() == ["base", "pruned", "caa"]
+
+
+def test_the_page_has_every_result_and_only_readings_of_that_result(results, tmp_path):
+    cell, found = results
+    page = tmp_path / "docs" / "studies.md"
+    page.parent.mkdir()
+    key, of = "seeds-tiny-reviews", fingerprint(found["seeds"])
+    texts = {key: {"of": of, "text": "Seeds differ."}, "layers-tiny-reviews": {"of": "00000000", "text": "Old."}}
+    (page.parent / "readings.yaml").write_text(yaml.safe_dump(texts))
+    assert write_page(cell.root, cell.settings, page) == len(STUDIES)
+    text = page.read_text()
+    assert "Seeds differ." in text
+    assert "Old." not in text
+    assert "*Published* (2507.09185" in text
+    for name in STUDIES:
+        assert f"(studies/{name}-tiny-reviews.svg)" in text
+        assert (page.parent / "studies" / f"{name}-tiny-reviews.svg").exists()
+    bare = cell.settings.model_copy(update={"studies": {}})
+    with pytest.raises(InputError, match="none has a result yet"):
+        write_page(cell.root, bare, page)
