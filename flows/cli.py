@@ -135,6 +135,8 @@ def study(
     from tasks.pipeline.settings import load_settings
 
     step_timeout()
+    if name not in STUDIES:
+        raise InputError("study", f"{name!r} is none of {', '.join(STUDIES)}")
     root = Path.cwd()
     known = load_settings(root).benchmarks
     for wanted in filter(None, (benchmark, *(on or ()))):

@@ -16,7 +16,6 @@ from tasks.evidence.studies import markdown, table
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json
-from tasks.pipeline.names import STUDIES
 from tasks.pipeline.settings import load_settings
 
 
@@ -30,10 +29,8 @@ def list_study(root: Path, name: str, model: str, benchmark: str, others: Sequen
         What was added.
 
     Raises:
-        InputError: there is no such study, or it is there already and `others` asks for another one.
+        InputError: it is there already and `others` asks for another one, or the line would be wrong.
     """
-    if name not in STUDIES:
-        raise InputError("study", f"{name!r} is none of {', '.join(STUDIES)}")
     key = f"{name}-{model}-{benchmark}"
     declared = load_settings(root).studies.get(key)
     if declared is not None:

@@ -1,0 +1,67 @@
+"""`dsm study`: the line in params.yaml, and a whole study of a tiny cell through Prefect and DVC."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.stages import STEPS
+from flows.study import list_study
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.files import read_json
+from tests.cells import write_cell
+from tests.faults.kills import DSM, start
+from tests.faults.project import real_project
+from tests.flows.test_cli import call
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
+
+
+def test_a_study_is_added_once_and_nothing_else_changes(project: Path) -> None:
+    write_cell(project)
+    path = project / "params.yaml"
+    path.write_text("# kept\n" + path.read_text())
+    before = yaml.safe_load(path.read_text())
+    told = list_study(project, "seeds", "tiny", "reviews")
+    entry = {"study": "seeds", "model": "tiny", "benchmark": "reviews"}
+    assert told is not None
+    assert told.startswith("studies.seeds-tiny-reviews: {")
+    assert path.read_text().startswith("# kept\n")
+    assert yaml.safe_load(path.read_text()) == before | {"studies": {"seeds-tiny-reviews": entry}}
+    assert list_study(project, "seeds", "tiny", "reviews") is None
+    list_study(project, "layers", "tiny", "reviews")
+    assert list(yaml.safe_load(path.read_text())["studies"]) == ["seeds-tiny-reviews", "layers-tiny-reviews"]
+
+
+def test_a_line_that_would_be_wrong_is_not_written(project: Path) -> None:
+    write_cell(project)
+    before = (project / "params.yaml").read_bytes()
+    with pytest.raises(InputError, match="needs some beside reviews"):
+        list_study(project, "domains", "tiny", "reviews")
+    code, out, err = call("study", "magic")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: study: 'magic' is none of compare, fractions, ")
+    assert (project / "params.yaml").read_bytes() == before
+
+
+def test_the_page_needs_a_result(project: Path) -> None:
+    write_cell(project)
+    assert call("studies") == (2, "", "error: studies: none has a result yet: `dsm study NAME` makes one\n")
+    assert not (project / "docs").exists()
+
+
+@pytest.mark.real
+def test_a_study_runs_after_its_cell_and_then_not_again(tmp_path: Path) -> None:
+    cell = real_project(tmp_path / "project")
+    root = cell.root
+    for number, done in enumerate(("ran", "cached")):
+        said = f"{number}.txt"
+        assert start(root, *DSM, "study", "fractions", said=said).wait(500) == 0, (root / said).read_text()
+        lines = [line.split()[:2] for line in (root / said).read_text().splitlines()]
+        assert [line for line in lines if line[:1] == ["study"]] == [["study", done]]
+        assert [[step, done] in lines for step in STEPS] == [True] * len(STEPS)
+    assert "40%, at random" in (root / said).read_text(), "the table is shown"
+    result = read_json(cell.study("fractions") / "result.json")
+    assert result["records"][0]["value"] == read_json(cell.evaluation)["systems"]["base"]["accuracy"]
+    assert start(root, *DSM, "studies", said="page.txt").wait(100) == 0
+    assert "fractions-tiny-reviews.svg" in (root / "docs" / "studies.md").read_text()
