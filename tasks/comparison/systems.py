@@ -6,9 +6,11 @@ from tasks.comparison.finetuning import lora, sft
 from tasks.comparison.iti import iti
 from tasks.comparison.sadi import sadi_head, sadi_hidden, sadi_neuron
 from tasks.comparison.silencing import pruned, random, random_searched
+from tasks.comparison.sparse import weights_pruned
 from tasks.comparison.system import System
 from tasks.pipeline.cell import Cell
 from tasks.pruning.recipe import read_recipe
+from tasks.sparsity.prune import METHODS
 
 
 def systems(cell: Cell) -> dict[str, System]:
@@ -27,4 +29,5 @@ def systems(cell: Cell) -> dict[str, System]:
         "sadi_hidden": sadi_hidden,
         "sadi_neuron": sadi_neuron,
         "sadi_head": sadi_head,
+        **{method: weights_pruned(method) for method in METHODS},
     }

@@ -6,4 +6,5 @@ STUDIES = (
 )  # fmt: skip
 SYSTEMS = (
     "calibrated", "random", "random_searched", "sft", "lora", "iti", "caa", "sadi_hidden", "sadi_neuron", "sadi_head",
+    "magnitude", "wanda", "ria", "sparsegpt",
 )  # fmt: skip

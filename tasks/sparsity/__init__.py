@@ -1,0 +1,1 @@
+"""Weight pruning, one-shot and layer by layer: magnitude, Wanda, RIA, SparseGPT; recipes, calibration, perplexity."""

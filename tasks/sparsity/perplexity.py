@@ -1,0 +1,71 @@
+"""Perplexity of a text, as the code of SparseGPT and Wanda measures it on WikiText-2."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tasks.models.loading import Loaded
+from tasks.models.products import Products
+from tasks.pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Perplexity over windows of one length.
+
+    Attributes:
+        losses: mean negative log-likelihood per predicted token of each window, in nats, float64 [windows].
+        window: tokens of a window; all but the first are predicted.
+    """
+
+    losses: np.ndarray
+    window: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were predicted."""
+        return len(self.losses) * (self.window - 1)
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood per predicted token, in nats."""
+        return float(self.losses.mean())
+
+    @property
+    def ppl(self) -> float:
+        return math.exp(self.loss)
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of `loss` over the windows; NaN for a single one. Neighbouring windows are of one article, so
+        it is rather too small. That of `ppl` is about `ppl` times as large."""
+        n = len(self.losses)
+        return float(self.losses.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+
+
+@torch.no_grad()
+def perplexity(loaded: Loaded, tokens: Sequence[int], window: int) -> Perplexity:
+    """exp of the mean negative log-likelihood over non-overlapping windows of a stream of token ids.
+
+    Every window is read on its own, and what does not fill one at the end is left out. For WikiText-2 the published
+    stream is that of the test split's rows joined by two line feeds.
+
+    Raises:
+        InputError: a window of less than two tokens or more than the model's context, or a text shorter than one.
+    """
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", 2**31)
+    if not 2 <= window <= context:
+        raise InputError("window", f"{window} tokens; from 2 up to the model's context, {context}, are possible")
+    count = len(tokens) // window
+    if not count:
+        raise InputError("text", f"has {len(tokens)} tokens, less than a window of {window}")
+    windows = torch.tensor(list(tokens[: count * window]), device=loaded.model.device).view(count, window)
+    losses = []
+    with Products():
+        for ids in windows:
+            logits = loaded.model(ids[None], use_cache=False).logits[0, :-1]
+            losses.append(float(torch.nn.functional.cross_entropy(logits, ids[1:])))
+    return Perplexity(np.array(losses), window)

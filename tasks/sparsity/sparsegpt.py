@@ -1,0 +1,89 @@
+"""SparseGPT (Frantar, Alistarh 2023, arXiv 2301.00774): masks and updates of the kept weights from the inputs' Hessian.
+
+Removing weights from a row w of W changes the layer's outputs by ||X^T (w - w')||^2 over the calibration tokens, a
+quadratic with Hessian H = 2 X X^T that all rows share. The columns are gone through from left to right; what removing
+a weight costs is made good, as far as it can be, by those to the right of it (the optimal brain surgeon's update).
+"""
+
+import torch
+from torch import Tensor
+
+from tasks.pipeline.errors import InputError
+from tasks.sparsity.metrics import NOfM, Target, check_groups, removed, smallest
+
+DAMPING = 0.01  # of the mean of H's diagonal, added to it
+BLOCK = 128  # columns whose mask is chosen together, and whose updates reach the later ones together
+
+
+def prune(weight: Tensor, hessian: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """Mask and new weights, both [d_out, d_in]; removed weights are zero.
+
+    Algorithm 1 of the paper, with one mask for all rows of a block of columns, as in its code: int(s d_out d_in)
+    weights go in all, and each block takes its share of them. An input that is never active is set to zero first, so
+    a row may hold more zeros than the mask.
+
+    Args:
+        weight: [d_out, d_in], float32 or float64; not changed.
+        hessian: [d_in, d_in], H up to a factor; not changed.
+
+    Raises:
+        InputError: m does not divide d_in, or H has no Cholesky factor.
+    """
+    inputs = weight.shape[1]
+    block = BLOCK
+    if isinstance(target, NOfM):
+        check_groups(inputs, target)
+        block = max(BLOCK - BLOCK % target.m, target.m)
+    hessian, dead = damped(hessian)
+    weight = weight.masked_fill(dead, 0)
+    factor = inverse_factor(hessian).to(weight.dtype)
+    mask = torch.zeros_like(weight, dtype=torch.bool)
+    for start in range(0, inputs, block):
+        end = min(start + block, inputs)
+        part, u = weight[:, start:end], factor[start:end, start:end]
+        if not isinstance(target, NOfM):
+            count = removed(target, len(weight) * end) - removed(target, len(weight) * start)
+            mask[:, start:end] = smallest(saliency(part, u).flatten(), count).view_as(part)
+        errors = torch.zeros_like(part)
+        for j in range(end - start):
+            if isinstance(target, NOfM) and j % target.m == 0:
+                group = slice(j, j + target.m)
+                scores = saliency(part[:, group], u[group, group])
+                mask[:, start:end][:, group] = smallest(scores, target.m - target.n)
+            errors[:, j] = part[:, j] * mask[:, start + j] / u[j, j]
+            part[:, j:].addr_(errors[:, j], u[j, j:], alpha=-1)
+        weight[:, end:] -= errors @ factor[start:end, end:]
+    return mask, weight.masked_fill_(mask, 0)  # what the update leaves of a removed weight is rounding
+
+
+def saliency(weight: Tensor, factor: Tensor) -> Tensor:
+    """W_ij^2 / U_jj^2, [d_out, columns]: U_jj^2 is [H^-1]_jj with the columns left of j taken out (section 3.2)."""
+    return weight**2 / factor.diagonal() ** 2
+
+
+def damped(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """H + 0.01 mean(diag H) I in float64, with 1 for an input that is never active, and which inputs those are [d_in].
+
+    In float64 because what follows inverts H: inputs of a few large features leave condition numbers near 1e5.
+    """
+    hessian = hessian.double()
+    dead = hessian.diagonal() == 0
+    hessian = hessian + torch.diag(dead.double())
+    return hessian + DAMPING * hessian.diagonal().mean() * torch.eye(len(hessian), device=hessian.device), dead
+
+
+def inverse_factor(hessian: Tensor) -> Tensor:
+    """The upper triangular U with H^-1 = U^T U, [d_in, d_in]: row j is that of the j-th step of the elimination.
+
+    H = R R^T with R upper triangular is a Cholesky factorisation of H from its last row upwards, and U = R^-1: one
+    factorisation, and no inverse of H that would have to be factorised again.
+
+    Raises:
+        InputError: H is not positive definite.
+    """
+    lower, info = torch.linalg.cholesky_ex(hessian.flip(0, 1))
+    if int(info):
+        raise InputError("calibration", "the Hessian of its inputs is not positive definite: are there NaN in them?")
+    identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+    factor: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+    return factor

@@ -1,0 +1,167 @@
+"""The walk against hooks on the whole model, pruned up to the layer in question."""
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.models.loading import Loaded
+from tasks.pipeline.errors import InputError
+from tasks.sparsity.layers import Layers
+from tasks.sparsity.metrics import NOfM
+from tasks.sparsity.prune import METHODS, prune_weights, sparse
+from tests.tiny import FAMILIES, SIZES, tiny_model
+
+SEQUENCES = [[(7 * i + 3 * j) % 250 for j in range(length)] for i, length in enumerate((12, 9, 12, 20))]
+TARGETS = [0.3, 0.5, NOfM(2, 4), NOfM(4, 8)]
+
+
+def linears(model):
+    """Of the decoder layers, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".layers." in n}
+
+
+def bits(model):
+    """The bytes of all parameters."""
+    return {name: p.detach().numpy().tobytes() for name, p in model.named_parameters()}
+
+
+def inputs_by_hooks(model):
+    """Everything that enters each linear layer in a plain run of the model on each sequence."""
+    seen = {name: [] for name in linears(model)}
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0][0].clone()))
+        for name, module in linears(model).items()
+    ]
+    for sequence in SEQUENCES:
+        model(torch.tensor([sequence]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_statistics_of_each_layer_are_those_of_the_partly_pruned_model(family):
+    model = tiny_model(family)
+    layers = Layers(model)
+    assert layers.all_linears().keys() == linears(model).keys()
+    for index, statistics in layers.walk(SEQUENCES, products=True):
+        seen = inputs_by_hooks(model)
+        for name, linear in layers.linears[index].items():
+            expected = sum(2 * x.T @ x for x in seen[name]) / len(SEQUENCES)
+            torch.testing.assert_close(statistics.hessian(name), expected, rtol=1e-9, atol=1e-9)
+            linear.weight[:, ::3] = 0  # so that the next layers see other inputs
+    assert index == SIZES["num_hidden_layers"] - 1
+
+
+def test_squared_norms_are_the_means_over_the_sequences():
+    model = tiny_model("llama", torch.float32)
+    _, statistics = next(Layers(model).walk(SEQUENCES, products=False))
+    seen = inputs_by_hooks(model)
+    for name in Layers(model).linears[0]:
+        expected = sum(x.double().square().sum(0) for x in seen[name]) / len(SEQUENCES)
+        assert statistics.squared_norms(name).dtype == torch.float32
+        torch.testing.assert_close(statistics.squared_norms(name).double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_all_linear_layers_and_nothing_else_are_pruned(family, method):
+    model = tiny_model(family, torch.float32)
+    before = bits(model)
+    report = prune_weights(Loaded(model, None), SEQUENCES, method, 0.5)
+    changed = {name for name, value in bits(model).items() if value != before[name]}
+    assert changed == {f"{name}.weight" for name in linears(model)}
+    assert report.matrices.keys() == linears(model).keys()
+    if family in ("llama3", "qwen3"):
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_sparsity_of_every_matrix_is_exact(method, target):
+    model = tiny_model("phi3", torch.float32)
+    report = prune_weights(Loaded(model, None), SEQUENCES, method, target)
+    for name, linear in linears(model).items():
+        zeros, size = linear.weight == 0, linear.weight.numel()
+        matrix = report.matrices[name]
+        assert matrix.shape == linear.weight.shape
+        assert matrix.removed == int(zeros.sum())
+        assert matrix.sparsity == matrix.removed / size
+        if isinstance(target, NOfM):
+            assert (zeros.view(len(zeros), -1, target.m).sum(2) == target.m - target.n).all()
+        elif method == "wanda":
+            assert set(zeros.sum(1).tolist()) == {int(linear.in_features * target)}
+        else:
+            assert matrix.removed == int(size * target)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_context_restores_bit_for_bit(method):
+    model = tiny_model("llama", torch.float32)
+    model.model.layers[1].mlp.up_proj.weight[0, 0] = -0.0
+    before, places = bits(model), [p.data_ptr() for p in model.parameters()]
+    with sparse(Loaded(model, None), SEQUENCES, method, 0.5) as report:
+        assert bits(model) != before
+        assert report.sparsity == pytest.approx(0.5, abs=0.01)
+    assert bits(model) == before
+    assert [p.data_ptr() for p in model.parameters()] == places
+    assert all("forward" not in vars(layer) for layer in model.model.layers)
+
+
+def test_the_context_restores_after_an_error():
+    model = tiny_model("llama", torch.float32)
+    before = bits(model)
+
+    def interrupted():
+        with sparse(Loaded(model, None), SEQUENCES, "magnitude", 0.5):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert bits(model) == before
+
+
+def test_inputs_that_are_not_finite_are_refused_and_restored():
+    model = tiny_model("llama", torch.float32)
+    model.model.layers[0].self_attn.v_proj.weight[0, 0] = torch.nan
+    before = bits(model)
+    with (
+        pytest.raises(InputError, match="not positive definite"),
+        sparse(Loaded(model, None), SEQUENCES, "sparsegpt", 0.5),
+    ):
+        pass
+    assert bits(model) == before
+
+
+def test_bfloat16_weights_stay_bfloat16():
+    model = tiny_model("llama", torch.bfloat16)
+    for method in METHODS:
+        with sparse(Loaded(model, None), SEQUENCES, method, 0.5) as report:
+            for name, linear in linears(model).items():
+                assert linear.weight.dtype == torch.bfloat16
+                assert int((linear.weight == 0).sum()) >= report.matrices[name].removed
+
+
+@pytest.mark.parametrize(
+    ("sequences", "target", "message"),
+    [
+        ([], 0.5, "at least one sequence"),
+        ([[1], []], 0.5, "no empty one"),
+        ([[1] * 513], 0.5, "513 tokens; the model's context has 512"),
+        (SEQUENCES, 1.5, "not between 0 and 1"),
+        (SEQUENCES, NOfM(2, 5), "multiple of 5 inputs, not 32"),
+    ],
+)
+def test_refused_before_anything_is_pruned(sequences, target, message):
+    model = tiny_model("llama", torch.float32)
+    before = bits(model)
+    with pytest.raises(InputError, match=message):
+        prune_weights(Loaded(model, None), sequences, "wanda", target)
+    assert bits(model) == before
+
+
+def test_experts_are_refused():
+    model = tiny_model("llama", torch.float32)
+    model.model.layers[1].mlp.experts = nn.Parameter(torch.zeros(2, 3, 4))
+    with pytest.raises(InputError, match="experts is a weight of no linear layer"):
+        Layers(model)
