@@ -165,6 +165,25 @@ def compare(model: Model = None, benchmark: Runnable = None, data: Data = None) 
 
 
 @app.command()
+def explain(model: Model = None, benchmark: Benchmark = None) -> None:
+    """Look at what the pruned neurons of a finished cell did: a page beside its report."""
+    from flows.environment import step_timeout
+    from flows.stages import run_command
+    from tasks.pipeline.cell import open_cell
+
+    cell = open_cell(model, benchmark)
+    run_command(
+        "explain",
+        "tasks.explain",
+        ["--model", cell.model, "--benchmark", cell.benchmark],
+        cell.root,
+        timeout=step_timeout(),
+        log=print,
+    )
+    print((cell.directory / "explanation.html").relative_to(cell.root))
+
+
+@app.command()
 def studies(page: Annotated[Path, typer.Option(help="The page to write.")] = Path("docs/studies.md")) -> None:
     """Write the page of all studies that have a result: tables, plots and published figures."""
     from tasks.evidence.pages import write_page

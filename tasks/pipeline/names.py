@@ -2,9 +2,10 @@
 
 STUDIES = (
     "compare", "fractions", "seeds", "selection", "projections", "attributions", "layers", "transfer", "timing",
-    "multilingual", "domains", "generation",
+    "multilingual", "domains", "generation", "calibration",
 )  # fmt: skip
+WEIGHT_METHODS = ("magnitude", "wanda", "ria", "sparsegpt")
 SYSTEMS = (
     "calibrated", "random", "random_searched", "sft", "lora", "iti", "caa", "sadi_hidden", "sadi_neuron", "sadi_head",
-    "magnitude", "wanda", "ria", "sparsegpt",
+    *WEIGHT_METHODS,
 )  # fmt: skip

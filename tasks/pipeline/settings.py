@@ -21,7 +21,7 @@ from pydantic import (
 
 from tasks.pipeline import library
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.names import STUDIES, SYSTEMS
+from tasks.pipeline.names import STUDIES, SYSTEMS, WEIGHT_METHODS
 from tasks.pipeline.yamltext import read_yaml
 
 PARAMS = "params.yaml"
@@ -337,7 +337,12 @@ class StudyRun(Strict):
             code that was published with SADI does.
         sizes: seeds: rows of the adaptation set.
         seeds: seeds: draws of each size.
-        benchmarks: multilingual and domains: the ones beside the cell's own; all declared.
+        benchmarks: multilingual and domains: the ones beside the cell's own; calibration: those whose train prompts
+            are calibration sets, too. All declared.
+        texts: calibration: further calibration sets, name -> file (JSONL with a `text` each, or plain text).
+        methods: calibration.
+        sparsities: calibration.
+        sequences: calibration: of 512 tokens, in each set.
     """
 
     study: Literal[STUDIES]  # type: ignore[valid-type]
@@ -349,6 +354,10 @@ class StudyRun(Strict):
     sizes: list[Count] = Field(default=[10, 50, 100], min_length=1)
     seeds: Count = 5
     benchmarks: list[str] = []
+    texts: dict[str, str] = {}
+    methods: list[Literal[WEIGHT_METHODS]] = Field(default=list(WEIGHT_METHODS), min_length=1)  # type: ignore[valid-type]
+    sparsities: list[Fraction] = Field(default=[0.3, 0.5], min_length=1)
+    sequences: Count = 32
 
     @model_validator(mode="after")
     def _fits_together(self) -> "StudyRun":
@@ -357,6 +366,7 @@ class StudyRun(Strict):
             "seeds": ("sizes", "seeds"),
             "multilingual": ("benchmarks",),
             "domains": ("benchmarks",),
+            "calibration": ("benchmarks", "texts", "methods", "sparsities", "sequences"),
         }
         for field in sorted(self.model_fields_set - {"study", "model", "benchmark", "test"}):
             if field not in users.get(self.study, ()):

@@ -29,6 +29,7 @@ RUNS = {
     "seeds": {"sizes": [4, 6], "seeds": 2},
     "multilingual": {"benchmarks": ["others"]},
     "domains": {"benchmarks": ["others"]},
+    "calibration": {"benchmarks": ["others"], "texts": {"words": "words.txt"}, "sequences": 2, "sparsities": [0.5]},
 }
 
 
@@ -51,6 +52,7 @@ def results(tmp_path_factory):
     cell = write_project(tmp_path_factory.mktemp("project"))
     for step in [model, data, *STEPS]:
         step(cell)
+    (cell.root / "words.txt").write_text("a good film , not a bad one .\n" * 60)
     cell = declare(cell, **{name: RUNS.get(name, {}) for name in STUDIES})
     found = {}
     for name in STUDIES:
@@ -147,6 +149,20 @@ def test_transfer_tells_what_the_step_found(results):
     assert records["best on the test rows"]["value"] - records["chosen on the examples"]["value"] == pytest.approx(
         step["regret"]
     )
+
+
+def test_calibration_prunes_by_every_set_and_tells_their_spread(results):
+    records = by_label(results[1]["calibration"])
+    sets = ("words", "own", "others")
+    assert list(records) == [
+        "unpruned", "DSM pruning", "magnitude, 50%, none",
+        *(f"{method}, 50%, {name}" for method in ("wanda", "ria", "sparsegpt") for name in sets),
+    ]  # fmt: skip
+    for method in ("wanda", "ria", "sparsegpt"):
+        values = [records[f"{method}, 50%, {name}"]["value"] for name in sets]
+        spread = records[f"{method}, 50%, others"]["more"]["spread over sets"]
+        assert spread == pytest.approx(max(values) - min(values), abs=1e-3)
+    assert records["wanda, 50%, words"]["more"]["calibration set"] == "words, 2 × 512"
 
 
 def test_the_seeds_of_a_size_are_averaged(results):
