@@ -18,7 +18,7 @@ from tasks.benchmarks.rows import Example, examples, read_rows
 from tasks.benchmarks.scoring import option_logprobs, per_character
 from tasks.models.loading import Loaded, load
 from tasks.pipeline import library
-from tasks.pipeline.settings import BenchmarkSpec, HeldOut, LocalSource
+from tasks.pipeline.declared import BenchmarkSpec, HeldOut, LocalSource
 
 BENCHMARKS = ("sst2", "boolq", "copa", "arc_easy", "mmlu-anatomy", "mmlu-global_facts")
 BATCH = 8

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import yaml
 
 from tasks.pipeline import library
-from tasks.pipeline.settings import PARAMS, BenchmarkSpec, HeldOut, load_settings
+from tasks.pipeline.declared import BenchmarkSpec, HeldOut
+from tasks.pipeline.settings import PARAMS, load_settings
 
 COLUMNS: tuple[tuple[str, Literal["left", "right"]], ...] = (
     ("benchmark", "left"),

@@ -10,8 +10,9 @@ import yaml
 
 from flows.cells import edited
 from tasks.pipeline.cell import open_cell
+from tasks.pipeline.declared import HubSource, LocalSource, PathSource, Rows
 from tasks.pipeline.files import sha256_file
-from tasks.pipeline.settings import PARAMS, HubSource, LocalSource, PathSource, Rows
+from tasks.pipeline.settings import PARAMS
 from tasks.pipeline.sources import hub_head, local_path
 
 

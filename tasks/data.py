@@ -19,8 +19,8 @@ from tasks.benchmarks.rows import (
     splits,
 )
 from tasks.pipeline.cell import Cell
+from tasks.pipeline.declared import HeldOut, HubSource, LocalSource, RowsSource, WheelSource
 from tasks.pipeline.files import replacing
-from tasks.pipeline.settings import HeldOut, HubSource, LocalSource, RowsSource, WheelSource
 from tasks.pipeline.sources import existing, fetch_file, hub_rows
 from tasks.pipeline.step import run_step
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.benchmarks.templates import Evaluate, compile_template, compile_value, is_template, names_used
+from tasks.pipeline.declared import BenchmarkSpec, HeldOut, Rows
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import BenchmarkSpec, HeldOut, Rows
 
 Row = dict[str, Any]  # column -> value
 

@@ -6,8 +6,8 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, meta, nodes
 from jinja2.sandbox import SandboxedEnvironment
 
+from tasks.pipeline.declared import BenchmarkSpec
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import BenchmarkSpec
 
 Render = Callable[[Mapping[str, Any], int], str]
 Evaluate = Callable[[Mapping[str, Any], int], Any]

@@ -16,8 +16,8 @@ from tasks.benchmarks.encoding import Encoded, encode
 from tasks.benchmarks.scoring import Answers
 from tasks.benchmarks.templates import compile_template, names_used
 from tasks.comparison.system import Answer, Fitted, Ground, System, unedited
+from tasks.pipeline.declared import BenchmarkSpec
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import BenchmarkSpec
 
 CONTENT_FREE = ("N/A", "[MASK]", "")  # those of the paper
 

@@ -18,8 +18,8 @@ from transformers.utils import logging
 from tasks.models.gguf_header import check_header
 from tasks.models.hashing import sha256_directory
 from tasks.models.weights import model_files
+from tasks.pipeline.declared import HubSource, PathSource, WheelSource, WheelsSource
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import HubSource, PathSource, WheelSource, WheelsSource
 from tasks.pipeline.sources import check_sha256, fetch_file, hub_snapshot, local_path
 
 # How llama.cpp splits text before byte-level merges, by `tokenizer.ggml.pre` (its llama-vocab.cpp). transformers knows

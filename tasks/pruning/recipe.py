@@ -7,8 +7,8 @@ import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
 from tasks.models.stack import Projection
+from tasks.pipeline.declared import Sha256, Strict
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import Sha256, Strict
 from tasks.pruning.grid import UNPRUNED
 
 SIZE_LIMIT = 16 << 20  # bytes; the neurons of the widest layer there is fill less than one

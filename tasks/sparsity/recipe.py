@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import Loaded
+from tasks.pipeline.declared import Count, Fraction, Seed, Sha256, Strict
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import replacing, sha256_file, write_json
-from tasks.pipeline.settings import Count, Fraction, Seed, Sha256, Strict
 from tasks.sparsity.calibration import Calibration
 from tasks.sparsity.layers import Layers
 from tasks.sparsity.metrics import NOfM

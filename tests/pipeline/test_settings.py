@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tasks.pipeline.declared import HeldOut
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import HeldOut, load_settings, parse_settings
+from tasks.pipeline.settings import load_settings, parse_settings
 from tests.cells import settings
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from tasks.pipeline import sources
+from tasks.pipeline.declared import HubSource, PathSource, WheelSource, WheelsSource
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import HubSource, PathSource, WheelSource, WheelsSource
 from tasks.pipeline.sources import fetch_file, hub_rows, hub_snapshot
 
 ROWS = b'{"text": "a"}\n' * 5
