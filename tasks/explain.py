@@ -1,0 +1,274 @@
+"""explain: what the pruned neurons did, and what else pruning changed: explanation.json and a page of it."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import softmax
+
+from tasks.benchmarks.scoring import answers_without
+from tasks.benchmarks.table import Rows, encode_rows, read_split
+from tasks.comparison.calibrated import encoded_prompts, log_priors
+from tasks.evidence.reading import read_scores
+from tasks.explanation import bias, correlates
+from tasks.explanation.calibration import calibration, confidences, difference
+from tasks.explanation.inputs import STABILITY, TOLERANCE, before_and_after, shares, template_ends
+from tasks.explanation.neurons import activations, direct_logits, top_activating, written
+from tasks.explanation.page import render
+from tasks.models.loading import Loaded, load
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.files import write_json, write_text
+from tasks.pipeline.progress import progress
+from tasks.pipeline.step import run_step
+from tasks.pruning.recipe import Recipe, read_recipe
+
+EXAMPLES = 4  # prompts whose tokens are attributed
+ROWS = 100  # test rows on which activations are looked at
+NEURONS = 20  # in the table; the summaries are of all that were pruned
+CONTEXTS = 5  # top-activating positions of each
+VOCABULARY = 8  # tokens raised and lowered most
+LEVEL = 0.05  # of the false discovery rate
+NOTHING = np.array([], dtype=np.int64)
+
+
+def explain(cell: Cell) -> None:
+    """Writes explanation.json and explanation.html from the cell's scores, recipe and predictions.
+
+    Raises:
+        InputError: one of these is not there, or the predictions are not those of the test rows.
+    """
+    for path in (cell.scores, cell.pruned, cell.predictions):
+        if not path.exists():
+            raise InputError(cell.name, f"{path.name} is not there; the cell's earlier steps have not run")
+    recipe, predictions = read_recipe(cell.pruned), pd.read_parquet(cell.predictions)
+    loaded = load(cell.model_dir)
+    stack = DecoderStack(loaded.model)
+    table = read_split(cell.test, cell.benchmark_spec.limits.test)
+    if table["id"].tolist() != predictions["id"].tolist():
+        raise InputError(cell.name, "predictions.parquet has other rows than the test split; run evaluate again")
+    rows = encode_rows(table, loaded.tokenizer, stack.context)
+    found = {
+        "model": cell.model,
+        "benchmark": cell.benchmark,
+        "layer": recipe.layer,
+        "projection": recipe.projection,
+        "pruned": len(recipe.neurons),
+        "width": recipe.d_ff,
+        "n": len(table),
+        "options": list(table["options"].iloc[0]) if table["options"].map(tuple).nunique() == 1 else None,
+        "inputs": _inputs(cell, recipe, loaded, stack, rows, predictions),
+        "neurons": _neurons(cell, recipe, loaded, stack, rows, predictions),
+        "calibration": _calibration(predictions),
+        "bias": _bias(cell, recipe, loaded, stack, rows, predictions),
+    }
+    write_json(cell.directory / "explanation.json", found)
+    write_text(cell.directory / "explanation.html", render(found, cell.benchmark_spec.prompt))
+
+
+def chosen_examples(predictions: pd.DataFrame, count: int = EXAMPLES) -> list[tuple[int, str]]:
+    """Numbers of the rows to look at, and why each: `gained` or `lost` its right answer by pruning, or `wrong`.
+
+    Half of them of either direction, as far as there are, by how far the right option's probability moved. Where fewer
+    answers flipped, also those that are wrong before and after, by how sure the base model is.
+    """
+    before, after = (_probabilities(predictions[f"{name}_logprobs"]) for name in ("base", "pruned"))
+    gold, base, pruned = (predictions[name].to_numpy() for name in ("gold", "base", "pruned"))
+    moved = np.array([abs(q[g] - p[g]) for p, q, g in zip(before, after, gold, strict=True)])
+    order = np.argsort(-moved, kind="stable")
+    gained = [int(i) for i in order if base[i] != gold[i] and pruned[i] == gold[i]]
+    lost = [int(i) for i in order if base[i] == gold[i] and pruned[i] != gold[i]]
+    sure = np.argsort([-p.max() for p in before], kind="stable")
+    wrong = [int(i) for i in sure if base[i] != gold[i] and pruned[i] != gold[i]]
+    some = max(count // 2, count - len(lost)), max(count // 2, count - len(gained))
+    flips = [(i, "gained") for i in gained[: some[0]]] + [(i, "lost") for i in lost[: some[1]]]
+    return [*flips, *((i, "wrong") for i in wrong)][:count]
+
+
+def _probabilities(logprobs: pd.Series) -> list[np.ndarray]:
+    return [softmax(np.asarray(row, dtype=np.float64)) for row in logprobs]
+
+
+def _inputs(
+    cell: Cell, recipe: Recipe, loaded: Loaded, stack: DecoderStack, rows: Rows, predictions: pd.DataFrame
+) -> dict[str, Any]:
+    """Attributions of the tokens of some prompts; a row whose options have no margin is left out and counted."""
+    head, tail = template_ends([row.prompt for row in rows.encoded])
+    chosen = chosen_examples(predictions)
+    examples: list[dict[str, Any]] = []
+    with progress("explain", len(chosen)) as advance:
+        for number, why in chosen:
+            row = rows.table.iloc[number]
+            try:
+                found = before_and_after(
+                    loaded,
+                    stack,
+                    row["prompt"],
+                    list(row["options"]),
+                    recipe.layer,
+                    recipe.neurons,
+                    projection=recipe.projection,
+                    chat=cell.benchmark_spec.chat_template,
+                )
+            except InputError as error:
+                if error.field != "options":
+                    raise
+                continue
+            finally:
+                advance(1)
+            own = [head, len(rows.encoded[number].prompt) - tail]
+            sides = {}
+            for name, integral in (("before", found.before), ("after", found.after)):
+                share = shares(integral.scores)
+                sides[name] = {
+                    "attributions": integral.scores.tolist(),
+                    "shares": share.tolist(),
+                    "template": float(
+                        np.abs(np.delete(share, range(head, len(rows.encoded[number].prompt) - tail))).sum()
+                    ),
+                    "margin": integral.difference,
+                    "gap": integral.gap,
+                    "error": integral.error,
+                    "nodes": integral.nodes,
+                    "settled": integral.converged(TOLERANCE, STABILITY),
+                }
+            examples.append(
+                {
+                    "id": row["id"],
+                    "why": why,
+                    "gold": int(row["gold"]),
+                    "options": list(row["options"]),
+                    "base": int(predictions["base"].iloc[number]),
+                    "pruned": int(predictions["pruned"].iloc[number]),
+                    "for": found.options[0],
+                    "against": found.options[1],
+                    "tokens": found.tokens,
+                    "own": own,
+                }
+                | sides
+            )
+    return {"examples": examples, "without_margin": len(chosen) - len(examples)}
+
+
+def _neurons(
+    cell: Cell, recipe: Recipe, loaded: Loaded, stack: DecoderStack, rows: Rows, predictions: pd.DataFrame
+) -> dict[str, Any]:
+    scores = read_scores(cell.scores).values[recipe.layer].astype(np.float64)
+    total = float(np.abs(scores).sum()) or 1.0
+    pruned = np.array(recipe.neurons)
+    top = pruned[np.argsort(-np.abs(scores[pruned]), kind="stable")[:NEURONS]].tolist()
+    encoded = rows.encoded[:ROWS]
+    prompts = [row.prompt for row in encoded]
+    found = activations(stack, recipe.layer, prompts, top, recipe.projection)
+    correlations = _correlations(found.last, encoded, rows, predictions, loaded.tokenizer)
+    logits = direct_logits(stack, recipe.layer, top, recipe.projection)
+    ids = rows.table["id"].tolist()
+    others = np.delete(np.arange(recipe.d_ff), pruned)
+    return {
+        "n": len(prompts),
+        "level": LEVEL,
+        "share": float(np.abs(scores[pruned]).sum() / total),
+        "signed_share": float(scores[pruned].sum() / total),
+        "features": {
+            name: {"kind": one.kind, "pruned": _summary(one, pruned), "others": _summary(one, others)}
+            for name, one in correlations.items()
+        },
+        "top": [
+            {
+                "neuron": int(neuron),
+                "score": float(scores[neuron]),
+                "share": float(scores[neuron] / total),
+                "mean_last": float(found.last[:, neuron].mean()),
+                "sd_last": float(found.last[:, neuron].std()),
+                "contexts": [
+                    place | {"prompt": ids[place["prompt"]]}
+                    for place in top_activating(loaded.tokenizer, prompts, found.chosen, column, CONTEXTS)
+                ],
+                "correlations": {name: _of(one, neuron) for name, one in correlations.items()},
+            }
+            | written(loaded.tokenizer, logits[column], VOCABULARY)
+            for column, neuron in enumerate(top)
+        ],
+    }
+
+
+def _correlations(
+    last: np.ndarray, encoded: list[Any], rows: Rows, predictions: pd.DataFrame, tokenizer: Any
+) -> dict[str, correlates.Correlation]:
+    """Of activations at the last position of the first rows; the surface is that of what differs between prompts."""
+    n = len(encoded)
+    head, tail = template_ends([row.prompt for row in rows.encoded])
+    own = [row.prompt[head : len(row.prompt) - tail] for row in encoded]
+    counts = pd.DataFrame([correlates.surface(tokenizer.decode(ids)) for ids in own])
+    margins = correlates.option_margins([np.asarray(row) for row in predictions["base_logprobs"].iloc[:n]])
+    return {
+        "gold": correlates.with_label(last, rows.table["gold"].to_numpy()[:n]),
+        "base margin": correlates.with_feature(last, margins),
+        "length": correlates.with_feature(last, np.array([len(ids) for ids in own], dtype=np.float64)),
+        "punctuation": correlates.with_feature(last, counts["punctuation"].to_numpy(dtype=np.float64)),
+        "negation": correlates.with_feature(last, counts["negation"].to_numpy(dtype=np.float64)),
+    }
+
+
+def _of(found: correlates.Correlation, neuron: int) -> dict[str, Any]:
+    if found.r is None or found.p is None or found.q is None:
+        return {"r": None, "n": found.n, "p": None, "q": None}
+    return {
+        "r": float(found.r[neuron]),
+        "n": found.n,
+        "p": float(found.p[neuron]),
+        "q": float(found.q[neuron]),
+    }
+
+
+def _summary(found: correlates.Correlation, neurons: np.ndarray) -> dict[str, Any]:
+    if found.r is None or found.q is None:
+        return {"neurons": len(neurons), "mean_size": None, "detected": None}
+    return {
+        "neurons": len(neurons),
+        "mean_size": float(np.abs(found.r[neurons]).mean()),
+        "detected": int((found.q[neurons] < LEVEL).sum()),
+    }
+
+
+def _calibration(predictions: pd.DataFrame) -> dict[str, Any]:
+    gold = predictions["gold"].to_numpy()
+    measured = {
+        name: (
+            confidences([np.asarray(row) for row in predictions[f"{name}_logprobs"]]),
+            predictions[name].to_numpy() == gold,
+        )
+        for name in ("base", "pruned")
+    }
+    found: dict[str, Any] = {name: calibration(*both) for name, both in measured.items()}
+    return found | {"pruned_minus_base": difference(measured["pruned"], measured["base"])}
+
+
+def _bias(
+    cell: Cell, recipe: Recipe, loaded: Loaded, stack: DecoderStack, rows: Rows, predictions: pd.DataFrame
+) -> dict[str, Any]:
+    """The comparison of `tasks.explanation.bias`, with the prior of either model where the prompt has one."""
+    priors, reason = None, None
+    sets = [NOTHING, np.array(recipe.neurons)]
+    answer = partial(answers_without, stack, layer=recipe.layer, sets=sets, projection=recipe.projection)
+    try:
+        prompts = encoded_prompts(cell.benchmark_spec, loaded.tokenizer, stack.context)
+    except InputError as error:
+        reason = str(error)
+    else:
+        with torch.no_grad():
+            priors = log_priors(answer, prompts, rows.encoded)
+    base, pruned = ([np.asarray(row) for row in predictions[f"{name}_logprobs"]] for name in ("base", "pruned"))
+    found = bias.compare(base, pruned, priors, rows.table["gold"].to_numpy())
+    shared = priors is not None and all(np.array_equal(prior, priors[0]) for prior in priors)
+    return found | {
+        "no_prior": reason,
+        "priors": dict(zip(("base", "pruned"), np.exp(priors[0]).tolist(), strict=True)) if shared and priors else None,
+    }
+
+
+if __name__ == "__main__":
+    run_step(explain, description=__doc__)

@@ -1,0 +1,108 @@
+"""Whether pruning does more than move the option prior: the same rows with the prior taken out in other ways."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from tasks.evidence.statistics import mcnemar, standard_error
+
+CALIBRATED = " + contextual calibration"
+ORACLE = " + best threshold"  # uses the test labels
+
+
+def system(predicted: np.ndarray, gold: np.ndarray, width: int) -> dict[str, Any]:
+    """Accuracy with its standard error, and how often each of `width` options was predicted."""
+    accuracy = float((predicted == gold).mean())
+    return {
+        "accuracy": accuracy,
+        "stderr": standard_error(accuracy, len(gold)),
+        "predicted": np.bincount(predicted, minlength=width).tolist(),
+    }
+
+
+def best_threshold(margins: np.ndarray, gold: np.ndarray) -> float:
+    """The threshold above which a margin [n] means option 1 that gets the most of these rows right.
+
+    Of equal ones, the nearest to 0. It is chosen on the labels it is judged by, so it bounds every correction of a
+    constant prior from above.
+    """
+    values = np.unique(margins)
+    candidates = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2, [values[-1] + 1], [0.0]])
+    hits = np.array([((margins > threshold) == gold).mean() for threshold in candidates])
+    best = candidates[hits == hits.max()]
+    return float(best[np.abs(best).argmin()])
+
+
+def area_under_roc(margins: np.ndarray, gold: np.ndarray) -> float | None:
+    """Probability that a row of option 1 has a larger margin than one of option 0, ties counting half.
+
+    No threshold and so no prior comes into it. None if the rows have one gold option only.
+    """
+    positive = int(gold.sum())
+    negative = len(gold) - positive
+    if not positive or not negative:
+        return None
+    ranks = rankdata(margins)[gold == 1].sum()
+    return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def compare(
+    base: Sequence[np.ndarray],
+    pruned: Sequence[np.ndarray],
+    priors: Sequence[np.ndarray] | None,
+    gold: np.ndarray,
+) -> dict[str, Any]:
+    """Base and pruned model as they are, with the prior divided out and, of two options, at the best threshold.
+
+    Args:
+        base, pruned: log-probabilities of each row's options, [options].
+        priors: for each row the log priors of both models, [2, options]; None if the prompt has no content-free form.
+        gold: int64 [n].
+
+    Returns:
+        `systems` by name; `comparisons`, paired on the same rows; `area_under_roc` of both if there are two options.
+    """
+    width = max(map(len, base))
+    predicted = {"base": _best(base), "pruned": _best(pruned)}
+    if priors is not None:
+        for number, (name, logprobs) in enumerate((("base", base), ("pruned", pruned))):
+            predicted[name + CALIBRATED] = _best(
+                [row - prior[number] for row, prior in zip(logprobs, priors, strict=True)]
+            )
+    found: dict[str, Any] = {}
+    if all(len(row) == 2 for row in base):
+        margins = {name: _margins(logprobs) for name, logprobs in (("base", base), ("pruned", pruned))}
+        thresholds = {name: best_threshold(values, gold) for name, values in margins.items()}
+        predicted |= {name + ORACLE: (margins[name] > at).astype(np.int64) for name, at in thresholds.items()}
+        found = {
+            "thresholds": thresholds,
+            "area_under_roc": {name: area_under_roc(values, gold) for name, values in margins.items()},
+        }
+    pairs = [
+        ("pruned", "base"),
+        ("pruned", "base" + CALIBRATED),
+        ("base" + CALIBRATED, "base"),
+        ("pruned" + CALIBRATED, "base" + CALIBRATED),
+        ("pruned" + ORACLE, "base" + ORACLE),
+    ]
+    return found | {
+        "systems": {
+            name: system(values, gold, width) | {"uses_test_labels": name.endswith(ORACLE)}
+            for name, values in predicted.items()
+        },
+        "comparisons": [
+            {"first": first, "second": second} | mcnemar(predicted[first] == gold, predicted[second] == gold)
+            for first, second in pairs
+            if first in predicted and second in predicted
+        ],
+    }
+
+
+def _best(logprobs: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([int(row.argmax()) for row in logprobs], dtype=np.int64)
+
+
+def _margins(logprobs: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([float(row[1]) - float(row[0]) for row in logprobs])

@@ -1,0 +1,129 @@
+"""What single neurons of one layer respond to, and what they write.
+
+A neuron's activation is what enters its column of down_proj, h_j = act(g_j) u_j, and it adds h_j W_down[:, j] to the
+residual. Where rows of down_proj are pruned, row j's activation is what it gives, and it adds that to coordinate j.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.models.calls import Stop
+from tasks.models.stack import DecoderStack, Projection
+
+BEFORE, AFTER = 8, 3  # tokens of context shown beside a top-activating one
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Activations of one layer on n prompts.
+
+    Attributes:
+        last: of all neurons at each prompt's last position, float64 [n, width].
+        chosen: of some neurons at every position, for each prompt float64 [T, chosen].
+    """
+
+    last: np.ndarray
+    chosen: list[np.ndarray]
+
+
+@torch.no_grad()
+def activations(
+    stack: DecoderStack,
+    layer: int,
+    prompts: Sequence[Sequence[int]],
+    neurons: Sequence[int],
+    projection: Projection = "gate_proj",
+) -> Activations:
+    """The activations of one layer by the plain model, prompt by prompt; layers above it are not run."""
+    found: list[Tensor] = []
+
+    def keep(_: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found.append((output if projection == "down_proj" else inputs[0])[0])
+        raise Stop
+
+    last, chosen = [], []
+    handle = stack.mlps[layer].down.register_forward_hook(keep)
+    try:
+        for prompt in prompts:
+            with suppress(Stop):
+                stack.model(input_ids=torch.tensor([list(prompt)], device=stack.device), use_cache=False)
+            hidden = found.pop()
+            last.append(hidden[-1].double().cpu().numpy())
+            chosen.append(hidden[:, list(neurons)].double().cpu().numpy())
+    finally:
+        handle.remove()
+    return Activations(np.stack(last), chosen)
+
+
+def top_activating(
+    tokenizer: Any, prompts: Sequence[Sequence[int]], chosen: Sequence[np.ndarray], column: int, count: int
+) -> list[dict[str, Any]]:
+    """The positions with the largest activations in size, that of a prefix that prompts share counted once.
+
+    Returns:
+        Of each: `token`, `before` and `after` (its context, decoded), `activation`, `prompt` (number) and `position`.
+    """
+    values = np.concatenate([part[:, column] for part in chosen])
+    places = [(number, position) for number, prompt in enumerate(prompts) for position in range(len(prompt))]
+    seen: set[tuple[int, ...]] = set()
+    found: list[dict[str, Any]] = []
+    for index in np.argsort(-np.abs(values), kind="stable"):
+        number, at = places[index]
+        ids = prompts[number]
+        if (prefix := tuple(ids[: at + 1])) in seen:
+            continue
+        seen.add(prefix)
+        found.append(
+            {
+                "token": tokenizer.decode([ids[at]]),
+                "before": tokenizer.decode(ids[max(0, at - BEFORE) : at]),
+                "after": tokenizer.decode(ids[at + 1 : at + 1 + AFTER]),
+                "activation": float(values[index]),
+                "prompt": number,
+                "position": at,
+            }
+        )
+        if len(found) == count:
+            break
+    return found
+
+
+@torch.no_grad()
+def direct_logits(
+    stack: DecoderStack, layer: int, neurons: Sequence[int], projection: Projection = "gate_proj"
+) -> Tensor:
+    """Direct logit attribution: what each neuron's direction does to the logits if no later layer changed anything.
+
+    The direction W_down[:, j] (with the layer's norm behind the MLP, where it has one) goes through the model's last
+    norm, which multiplies by its weight and scales it to one size, and through the unembedding; the mean over the
+    vocabulary is taken off, since a softmax does not see it. So the order of the tokens means something, and their
+    values are those of a residual that is nothing but this direction. A negative activation writes the opposite.
+
+    Returns:
+        float64 [neurons, vocabulary].
+    """
+    if projection == "down_proj":
+        directions = torch.eye(stack.d_model, device=stack.device, dtype=stack.model.dtype)[list(neurons)]
+    else:
+        directions = stack.mlps[layer].down.weight.T[list(neurons)]
+    after = getattr(stack.layers[layer], "post_feedforward_layernorm", None)
+    if after is not None:
+        directions = after(directions)
+    logits: Tensor = stack.model.get_output_embeddings()(stack.model.get_decoder().norm(directions)).double()
+    return (logits - logits.mean(-1, keepdim=True)).cpu()
+
+
+def written(tokenizer: Any, logits: Tensor, count: int) -> dict[str, list[dict[str, Any]]]:
+    """The tokens that a direction raises most, `raised`, and lowers most, `lowered`: each `token` and `logit`."""
+    order = np.argsort(-logits.numpy(), kind="stable")
+
+    def named(ids: np.ndarray) -> list[dict[str, Any]]:
+        return [{"token": tokenizer.decode([int(i)]), "logit": float(logits[int(i)])} for i in ids]
+
+    return {"raised": named(order[:count]), "lowered": named(order[::-1][:count])}
