@@ -165,22 +165,30 @@ def compare(model: Model = None, benchmark: Runnable = None, data: Data = None) 
 
 
 @app.command()
-def explain(model: Model = None, benchmark: Benchmark = None) -> None:
+def explain(
+    model: Model = None,
+    benchmark: Benchmark = None,
+    nsa: Annotated[
+        bool, typer.Option("--nsa", help="Neuron Semantic Attribution instead: which words lost their neurons.")
+    ] = False,
+) -> None:
     """Look at what the pruned neurons of a finished cell did: a page beside its report."""
     from flows.environment import step_timeout
     from flows.stages import run_command
     from tasks.pipeline.cell import open_cell
 
     cell = open_cell(model, benchmark)
+    step = "nsa" if nsa else "explain"
     run_command(
-        "explain",
-        "tasks.explain",
+        step,
+        f"tasks.{step}",
         ["--model", cell.model, "--benchmark", cell.benchmark],
         cell.root,
         timeout=step_timeout(),
         log=print,
     )
-    print((cell.directory / "explanation.html").relative_to(cell.root))
+    page = "nsa.html" if nsa else "explanation.html"
+    print((cell.directory / page).relative_to(cell.root))
 
 
 @app.command()

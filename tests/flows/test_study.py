@@ -65,3 +65,17 @@ def test_a_study_runs_after_its_cell_and_then_not_again(tmp_path: Path) -> None:
     assert result["records"][0]["value"] == read_json(cell.evaluation)["systems"]["base"]["accuracy"]
     assert start(root, *DSM, "studies", said="page.txt").wait(100) == 0
     assert "fractions-tiny-reviews.svg" in (root / "docs" / "studies.md").read_text()
+    assert start(root, *DSM, "explain", said="explain.txt").wait(300) == 0, (root / "explain.txt").read_text()
+    assert (root / "explain.txt").read_text().splitlines()[-1] == "data/cells/tiny/reviews/explanation.html"
+    assert "<!doctype html>" in (cell.directory / "explanation.html").read_text().lower()
+
+
+@pytest.mark.parametrize("option", [(), ("--nsa",)])
+def test_explain_needs_a_finished_cell(project: Path, option: tuple[str, ...]) -> None:
+    root = real_project(project / "unfinished").root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        code, _, err = call("explain", *option)
+    assert code == 2
+    assert "is not there; the cell's earlier steps have not run" in err.splitlines()[-1]
+    assert not (root / "data" / "cells").exists()

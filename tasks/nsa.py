@@ -1,0 +1,189 @@
+"""nsa: which words the neurons answer to, and which of them pruning silences: nsa.json, its activations and a page."""
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from tasks.benchmarks.encoding import encode_prompt
+from tasks.benchmarks.table import Rows, encode_rows, read_split
+from tasks.comparison.sparse import SPARSITY
+from tasks.explanation.inputs import silenced
+from tasks.models.hashing import sha256_directory
+from tasks.models.loading import Loaded, load
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.files import read_jsonl, replacing, sha256_file, write_json, write_text
+from tasks.pipeline.progress import progress
+from tasks.pipeline.step import run_step
+from tasks.pruning.recipe import Recipe, read_recipe
+from tasks.semantics import drops, meaning, summary
+from tasks.semantics.activations import Places, WordActivations, places, word_activations
+from tasks.semantics.influence import By, Influence, influential
+from tasks.semantics.page import render
+from tasks.semantics.statistics import agreement, halves
+from tasks.semantics.words import RowWords, contexts, occurrence_counts, own_words
+from tasks.sparsity.prune import Method, sparse
+
+ROWS = 100  # test rows, the first
+BY: By = "gradients"
+WORDS = 5  # of each example
+MINIMUM = 3  # occurrences in the rows
+CONTEXTS = 3  # of each word
+SPLITS = (0, 1, 2, 3, 4)  # seeds
+METHOD: Method = "wanda"
+
+
+def nsa(cell: Cell) -> None:
+    """Writes nsa.json, nsa.safetensors and nsa.html from the cell's recipe, adaptation set and test rows.
+
+    Raises:
+        InputError: one of these is not there, or no influential word occurs often enough.
+    """
+    for path in (cell.test, cell.samples, cell.pruned):
+        if not path.exists():
+            raise InputError(cell.name, f"{path.name} is not there; the cell's earlier steps have not run")
+    recipe = read_recipe(cell.pruned)
+    loaded = load(cell.model_dir)
+    stack = DecoderStack(loaded.model)
+    rows = encode_rows(read_split(cell.test, ROWS), loaded.tokenizer, stack.context)
+    own = own_words(rows, loaded.tokenizer)
+    with progress("nsa", len(own)) as advance:
+        examples = influential(loaded, stack, rows.encoded, own, WORDS, BY, advance)
+    kept, others = split_words(own, examples)
+    if not kept:
+        raise InputError(cell.name, f"no influential word occurs {MINIMUM} times in the {len(own)} rows")
+    there = places([*kept, *others], [row.prompt for row in rows.encoded], own)
+    base = word_activations(stack, there)
+    ways = _ways(cell, recipe, loaded, stack)
+    after = {name: word_activations(stack, there, way).mean for name, way in ways.items()}
+    found = _found(cell, recipe, rows, own, examples, kept, base, after)
+    found["stability"] = _stability(stack, Places(kept, there.prompts, _of_first(there, len(kept))))
+    _write(cell, found, kept, {"a": base.mean} | {f"a_{name}": values for name, values in after.items()})
+
+
+def split_words(own: list[RowWords], examples: list[Influence | None]) -> tuple[list[str], list[str]]:
+    """The words that occur MINIMUM times: those influential in an example, by how many, and all others."""
+    frequent = [word for word, count in occurrence_counts(own).items() if count >= MINIMUM]
+    examples_of = _examples_of(examples)
+    kept = sorted((word for word in frequent if word in examples_of), key=lambda word: (-examples_of[word], word))
+    return kept, sorted(word for word in frequent if word not in examples_of)
+
+
+def _examples_of(examples: list[Influence | None]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for example in examples:
+        for word in example.words if example else []:
+            found[word] = found.get(word, 0) + 1
+    return found
+
+
+def _ways(cell: Cell, recipe: Recipe, loaded: Loaded, stack: DecoderStack) -> dict[str, AbstractContextManager[Any]]:
+    """Contexts in which the model is pruned: by the recipe, and by weights, calibrated on the adaptation set."""
+    prompts = [
+        encode_prompt(loaded.tokenizer, row["prompt"], stack.context, chat=row.get("chat", False))
+        for row in read_jsonl(cell.samples)
+    ]
+    return {
+        "pruned": silenced(stack, recipe.layer, recipe.neurons, recipe.projection),
+        METHOD: sparse(loaded, prompts, METHOD, SPARSITY),
+    }
+
+
+def _found(
+    cell: Cell,
+    recipe: Recipe,
+    rows: Rows,
+    own: list[RowWords],
+    examples: list[Influence | None],
+    kept: list[str],
+    base: WordActivations,
+    after: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    n = len(kept)
+    of_kept = {name: values[:, :n] for name, values in after.items()}
+    ids, examples_of = rows.table["id"].tolist(), _examples_of(examples)
+    silent = [] if recipe.projection == "down_proj" else [(recipe.layer, neuron) for neuron in recipe.neurons]
+    words = summary.words(base.mean[:, :n], of_kept)
+    for number, (word, entry) in enumerate(zip(kept, words, strict=True)):
+        entry |= {
+            "word": word,
+            "occurrences": int(base.counts[number]),
+            "examples": examples_of[word],
+            "contexts": [[ids[row], *text] for row, *text in contexts(own, word, CONTEXTS)],
+        }
+    return {
+        "model": cell.model,
+        "benchmark": cell.benchmark,
+        "layer": recipe.layer,
+        "projection": recipe.projection,
+        "pruned": len(recipe.neurons),
+        "width": recipe.d_ff,
+        "layers": len(base.mean),
+        "rows": len(own),
+        "names": {"pruned": "pruned neurons", METHOD: f"{METHOD.capitalize()} {100 * SPARSITY:g} %"},
+        "settings": {
+            "by": BY,
+            "words": WORDS,
+            "minimum": MINIMUM,
+            "collapse": drops.COLLAPSE,
+            "factor": meaning.FACTOR,
+            "words_needed": meaning.WORDS_NEEDED,
+            "neurons_of_a_word": summary.NEURONS_OF_A_WORD,
+            "neurons_of_a_layer": summary.NEURONS_OF_A_LAYER,
+        },
+        "without_margin": examples.count(None),
+        "rough": sum(example.rough for example in examples if example),
+        "examples": [_example(name, example) for name, example in zip(ids, examples, strict=True) if example],
+        "words": words,
+        "neurons": summary.neurons(base.mean[:, :n], of_kept, silent),
+        "polysemantic": meaning.polysemantic(meaning.shares(base.mean[:, :n])).tolist(),
+        "systems": summary.systems(base.mean, after, base.counts, n),
+    }
+
+
+def _example(name: str, example: Influence) -> dict[str, Any]:
+    shares: Sequence[float | None] = example.shares or [None] * len(example.words)
+    return {
+        "id": name,
+        "words": [{"word": word, "share": share} for word, share in zip(example.words, shares, strict=True)],
+    }
+
+
+def _of_first(there: Places, count: int) -> list[list[tuple[int, int]]]:
+    return [[mark for mark in marks if mark[0] < count] for marks in there.marks]
+
+
+def _stability(stack: DecoderStack, there: Places) -> dict[str, Any]:
+    """Of the unpruned model's scores on random halves of the rows."""
+    splits = []
+    for seed in SPLITS:
+        first, second = (word_activations(stack, there.among(half)) for half in halves(len(there.prompts), seed))
+        rank, common = agreement(first, second)
+        splits.append({"seed": seed, "spearman": None if np.isnan(rank) else rank, "words": common})
+    ranks = [split["spearman"] for split in splits if split["spearman"] is not None]
+    return {"mean": float(np.mean(ranks)) if ranks else None, "splits": splits}
+
+
+def _write(cell: Cell, found: dict[str, Any], kept: list[str], activations: dict[str, np.ndarray]) -> None:
+    header = {
+        "words": kept,
+        "model_sha256": sha256_directory(cell.model_dir),
+        "samples_sha256": sha256_file(cell.samples),
+        "pruned_sha256": sha256_file(cell.pruned),
+        "rows": found["rows"],
+    }
+    tensors = {name: np.ascontiguousarray(values[:, : len(kept)]) for name, values in activations.items()}
+    with replacing(cell.directory / "nsa.safetensors") as temporary:
+        # One key: the format does not fix the order of several, and the bytes must not change from run to run.
+        temporary.write_bytes(save(tensors, metadata={"header": json.dumps(header, sort_keys=True)}))
+    write_json(cell.directory / "nsa.json", found)
+    write_text(cell.directory / "nsa.html", render(found))
+
+
+if __name__ == "__main__":
+    run_step(nsa, description=__doc__)

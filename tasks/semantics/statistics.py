@@ -1,0 +1,96 @@
+"""How far the findings may be believed: against random words of the same frequency, and on other halves of the rows."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+from tasks.semantics.activations import WordActivations
+
+PERMUTATIONS = 9999
+
+
+def frequency_strata(counts: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """The stratum of each word by its occurrences: 0 with 1, 1 with 2 or 3, 2 with 4 to 7, ..; within a factor of 2."""
+    return np.asarray(np.floor(np.log2(np.asarray(counts))), dtype=np.int64)
+
+
+def permutation_test(
+    values: npt.NDArray[np.float64],
+    chosen: npt.NDArray[np.bool_],
+    strata: npt.NDArray[np.int64],
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Is the mean value of the chosen words larger than that of random ones?
+
+    Each permutation draws from every stratum as many words as are chosen there, from all its words without
+    replacement: sets of the same size and frequency. One-sided p = (1 + how many of them have at least the chosen
+    words' mean) / (1 + permutations) (Phipson and Smyth 2010).
+
+    Args:
+        values: [words].
+        chosen: [words].
+        strata: [words].
+
+    Returns:
+        `mean`: of the chosen words; `random`: of the random sets; `p`; `permutations`; `seed`; `chosen`, `words`: how
+        many; `exchangeable`: how many of the chosen have another word of their stratum that is not chosen. If none
+        has, all sets are the same and p is 1.
+
+    Raises:
+        ValueError: no word is chosen, or the arrays do not fit together.
+    """
+    if not chosen.any() or not values.shape == chosen.shape == strata.shape:
+        raise ValueError("values, choice and stratum of each word are needed, and at least one that is chosen")
+    rng = np.random.default_rng(seed)
+    sums = np.zeros(permutations)
+    exchangeable = 0
+    for stratum in np.unique(strata[chosen]):
+        inside = strata == stratum
+        number = int(chosen[inside].sum())
+        exchangeable += number if number < inside.sum() else 0
+        drawn = rng.random((permutations, int(inside.sum()))).argsort(1)[:, :number]
+        sums += values[inside][drawn].sum(1)
+    means, mean = sums / chosen.sum(), float(values[chosen].mean())
+    slack = 1e-12 * max(1.0, abs(mean))  # the same words, summed in another order, have the same mean
+    return {
+        "mean": mean,
+        "random": float(means.mean()),
+        "p": (1 + int((means >= mean - slack).sum())) / (1 + permutations),
+        "permutations": permutations,
+        "seed": seed,
+        "chosen": int(chosen.sum()),
+        "words": len(values),
+        "exchangeable": exchangeable,
+    }
+
+
+def halves(n: int, seed: int) -> tuple[list[int], list[int]]:
+    """n rows in two random halves, each ascending; of an odd number, the second has one more."""
+    order = np.random.default_rng(seed).permutation(n)
+    return sorted(order[: n // 2].tolist()), sorted(order[n // 2 :].tolist())
+
+
+def agreement(first: WordActivations, second: WordActivations) -> tuple[float, int]:
+    """Rank correlation (Spearman) of s(n, w) over the words that occur in both, mean over the neurons of all layers.
+
+    Of one neuron, s is a divided by a number, which leaves ranks as they are. A neuron that answers to all words alike
+    has no ranking and is left out.
+
+    Returns:
+        The mean, NaN with less than three common words or no neuron left; and how many words are common.
+    """
+    common = (first.counts > 0) & (second.counts > 0)
+    if common.sum() < 3:
+        return float("nan"), int(common.sum())
+    sums, neurons = 0.0, 0
+    for one, other in zip(first.mean, second.mean, strict=True):
+        x, y = (rankdata(a[common], axis=0) - (common.sum() + 1) / 2 for a in (one, other))
+        norms = np.sqrt((x**2).sum(0) * (y**2).sum(0))
+        varies = norms > 0
+        sums += float(((x * y).sum(0)[varies] / norms[varies]).sum())
+        neurons += int(varies.sum())
+    return (sums / neurons if neurons else float("nan")), int(common.sum())

@@ -1,0 +1,142 @@
+"""What a person is shown of the activations: words, neurons and layers, before and after each way of pruning.
+
+Long lists are rounded to four significant digits; the exact numbers stand in nsa.safetensors.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.semantics import drops, meaning
+from tasks.semantics.statistics import frequency_strata, permutation_test
+
+NEURONS_OF_A_WORD = 10
+NEURONS_OF_A_LAYER = 10
+WORDS_OF_A_NEURON = 5
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One way of pruning against the unpruned model, at the same words.
+
+    Attributes:
+        before, after: a(n, w), [layers, W, width].
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+
+    @cached_property
+    def drop(self) -> npt.NDArray[np.float64]:
+        return drops.drops(self.before, self.after)
+
+    @cached_property
+    def collapsed(self) -> npt.NDArray[np.bool_]:
+        return drops.collapsed(self.drop)
+
+
+def systems(
+    base: np.ndarray, pruned: Mapping[str, np.ndarray], counts: npt.NDArray[np.int64], kept: int
+) -> dict[str, dict[str, Any]]:
+    """Of each way of pruning: is the drop at influential words larger than at random ones, and what of each layer.
+
+    Args:
+        base: a(n, w), [layers, W, width], the influential words first.
+        pruned: the same of each way of pruning.
+        counts: occurrences, [W].
+        kept: how many words are influential.
+    """
+    chosen = np.arange(len(counts)) < kept
+    found = {}
+    for name, after in pruned.items():
+        # Layer by layer: there may be many more random words than influential ones.
+        by_layer = [drops.mean_drop(drops.drops(b[None], a[None]))[0] for b, a in zip(base, after, strict=True)]
+        one = Compared(base[:, :kept], after[:, :kept])
+        s = meaning.shares(one.after)
+        found[name] = {
+            "permutation": permutation_test(np.mean(by_layer, axis=0), chosen, frequency_strata(counts)),
+            "drop": rounded(drops.mean_drop(one.drop).mean(1)),
+            "collapsed": rounded(one.collapsed.mean((1, 2))),
+            "collapsed_everywhere": one.collapsed.all(1).sum(1).tolist(),
+            "polysemantic": meaning.polysemantic(s).tolist(),
+        }
+    return found
+
+
+def words(base: np.ndarray, pruned: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Of each word: how many neurons have it, mean |h| by layer before and after, and what collapsed, by layer.
+
+    Args:
+        base: a(n, w) of the influential words, [layers, W, width].
+        pruned: the same of each way of pruning.
+    """
+    has = meaning.having(meaning.shares(base))
+    found: list[dict[str, Any]] = [
+        {"neurons": int(has[:, w].sum()), "before": rounded(base[:, w].mean(1)), "systems": {}}
+        for w in range(base.shape[1])
+    ]
+    for name, after in pruned.items():
+        one = Compared(base, after)
+        lost, dropped = drops.lost(one.collapsed, has), drops.mean_drop(one.drop)
+        for w, word in enumerate(found):
+            word["systems"][name] = {
+                "after": rounded(after[:, w].mean(1)),
+                "drop": rounded(dropped[:, w]),
+                "collapsed": rounded(one.collapsed[:, w].mean(1)),
+                "lost": None if np.isnan(lost[w]) else brief(lost[w]),
+            }
+    return found
+
+
+def neurons(
+    base: np.ndarray, pruned: Mapping[str, np.ndarray], silenced: Sequence[tuple[int, int]]
+) -> list[dict[str, Any]]:
+    """The neurons worth a look: those that rank highest for each word and in each layer, by s, and what they answer to.
+
+    Args:
+        base: a(n, w) of the influential words, [layers, W, width].
+        pruned: the same of each way of pruning.
+        silenced: (layer, neuron) of those that the recipe prunes.
+
+    Returns:
+        By layer and neuron: whether it is pruned, and of its words number, s, z, activation before and after.
+    """
+    s, z = meaning.shares(base), meaning.z_scores(base)
+    wanted: dict[tuple[int, int], set[int]] = {}
+    for w in range(base.shape[1]):
+        for place in meaning.neurons_of(s, w, NEURONS_OF_A_WORD):
+            wanted.setdefault(place, set()).add(w)
+    for layer, values in enumerate(s.max(1)):
+        for neuron in np.argsort(-values, kind="stable")[:NEURONS_OF_A_LAYER]:
+            wanted.setdefault((layer, int(neuron)), set())
+    gone = set(silenced)
+
+    def of_word(layer: int, neuron: int, w: int) -> dict[str, Any]:
+        return {
+            "word": w,
+            "s": brief(s[layer, w, neuron]),
+            "z": brief(z[layer, w, neuron]),
+            "before": brief(base[layer, w, neuron]),
+            "after": {name: brief(after[layer, w, neuron]) for name, after in pruned.items()},
+        }
+
+    found = []
+    for (layer, neuron), also in sorted(wanted.items()):
+        top = meaning.words_of(s, layer, neuron, WORDS_OF_A_NEURON)
+        order = [*top, *sorted(also - set(top), key=lambda w: -s[layer, w, neuron])]
+        entries = [of_word(layer, neuron, w) for w in order]
+        found.append({"layer": layer, "neuron": neuron, "pruned": (layer, neuron) in gone, "words": entries})
+    return found
+
+
+def brief(value: float) -> float:
+    """Four significant digits."""
+    return float(f"{float(value):.4g}")
+
+
+def rounded(values: Iterable[float]) -> list[float]:
+    return [brief(value) for value in values]

@@ -1,0 +1,112 @@
+"""The words of a benchmark's rows: where each stands in the text, and which tokens of the prompt it is made of.
+
+A word is a run of letters, their marks and digits, joined by single apostrophes and hyphens, without regard to case.
+Text that is written without spaces gives runs of several words.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.benchmarks.encoding import chat_text
+from tasks.benchmarks.table import Rows
+from tasks.explanation.inputs import template_ends
+from tasks.pipeline.errors import InputError
+
+_RUN = re.compile(r"w+(?:['’‑-]w+)*")
+AROUND = 40  # characters of context on either side
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """A word in a row.
+
+    Attributes:
+        word: in lower case.
+        start, end: of its characters in the row's text.
+        tokens: positions in the prompt of the tokens it has characters in, ascending.
+    """
+
+    word: str
+    start: int
+    end: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RowWords:
+    """A row's text as the model reads it, and the occurrences of words that are not the template's."""
+
+    text: str
+    occurrences: list[Occurrence]
+
+
+def spans(text: str) -> list[tuple[int, int]]:
+    """Start and end of every word of a text, from left to right."""
+    # One character for each: Python's \w leaves out the vowel signs of Indic scripts and of Thai.
+    shape = "".join("w" if unicodedata.category(character)[0] in "LMN" else character for character in text)
+    return [found.span() for found in _RUN.finditer(shape)]
+
+
+def lowered(text: str) -> str:
+    """The text as words are compared."""
+    return text.casefold().replace("’", "'")
+
+
+def own_words(rows: Rows, tokenizer: Any) -> list[RowWords]:
+    """The words of each row without the template's.
+
+    The template is what all prompts share at their ends, token by token, and any word that stands in every row: a
+    template may have text between the row's fields, and a word of all rows tells none from another. Of a single row
+    all words are its own.
+
+    Raises:
+        InputError: the tokenizer does not say which characters a token is made of.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError("tokenizer", "does not tell the characters of its tokens; a tokenizer.json is needed")
+    chats = rows.table["chat"] if "chat" in rows.table else [False] * len(rows.table)
+    prompts = [row.prompt for row in rows.encoded]
+    head, tail = template_ends(prompts)
+    found = []
+    for prompt, ids, chat in zip(rows.table["prompt"], prompts, chats, strict=True):
+        text, occurrences = _read(tokenizer, prompt, ids, bool(chat))
+        own = range(head, len(ids) - tail)
+        found.append(RowWords(text, [one for one in occurrences if any(token in own for token in one.tokens)]))
+    rows_with = Counter(word for row in found for word in {one.word for one in row.occurrences})
+    everywhere = {word for word, count in rows_with.items() if 1 < len(found) == count}
+    return [RowWords(row.text, [one for one in row.occurrences if one.word not in everywhere]) for row in found]
+
+
+def _read(tokenizer: Any, prompt: str, ids: Sequence[int], chat: bool) -> tuple[str, list[Occurrence]]:
+    """The text of a prompt, and all its words."""
+    text = (chat_text(tokenizer, prompt) if chat else prompt).rstrip()
+    if not text:
+        return text, []
+    read = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)
+    if read["input_ids"][: len(ids)] != list(ids):
+        raise InputError("prompt", f"the tokenizer cuts it in another way than before: {text[:60]!r}")
+    offsets = read["offset_mapping"][: len(ids)]
+    occurrences = []
+    for start, end in spans(text):
+        tokens = tuple(i for i, (first, last) in enumerate(offsets) if first < end and last > start)
+        if tokens:
+            occurrences.append(Occurrence(lowered(text[start:end]), start, end, tokens))
+    return text, occurrences
+
+
+def occurrence_counts(rows: Sequence[RowWords]) -> Counter[str]:
+    """How often each word stands in the rows."""
+    return Counter(one.word for row in rows for one in row.occurrences)
+
+
+def contexts(rows: Sequence[RowWords], word: str, count: int) -> list[tuple[int, str, str, str]]:
+    """The first `count` places of a word: number of the row, text before, the word as written, text after."""
+    places = [(number, row.text, one) for number, row in enumerate(rows) for one in row.occurrences if one.word == word]
+    return [
+        (number, text[max(0, one.start - AROUND) : one.start], text[one.start : one.end], text[one.end :][:AROUND])
+        for number, text, one in places[:count]
+    ]
