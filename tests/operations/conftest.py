@@ -1,1 +1,33 @@
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.environment import QUIET
+from tasks.pipeline.files import write_text
+from tests.faults.project import real_project
 from tests.flows.conftest import _isolated  # noqa: F401 - a session fixture: nothing uses the machine's own settings
+from tests.operations.operated import Operated
+from tests.servers import Server, free_port
+
+
+@pytest.fixture
+def operated(tmp_path: Path, tracking: Server) -> Iterator[Operated]:
+    root = real_project(tmp_path / "project").root
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["retrain"] = {
+        "schedules": {"minutely": {"cron": "* * * * *"}},
+        # Twelve rows of a random model: nothing is detectable, and the rule must say yes and no all the same.
+        "promotion": {"alpha": 1.0, "margin": 0.9},
+    }
+    write_text(root / "params.yaml", yaml.safe_dump(params, sort_keys=False))
+    port = free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    home = str(tmp_path / "prefect")
+    server = Server(command, port=port, alive="/api/health", where=tmp_path, PREFECT_HOME=home, **QUIET)
+    try:
+        yield Operated(root, server.address, tracking.address)
+    finally:
+        server.end()
