@@ -95,13 +95,17 @@ def _probabilities(logprobs: pd.Series) -> list[np.ndarray]:
 def _inputs(
     cell: Cell, recipe: Recipe, loaded: Loaded, stack: DecoderStack, rows: Rows, predictions: pd.DataFrame
 ) -> dict[str, Any]:
-    """Attributions of the tokens of some prompts; a row whose options have no margin is left out and counted."""
+    """Attributions of the tokens of some rows' own text; a row whose options have no margin is left out and counted.
+
+    The template around the text stays as it is. A row that is all template has all of its tokens attributed.
+    """
     head, tail = template_ends([row.prompt for row in rows.encoded])
     chosen = chosen_examples(predictions)
     examples: list[dict[str, Any]] = []
     with progress("explain", len(chosen)) as advance:
         for number, why in chosen:
             row = rows.table.iloc[number]
+            own = range(head, len(rows.encoded[number].prompt) - tail)
             try:
                 found = before_and_after(
                     loaded,
@@ -112,6 +116,7 @@ def _inputs(
                     recipe.neurons,
                     projection=recipe.projection,
                     chat=cell.benchmark_spec.chat_template,
+                    moved=own or None,
                 )
             except InputError as error:
                 if error.field != "options":
@@ -119,16 +124,12 @@ def _inputs(
                 continue
             finally:
                 advance(1)
-            own = [head, len(rows.encoded[number].prompt) - tail]
             sides = {}
             for name, integral in (("before", found.before), ("after", found.after)):
                 share = shares(integral.scores)
                 sides[name] = {
                     "attributions": integral.scores.tolist(),
                     "shares": share.tolist(),
-                    "template": float(
-                        np.abs(np.delete(share, range(head, len(rows.encoded[number].prompt) - tail))).sum()
-                    ),
                     "margin": integral.difference,
                     "gap": integral.gap,
                     "error": integral.error,
@@ -146,7 +147,7 @@ def _inputs(
                     "for": found.options[0],
                     "against": found.options[1],
                     "tokens": found.tokens,
-                    "own": own,
+                    "own": [own.start, own.stop],
                 }
                 | sides
             )

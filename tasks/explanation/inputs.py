@@ -8,13 +8,17 @@ the prompt. With a factor s_t on the embedding e_t of token t,
 
 the sum over the embedding's dimensions, so that the quadrature of the neurons' scores serves here too. A norm makes
 alpha e and e the same until alpha reaches its epsilon, so that much of what happens on the path happens near zero, at
-all scales: the rule works in t with alpha = t^POWER, which is the same integral along the same path. Even so the path
-has cliffs, and the completeness gap that every attribution comes with says what they cost.
+all scales: the rule works in t with alpha = t^POWER, which is the same integral along the same path.
+
+Where all tokens move, a model of many layers has cliffs at every scale of alpha (the first token, on which attention
+rests, is switched on among them), and hundreds of nodes may settle nothing. Where only some tokens move, say those of
+a row's own text, and the template around them stays, the path is smooth enough. The completeness gap of every
+attribution says how far it can be trusted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,19 +106,22 @@ def silenced(stack: DecoderStack, layer: int, neurons: Sequence[int], projection
         handle.remove()
 
 
-def along_the_embeddings(model: Any, wanted: Contrast) -> Evaluate:
-    """F and dF/ds, [alphas] and [alphas, T], with the embeddings of all T tokens multiplied by alpha."""
+def along_the_embeddings(model: Any, wanted: Contrast, moved: range | None = None) -> Evaluate:
+    """F and dF/ds, [alphas] and [alphas, moved], with the embeddings of the moved tokens (default: all) times alpha."""
     with torch.no_grad():
         embeddings = model.get_input_embeddings()(torch.tensor([wanted.sequence], device=model.device))
     tokens = embeddings.shape[1]
+    positions = list(range(tokens) if moved is None else moved)
     size = max(1, backward_tokens(model) // tokens)
 
     def evaluate(alphas: Sequence[float]) -> tuple[Tensor, Tensor]:
         values, gradients = [], []
         for start in range(0, len(alphas), size):
             part = embeddings.new_tensor(alphas[start : start + size])
-            scale = part[:, None].repeat(1, tokens).requires_grad_(True)
-            logits = model(inputs_embeds=scale[..., None] * embeddings, use_cache=False, logits_to_keep=1).logits
+            scale = part[:, None].repeat(1, len(positions)).requires_grad_(True)
+            factors = embeddings.new_ones(len(part), tokens)
+            factors[:, positions] = scale
+            logits = model(inputs_embeds=factors[..., None] * embeddings, use_cache=False, logits_to_keep=1).logits
             margin = logits[:, -1, wanted.tokens[0]] - logits[:, -1, wanted.tokens[1]]
             values.append(margin.detach().double().cpu())
             gradients.append(torch.autograd.grad(margin.sum(), scale)[0].double().cpu())
@@ -123,11 +130,18 @@ def along_the_embeddings(model: Any, wanted: Contrast) -> Evaluate:
     return evaluate
 
 
-def attribute_inputs(model: Any, wanted: Contrast, rule: Rule = near_zero) -> Integral:
-    """IG of each token of `wanted.sequence` to F, [T], with the gap of their sum from F(1) - F(0)."""
-    evaluate = along_the_embeddings(model, wanted)
+def attribute_inputs(model: Any, wanted: Contrast, rule: Rule = near_zero, moved: range | None = None) -> Integral:
+    """IG of each token of `wanted.sequence` to F, [T], with the gap of their sum from F(1) - F(0).
+
+    Args:
+        moved: the positions whose embeddings go from zero to their values (default: all); the others have no share.
+    """
+    evaluate = along_the_embeddings(model, wanted, moved)
     values, gradients = evaluate([1.0])
-    return rule(evaluate, (values[0], gradients[0]))
+    found = rule(evaluate, (values[0], gradients[0]))
+    scores = torch.zeros(len(wanted.sequence), dtype=torch.float64)
+    scores[list(range(len(scores)) if moved is None else moved)] = found.scores
+    return replace(found, scores=scores)
 
 
 def before_and_after(
@@ -140,12 +154,14 @@ def before_and_after(
     *,
     projection: Projection = "gate_proj",
     chat: bool = False,
+    moved: range | None = None,
     rule: Rule = near_zero,
 ) -> InputAttribution:
     """What each token of any prompt does to the answer, before and after these neurons are silenced.
 
     F is for what the base model answers; against what the pruned one answers or, where that is the same, against the
-    option that the base model gives the second place. Both models are asked for the same F.
+    option that the base model gives the second place. Both models are asked for the same F. `moved`: as
+    `attribute_inputs` has it.
 
     Raises:
         InputError: as `encode` and `contrast`.
@@ -159,9 +175,9 @@ def before_and_after(
     if other == answer:
         other = int(order[1])
     wanted = contrast(row, answer, other)
-    before = attribute_inputs(loaded.model, wanted, rule)
+    before = attribute_inputs(loaded.model, wanted, rule, moved)
     with silenced(stack, layer, neurons, projection):
-        after = attribute_inputs(loaded.model, wanted, rule)
+        after = attribute_inputs(loaded.model, wanted, rule, moved)
     texts = [loaded.tokenizer.decode([token]) for token in wanted.sequence]
     return InputAttribution(texts, (answer, other), (base, pruned), before, after)
 

@@ -70,7 +70,7 @@ def test_its_examples_add_up(cell, found):
         for side in (example["before"], example["after"]):
             assert np.sum(side["attributions"]) == pytest.approx(side["margin"] + side["gap"], abs=1e-5)
             assert np.abs(side["shares"]).sum() == pytest.approx(1)
-            assert 0 <= side["template"] <= 1
+            assert not np.delete(side["attributions"], range(*example["own"])).any()
             assert side["settled"] <= (abs(side["gap"]) <= 0.05 * max(abs(side["margin"]), 1))
 
 

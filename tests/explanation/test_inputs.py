@@ -26,17 +26,17 @@ WANTED = Contrast([5, 6, 7, 9, 20, 30, 2, 2], (40, 9))
 RULES = {"gausslegendre": gauss_legendre, "riemann_right": riemann_right}
 
 
-def by_captum(model, wanted, method, steps):
-    """IntegratedGradients on inputs_embeds, the sum over the embedding's dimensions."""
+def by_captum(model, wanted, method, steps, moved=range(8)):
+    """IntegratedGradients on inputs_embeds, summed over the embedding's dimensions; `moved` begin at zero."""
 
     def margin(embeddings):
         logits = model(inputs_embeds=embeddings, use_cache=False).logits[:, -1]
         return logits[:, wanted.tokens[0]] - logits[:, wanted.tokens[1]]
 
     embeddings = model.get_input_embeddings()(torch.tensor([wanted.sequence]))
-    found = IntegratedGradients(margin).attribute(
-        embeddings, torch.zeros_like(embeddings), n_steps=steps, method=method
-    )
+    nothing = embeddings.clone()
+    nothing[:, list(moved)] = 0
+    found = IntegratedGradients(margin).attribute(embeddings, nothing, n_steps=steps, method=method)
     return found.sum(-1)[0]
 
 
@@ -46,6 +46,15 @@ def test_they_are_those_of_captum(family, method):
     model = tiny_model(family)
     found = attribute_inputs(model, WANTED, lambda f, one: RULES[method](f, one, 24))
     torch.testing.assert_close(found.scores, by_captum(model, WANTED, method, 24), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_tokens_that_stay_are_those_of_captums_baseline(method):
+    model = tiny_model("llama")
+    found = attribute_inputs(model, WANTED, lambda f, one: RULES[method](f, one, 24), range(2, 5))
+    expected = by_captum(model, WANTED, method, 24, range(2, 5))
+    torch.testing.assert_close(found.scores, expected, atol=1e-4, rtol=1e-4)
+    assert found.scores[[0, 1, 5, 6, 7]].tolist() == [0] * 5
 
 
 @pytest.mark.parametrize("method", RULES)
