@@ -77,8 +77,9 @@ def by_gradients(
 ) -> list[Influence | None]:
     """By integrated gradients of the input tokens (`tasks.explanation.inputs`), to what the model answers.
 
-    F is the margin of the answer over the model's second choice. A word's attribution is the sum over the tokens of all
-    its occurrences in the row; a token with characters of two words counts for both. Words are ordered by its size.
+    F is the margin of the answer over the model's second choice; only the row's own tokens move. A word's attribution
+    is the sum over the tokens of all its occurrences in the row; a token with characters of two words counts for both.
+    Words are ordered by its size.
     """
     found: list[Influence | None] = []
     for row, own, logprobs in zip(rows, words, answers_unedited(stack, rows).logprobs, strict=True):
@@ -86,7 +87,8 @@ def by_gradients(
         try:
             if len(order) < 2:
                 raise InputError("options", "a single one has no margin")
-            integral = attribute_inputs(stack.model, contrast(row, int(order[0]), int(order[1])), rule)
+            wanted = contrast(row, int(order[0]), int(order[1]))
+            integral = attribute_inputs(stack.model, wanted, rule, moved=own.own or None)
         except InputError as error:
             if error.field != "options":
                 raise

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tasks.benchmarks.encoding import chat_text
@@ -38,9 +38,15 @@ class Occurrence:
 
 @dataclass(frozen=True)
 class RowWords:
-    """A row's text as the model reads it, and the occurrences of words that are not the template's."""
+    """A row's text as the model reads it, and what of it is not the template's.
+
+    Attributes:
+        own: positions in the prompt between the ends that all prompts share.
+        occurrences: of the words.
+    """
 
     text: str
+    own: range
     occurrences: list[Occurrence]
 
 
@@ -75,10 +81,10 @@ def own_words(rows: Rows, tokenizer: Any) -> list[RowWords]:
     for prompt, ids, chat in zip(rows.table["prompt"], prompts, chats, strict=True):
         text, occurrences = _read(tokenizer, prompt, ids, bool(chat))
         own = range(head, len(ids) - tail)
-        found.append(RowWords(text, [one for one in occurrences if any(token in own for token in one.tokens)]))
+        found.append(RowWords(text, own, [one for one in occurrences if any(token in own for token in one.tokens)]))
     rows_with = Counter(word for row in found for word in {one.word for one in row.occurrences})
     everywhere = {word for word, count in rows_with.items() if 1 < len(found) == count}
-    return [RowWords(row.text, [one for one in row.occurrences if one.word not in everywhere]) for row in found]
+    return [replace(row, occurrences=[one for one in row.occurrences if one.word not in everywhere]) for row in found]
 
 
 def _read(tokenizer: Any, prompt: str, ids: Sequence[int], chat: bool) -> tuple[str, list[Occurrence]]:

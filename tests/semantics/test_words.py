@@ -81,7 +81,9 @@ def test_influence_is_the_sum_of_the_attributions_of_a_words_tokens():
     assert influential(there.loaded, there.stack, rows.encoded[:1], own[:1], 2)[0].rough in (True, False)
     row = rows.encoded[0]
     order = np.argsort(-answers_unedited(there.stack, [row]).logprobs[0][0], kind="stable")
-    scores = attribute_inputs(there.loaded.model, contrast(row, *order[:2]), rule).scores.numpy()
+    wanted = contrast(row, *order[:2])
+    assert 0 < len(own[0].own) < len(row.prompt)  # the template stays where it is
+    scores = attribute_inputs(there.loaded.model, wanted, rule, moved=own[0].own).scores.numpy()
     sums = {}
     for one in own[0].occurrences:
         part = scores[one.tokens[0] : one.tokens[-1] + 1].sum() / np.abs(scores).sum()
@@ -99,7 +101,7 @@ def test_rows_without_a_margin_have_no_influence():
     assert by_gradients(stack, rows.encoded, own_words(rows, loaded.tokenizer), 2) == [None]
 
 
-ROW = RowWords("", [Occurrence(word, 0, 1, (0,)) for word in ("it's", "dull", "well-made", "film", "dull")])
+ROW = RowWords("", range(1), [Occurrence(word, 0, 1, (0,)) for word in ("it's", "dull", "well-made", "film", "dull")])
 
 
 @pytest.mark.parametrize(
