@@ -32,6 +32,24 @@ def list_cell(root: Path, model: str, benchmark: str) -> list[str]:
     return added
 
 
+def list_entry(root: Path, section: str, key: str, entry: dict[str, Any]) -> str:
+    """Adds an entry, on one line, to a section of params.yaml that has none of this key.
+
+    Returns:
+        What was added.
+
+    Raises:
+        InputError: the line would be wrong.
+    """
+    from ruamel.yaml.comments import CommentedMap
+
+    with edited(root) as document:
+        if not document.get(section):
+            document[section] = CommentedMap()
+        document[section][key] = _one_line(entry)
+    return f"{section}.{key}: {json.dumps(entry, ensure_ascii=False)}"
+
+
 def declare(root: Path, benchmark: str, *, model: str | None, data: str | None) -> str | None:
     """Adds a benchmark of the library to params.yaml, with the limits that its file suggests, if it is not there yet.
 

@@ -14,10 +14,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from flows import operate
-from flows.console import Benchmark, Model, print_table
+from flows import experiments, operate
+from flows.console import Benchmark, Data, Model, Runnable, print_table
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.names import STUDIES
 
 
 class _Group(TyperGroup):
@@ -61,17 +60,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Runnable = Annotated[
-    str | None,
-    typer.Option(
-        help="A name under benchmarks in params.yaml, or one of the library (`dsm benchmarks ls`), which is added "
-        "there; default: the first of pipeline.benchmarks."
-    ),
-]
-Data = Annotated[str | None, typer.Option(help="A directory with the files of the library's benchmarks.")]
-
 benchmarks = typer.Typer(help="The library of benchmarks.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(benchmarks, name="benchmarks")
+app.add_typer(experiments.app)
 app.add_typer(operate.app)
 
 
@@ -116,89 +107,6 @@ def run(model: Model = None, benchmark: Runnable = None, data: Data = None) -> N
         ("all results", "dsm show"),
     ):
         print(f"{what + ':':<29}{where}")
-
-
-@app.command()
-def study(
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(STUDIES)}.")],
-    model: Model = None,
-    benchmark: Runnable = None,
-    on: Annotated[
-        list[str] | None, typer.Option(help="multilingual, domains: a further benchmark; may be given several times.")
-    ] = None,
-    data: Data = None,
-) -> None:
-    """Bring a study of a cell up to date, and the cell before it, and show its table."""
-    from flows.cells import declare, list_cell
-    from flows.environment import prepare, step_timeout
-    from tasks.pipeline.cell import open_cell
-    from tasks.pipeline.settings import load_settings
-
-    step_timeout()
-    if name not in STUDIES:
-        raise InputError("study", f"{name!r} is none of {', '.join(STUDIES)}")
-    root = Path.cwd()
-    known = load_settings(root).benchmarks
-    for wanted in filter(None, (benchmark, *(on or ()))):
-        if line := declare(root, wanted, model=model, data=None if wanted in known else data):
-            print(f"added to params.yaml: {line}", flush=True)
-    cell = open_cell(model, benchmark)
-    prepare()
-
-    from flows.adapt import start_server
-    from flows.study import as_table, list_study
-    from flows.study import study as run_study
-
-    added = [list_study(root, name, cell.model, cell.benchmark, on or ()), *list_cell(root, cell.model, cell.benchmark)]
-    for line in filter(None, added):
-        print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    start_server()
-    print_table(as_table(run_study(name, cell.model, cell.benchmark)))
-    print(f"plot: {(cell.study(name) / 'plot.svg').relative_to(root)}")
-
-
-@app.command()
-def compare(model: Model = None, benchmark: Runnable = None, data: Data = None) -> None:
-    """Compare pruning with the other systems on a cell; the same as `dsm study compare`."""
-    study("compare", model, benchmark, None, data)
-
-
-@app.command()
-def explain(
-    model: Model = None,
-    benchmark: Benchmark = None,
-    nsa: Annotated[
-        bool, typer.Option("--nsa", help="Neuron Semantic Attribution instead: which words lost their neurons.")
-    ] = False,
-) -> None:
-    """Look at what the pruned neurons of a finished cell did: a page beside its report."""
-    from flows.environment import step_timeout
-    from flows.stages import run_command
-    from tasks.pipeline.cell import open_cell
-
-    cell = open_cell(model, benchmark)
-    step = "nsa" if nsa else "explain"
-    run_command(
-        step,
-        f"tasks.{step}",
-        ["--model", cell.model, "--benchmark", cell.benchmark],
-        cell.root,
-        timeout=step_timeout(),
-        log=print,
-    )
-    page = "nsa.html" if nsa else "explanation.html"
-    print((cell.directory / page).relative_to(cell.root))
-
-
-@app.command()
-def studies(page: Annotated[Path, typer.Option(help="The page to write.")] = Path("docs/studies.md")) -> None:
-    """Write the page of all studies that have a result: tables, plots and published figures."""
-    from tasks.evidence.pages import write_page
-    from tasks.pipeline.settings import load_settings
-
-    root = Path.cwd()
-    print(f"{page}: {write_page(root, load_settings(root), page)} results")
 
 
 @app.command()
@@ -264,7 +172,7 @@ def export(
 
 @app.command("apply")
 def apply_recipe(
-    recipe: Annotated[Path, typer.Argument(help="A pruned.json.")],
+    recipe: Annotated[Path, typer.Argument(help="A pruned.json, or a sparse.json beside its masks.")],
     model: Annotated[Path, typer.Option(help="The Hugging Face directory of the base model that the recipe names.")],
     out: Annotated[Path, typer.Option(help="The directory to make; must not exist.")],
 ) -> None:

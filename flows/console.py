@@ -11,6 +11,15 @@ Benchmark = Annotated[
     str | None, typer.Option(help="A name under benchmarks in params.yaml; default: the first of pipeline.benchmarks.")
 ]
 
+Runnable = Annotated[
+    str | None,
+    typer.Option(
+        help="A name under benchmarks in params.yaml, or one of the library (`dsm benchmarks ls`), which is added "
+        "there; default: the first of pipeline.benchmarks."
+    ),
+]
+Data = Annotated[str | None, typer.Option(help="A directory with the files of the library's benchmarks.")]
+
 
 def print_table(table: Any) -> None:
     """Prints a rich table; a pipe or a log file gets it unwrapped."""

@@ -1,6 +1,5 @@
-"""The Prefect flow of a study: its cell first, then the study's own DVC stage."""
+"""The Prefect flows of a study and of Neuron Semantic Attribution: the cell first, then the DVC stage of its own."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact
 from rich.table import Table
 
 from flows.adapt import alone, run_step
-from flows.cells import edited
+from flows.cells import list_entry
 from flows.stages import stages_of
 from tasks.evidence.studies import markdown, table
 from tasks.pipeline.cell import Cell, open_cell
@@ -37,17 +36,8 @@ def list_study(root: Path, name: str, model: str, benchmark: str, others: Sequen
         if others and list(others) != declared.benchmarks:
             raise InputError("on", f"studies.{key} is in params.yaml already; say there which benchmarks")
         return None
-    from ruamel.yaml.comments import CommentedMap
-
     entry: dict[str, Any] = {"study": name, "model": model, "benchmark": benchmark}
-    entry |= {"benchmarks": list(others)} if others else {}
-    with edited(root) as document:
-        if not document.get("studies"):
-            document["studies"] = CommentedMap()
-        line = CommentedMap(entry)
-        line.fa.set_flow_style()
-        document["studies"][key] = line
-    return f"studies.{key}: {json.dumps(entry, ensure_ascii=False)}"
+    return list_entry(root, "studies", key, entry | ({"benchmarks": list(others)} if others else {}))
 
 
 @flow(name="study", flow_run_name="{name} {model} {benchmark}", validate_parameters=False)
@@ -61,13 +51,8 @@ def study(name: str, model: str, benchmark: str) -> dict[str, Any]:
         InputError, StepFailed, Busy: as `flows.adapt.adapt`.
     """
     cell = open_cell(model, benchmark)
-    with alone(cell):
-        stages = stages_of(model, benchmark)
-        run_step(stages[0], readers=stages[1:])
-        for stage in stages[1:]:
-            run_step(stage)
-        key = f"{name}-{cell.name}"
-        run_step(f"study@{key}")
+    key = f"{name}-{cell.name}"
+    _after_its_cell(cell, f"study@{key}")
     result = read_study(cell, name)
     create_markdown_artifact(
         key=key.lower().replace("_", "-"),
@@ -75,6 +60,41 @@ def study(name: str, model: str, benchmark: str) -> dict[str, Any]:
         markdown=markdown(table(result)),
     )
     return result
+
+
+def list_nsa(root: Path, model: str, benchmark: str) -> str | None:
+    """Adds the Neuron Semantic Attribution of a declared cell to params.yaml, if it is not there.
+
+    Returns:
+        What was added.
+    """
+    key = f"{model}-{benchmark}"
+    if key in load_settings(root).nsa:
+        return None
+    return list_entry(root, "nsa", key, {"model": model, "benchmark": benchmark})
+
+
+@flow(name="nsa", flow_run_name="{model} {benchmark}", validate_parameters=False)
+def nsa(model: str, benchmark: str) -> Path:
+    """Brings the cell and then its Neuron Semantic Attribution up to date.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError, StepFailed, Busy: as `flows.adapt.adapt`.
+    """
+    cell = open_cell(model, benchmark)
+    _after_its_cell(cell, f"nsa@{cell.name}")
+    return cell.directory / "nsa.html"
+
+
+def _after_its_cell(cell: Cell, last: str) -> None:
+    with alone(cell):
+        stages = stages_of(cell.model, cell.benchmark)
+        run_step(stages[0], readers=[*stages[1:], last])
+        for stage in [*stages[1:], last]:
+            run_step(stage)
 
 
 def as_table(result: dict[str, Any]) -> Table:

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,11 +15,13 @@ from tasks.evidence.reading import read_scores
 from tasks.evidence.verdict import method_name
 from tasks.models.gated import PLACES
 from tasks.models.hashing import sha256_directory
+from tasks.models.loading import load
 from tasks.models.weights import model_files, tensors, weight_files
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json, replacing
 from tasks.pruning.recipe import Recipe, read_recipe
+from tasks.sparsity import recipe as sparse
 
 
 def export(cell: Cell, out: Path) -> None:
@@ -33,34 +37,73 @@ def export(cell: Cell, out: Path) -> None:
 
 
 def apply(recipe: Path, model_dir: Path, out: Path) -> None:
-    """Writes the model in `model_dir` with the recipe's neurons silenced to `out`.
+    """Writes the model in `model_dir`, pruned as the recipe says, to `out`.
+
+    Args:
+        recipe: pruned.json, or sparse.json with its masks beside it.
 
     Raises:
         InputError: not a recipe, not the model it was made for (by hash), or `out` exists.
     """
-    _write(recipe, model_dir, out, None)
+    if recipe.name == sparse.RECIPE:
+        _write_sparse(recipe.parent, model_dir, out)
+    else:
+        _write(recipe, model_dir, out, None)
 
 
 def _write(path: Path, model_dir: Path, out: Path, card: str | None) -> None:
     recipe = read_recipe(path)
+    with _copy(model_dir, out, recipe.base_sha256) as temporary:
+        _silence(temporary, recipe)
+        shutil.copyfile(path, temporary / "pruned.json")
+        if card is not None:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def _copy(model_dir: Path, out: Path, base_sha256: str) -> Iterator[Path]:
+    """A copy of the model to work on; it becomes `out` at the end."""
     if out.exists():
         raise InputError("out", f"{out} exists already; name a directory that does not")
     if not (model_dir / "config.json").is_file():
         raise InputError("model", f"{model_dir} is not a model directory: it has no config.json")
     actual = sha256_directory(model_dir)
-    if actual != recipe.base_sha256:
-        raise InputError("model", f"{model_dir} has hash {actual}, but the recipe is for {recipe.base_sha256}")
+    if actual != base_sha256:
+        raise InputError("model", f"{model_dir} has hash {actual}, but the recipe is for {base_sha256}")
     with replacing(out) as temporary:
         temporary.mkdir()
         for file in model_files(model_dir):
             shutil.copyfile(file, temporary / file.name)
         try:
-            _silence(temporary, recipe)
+            yield temporary
         except SafetensorError as error:  # a full disk, or a damaged file
             raise InputError("model", f"its weights cannot be read or written: {error}") from None
-        shutil.copyfile(path, temporary / "pruned.json")
-        if card is not None:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def _write_sparse(directory: Path, model_dir: Path, out: Path) -> None:
+    """Writes the pruned matrices over those of the base; nothing else changes.
+
+    Types stay, too, but for SparseGPT: the weights that it moved are kept in float32, the type they were computed in.
+    """
+    recipe = sparse.read_sparse_recipe(directory)
+    with _copy(model_dir, out, recipe.base_sha256) as temporary:
+        loaded = load(model_dir)
+        sparse.apply_recipe(loaded, model_dir, directory)
+        pruned = {f"{name}.weight": loaded.model.get_submodule(name).weight for name in recipe.matrices}
+        written = set()
+        for path in weight_files(temporary):
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                contents = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            for name in pruned.keys() & contents.keys():
+                kept = pruned[name].cpu()
+                contents[name] = kept if recipe.method == "sparsegpt" else kept.to(contents[name].dtype)
+                written.add(name)
+            save_file(contents, path, metadata=metadata)
+        if missing := sorted(pruned.keys() - written):
+            raise InputError("model", f"no tensor {missing[0]} in its safetensors files, whose layer the recipe prunes")
+        for name in (sparse.RECIPE, sparse.MASKS):
+            shutil.copyfile(directory / name, temporary / name)
 
 
 def _silence(directory: Path, recipe: Recipe) -> None:

@@ -3,14 +3,14 @@
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from safetensors.numpy import save
 
-from tasks.benchmarks.encoding import encode_prompt
 from tasks.benchmarks.table import Rows, encode_rows, read_split
-from tasks.comparison.sparse import SPARSITY
 from tasks.explanation.inputs import silenced
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import Loaded, load
@@ -18,52 +18,79 @@ from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_jsonl, replacing, sha256_file, write_json, write_text
+from tasks.pipeline.journal import Journal, journal_key
 from tasks.pipeline.progress import progress
+from tasks.pipeline.settings import NsaRun
 from tasks.pipeline.step import run_step
 from tasks.pruning.recipe import Recipe, read_recipe
 from tasks.semantics import drops, meaning, summary
 from tasks.semantics.activations import Places, WordActivations, places, word_activations
-from tasks.semantics.influence import By, Influence, influential
+from tasks.semantics.influence import Influence, influential
 from tasks.semantics.page import render
 from tasks.semantics.statistics import agreement, halves
 from tasks.semantics.words import RowWords, contexts, occurrence_counts, own_words
-from tasks.sparsity.prune import Method, sparse
+from tasks.sparsity.calibration import encode_prompts
+from tasks.sparsity.prune import sparse
 
-ROWS = 100  # test rows, the first
-BY: By = "gradients"
-WORDS = 5  # of each example
 MINIMUM = 3  # occurrences in the rows
 CONTEXTS = 3  # of each word
 SPLITS = (0, 1, 2, 3, 4)  # seeds
-METHOD: Method = "wanda"
 
 
 def nsa(cell: Cell) -> None:
     """Writes nsa.json, nsa.safetensors and nsa.html from the cell's recipe, adaptation set and test rows.
 
     Raises:
-        InputError: one of these is not there, or no influential word occurs often enough.
+        InputError: one of these is not there, the cell does not stand under `nsa` in params.yaml, or no influential
+            word occurs often enough.
     """
     for path in (cell.test, cell.samples, cell.pruned):
         if not path.exists():
             raise InputError(cell.name, f"{path.name} is not there; the cell's earlier steps have not run")
+    run = _run(cell)
     recipe = read_recipe(cell.pruned)
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
-    rows = encode_rows(read_split(cell.test, ROWS), loaded.tokenizer, stack.context)
+    rows = encode_rows(read_split(cell.test, run.rows), loaded.tokenizer, stack.context)
     own = own_words(rows, loaded.tokenizer)
-    with progress("nsa", len(own)) as advance:
-        examples = influential(loaded, stack, rows.encoded, own, WORDS, BY, advance)
+    journal = Journal(cell.scratch / "nsa.jsonl", journal_key(_inputs(cell, run)))
+    examples = _influences(run, loaded, stack, rows, own, journal)
     kept, others = split_words(own, examples)
     if not kept:
         raise InputError(cell.name, f"no influential word occurs {MINIMUM} times in the {len(own)} rows")
     there = places([*kept, *others], [row.prompt for row in rows.encoded], own)
     base = word_activations(stack, there)
-    ways = _ways(cell, recipe, loaded, stack)
+    ways = _ways(cell, run, recipe, loaded, stack)
     after = {name: word_activations(stack, there, way).mean for name, way in ways.items()}
-    found = _found(cell, recipe, rows, own, examples, kept, base, after)
+    found = _found(cell, run, recipe, rows, own, examples, kept, base, after)
     found["stability"] = _stability(stack, Places(kept, there.prompts, _of_first(there, len(kept))))
     _write(cell, found, kept, {"a": base.mean} | {f"a_{name}": values for name, values in after.items()})
+    journal.remove()
+
+
+def _run(cell: Cell) -> NsaRun:
+    if cell.name not in cell.settings.nsa:
+        raise InputError("nsa", f"{cell.name!r} is not in params.yaml: `dsm explain --nsa` adds it")
+    return cell.settings.nsa[cell.name]
+
+
+def _inputs(cell: Cell, run: NsaRun) -> list[Any]:
+    """What the influential words depend on."""
+    return [run.rows, run.words, run.by, sha256_directory(cell.model_dir), sha256_file(cell.test)]
+
+
+def _influences(
+    run: NsaRun, loaded: Loaded, stack: DecoderStack, rows: Rows, own: list[RowWords], journal: Journal
+) -> list[Influence | None]:
+    """Step 1, row by row: it takes most of the time, and a killed step goes on behind the last row that it finished."""
+    with progress("nsa", len(own)) as advance:
+        for number, (row, words) in enumerate(zip(rows.encoded, own, strict=True)):
+            if str(number) not in journal.parts:
+                [found] = influential(loaded, stack, [row], [words], run.words, run.by)
+                journal.put(str(number), None if found is None else asdict(found))
+            advance(1)
+    parts = [journal.parts[str(number)] for number in range(len(own))]
+    return [None if part is None else Influence(**part) for part in parts]
 
 
 def split_words(own: list[RowWords], examples: list[Influence | None]) -> tuple[list[str], list[str]]:
@@ -82,20 +109,20 @@ def _examples_of(examples: list[Influence | None]) -> dict[str, int]:
     return found
 
 
-def _ways(cell: Cell, recipe: Recipe, loaded: Loaded, stack: DecoderStack) -> dict[str, AbstractContextManager[Any]]:
+def _ways(
+    cell: Cell, run: NsaRun, recipe: Recipe, loaded: Loaded, stack: DecoderStack
+) -> dict[str, AbstractContextManager[Any]]:
     """Contexts in which the model is pruned: by the recipe, and by weights, calibrated on the adaptation set."""
-    prompts = [
-        encode_prompt(loaded.tokenizer, row["prompt"], stack.context, chat=row.get("chat", False))
-        for row in read_jsonl(cell.samples)
-    ]
+    prompts = encode_prompts(pd.DataFrame(read_jsonl(cell.samples)), loaded.tokenizer, stack.context)
     return {
         "pruned": silenced(stack, recipe.layer, recipe.neurons, recipe.projection),
-        METHOD: sparse(loaded, prompts, METHOD, SPARSITY),
+        run.method: sparse(loaded, prompts, run.method, run.sparsity),
     }
 
 
 def _found(
     cell: Cell,
+    run: NsaRun,
     recipe: Recipe,
     rows: Rows,
     own: list[RowWords],
@@ -125,10 +152,10 @@ def _found(
         "width": recipe.d_ff,
         "layers": len(base.mean),
         "rows": len(own),
-        "names": {"pruned": "pruned neurons", METHOD: f"{METHOD.capitalize()} {100 * SPARSITY:g} %"},
+        "names": {"pruned": "pruned neurons", run.method: f"{run.method.capitalize()} {100 * run.sparsity:g} %"},
         "settings": {
-            "by": BY,
-            "words": WORDS,
+            "by": run.by,
+            "words": run.words,
             "minimum": MINIMUM,
             "collapse": drops.COLLAPSE,
             "factor": meaning.FACTOR,

@@ -29,6 +29,8 @@ def settings(*, transfer: int = 40) -> dict[str, Any]:
         "evaluation": {"control_seeds": [0, 1, 2]},
         "precision": {"search": "float32", "evaluate": "float32", "transfer": "float32"},
         "studies": {},
+        "nsa": {},
+        "sparse": {},
         "models": {"tiny": {"licence": "Apache-2.0", "source": {"kind": "path", "path": "tiny", "sha256": SHA}}},
         "benchmarks": {
             "reviews": {

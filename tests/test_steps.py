@@ -51,6 +51,8 @@ def write_project(root, **sections):
         "search": {"fractions": [0.1, 0.2, 0.4]},
         "evaluation": {"control_seeds": [0, 1]},
         "studies": {},
+        "nsa": {},
+        "sparse": {},
         "models": {
             "tiny": {"source": {"kind": "path", "path": "source", "sha256": sha256_directory(root / "source")}},
         },

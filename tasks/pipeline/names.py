@@ -2,7 +2,7 @@
 
 STUDIES = (
     "compare", "fractions", "seeds", "selection", "projections", "attributions", "layers", "transfer", "timing",
-    "multilingual", "domains", "generation", "calibration",
+    "multilingual", "domains", "generation", "calibration", "bridge",
 )  # fmt: skip
 WEIGHT_METHODS = ("magnitude", "wanda", "ria", "sparsegpt")
 SYSTEMS = (

@@ -166,7 +166,7 @@ class StudyRun(Strict):
         texts: calibration: further calibration sets, name -> file (JSONL with a `text` each, or plain text).
         methods: calibration.
         sparsities: calibration.
-        sequences: calibration: of 512 tokens, in each set.
+        sequences: calibration and bridge: of 512 tokens, in each set.
     """
 
     study: Literal[STUDIES]  # type: ignore[valid-type]
@@ -191,6 +191,7 @@ class StudyRun(Strict):
             "multilingual": ("benchmarks",),
             "domains": ("benchmarks",),
             "calibration": ("benchmarks", "texts", "methods", "sparsities", "sequences"),
+            "bridge": ("sequences",),
         }
         for field in sorted(self.model_fields_set - {"study", "model", "benchmark", "test"}):
             if field not in users.get(self.study, ()):
@@ -202,6 +203,61 @@ class StudyRun(Strict):
     @property
     def name(self) -> str:
         return f"{self.study}-{self.model}-{self.benchmark}"
+
+
+class NsaRun(Strict):
+    """Neuron Semantic Attribution of one cell.
+
+    Attributes:
+        rows: test rows, the first; their labels are not looked at.
+        words: influential words of each row.
+        by: who finds them: `gradients` (of the model's own answer) or `generation` (the model is asked for them).
+        method: of the weight pruning that stands beside the cell's own.
+        sparsity: of it.
+    """
+
+    model: str
+    benchmark: str
+    rows: Count = 100
+    words: Count = 5
+    by: Literal["gradients", "generation"] = "gradients"
+    method: Literal[WEIGHT_METHODS] = "wanda"  # type: ignore[valid-type]
+    sparsity: Fraction = 0.5
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.benchmark}"
+
+
+class SparseRun(Strict):
+    """One weight-pruned model; `sparsity` or `n_of_m` is given.
+
+    Attributes:
+        sparsity: the part of the weights of each matrix (wanda: of each row) that is removed.
+        n_of_m: [2, 4]: of every 4 consecutive weights of a row, 2 are kept.
+        calibration: a file of texts (JSONL with a `text` each, or plain text), or data/benchmarks/B, whose train
+            prompts are taken; magnitude does not look at it.
+        sequences: of calibration, at most.
+        length: tokens of each.
+        seed: of their draw.
+    """
+
+    method: Literal[WEIGHT_METHODS]  # type: ignore[valid-type]
+    model: str
+    sparsity: Fraction | None = None
+    n_of_m: tuple[Count, Count] | None = None
+    calibration: str
+    sequences: Count = 32
+    length: Count = 512
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _one_target(self) -> "SparseRun":
+        if (self.sparsity is None) == (self.n_of_m is None):
+            raise ValueError("one of sparsity and n_of_m is needed")
+        if self.n_of_m and self.n_of_m[0] >= self.n_of_m[1]:
+            raise ValueError("n_of_m: of m weights, n from 1 to m - 1 are kept")
+        return self
 
 
 class Pipeline(Strict):
@@ -221,7 +277,9 @@ class Settings(Strict):
     evaluation: Evaluation
     precision: Precisions = Precisions()
     retrain: Retrain = Retrain()
-    studies: dict[str, StudyRun]  # dvc.yaml asks for it, too
+    studies: dict[str, StudyRun]  # dvc.yaml asks for these three, too
+    nsa: dict[str, NsaRun]
+    sparse: dict[str, SparseRun]
     models: dict[str, ModelSpec]
     benchmarks: dict[str, BenchmarkSpec]
 
@@ -238,13 +296,24 @@ class Settings(Strict):
                 for name in names:
                     if name not in declared:
                         raise ValueError(f"{place}.{section}: {name!r} is not declared; there are {sorted(declared)}")
-        for key, run in self.studies.items():
+        runs: list[tuple[str, str, StudyRun | NsaRun, list[str]]] = [
+            *(("studies", key, study, [study.benchmark, *study.benchmarks]) for key, study in self.studies.items()),
+            *(("nsa", key, nsa, [nsa.benchmark]) for key, nsa in self.nsa.items()),
+        ]
+        for place, key, run, benchmarks in runs:
             if key != run.name:
-                raise ValueError(f"studies.{key}: must be named {run.name!r}")
-            for section, names in (("models", [run.model]), ("benchmarks", [run.benchmark, *run.benchmarks])):
+                raise ValueError(f"{place}.{key}: must be named {run.name!r}")
+            for section, names in (("models", [run.model]), ("benchmarks", benchmarks)):
                 for name in names:
                     if name not in getattr(self, section):
-                        raise ValueError(f"studies.{key}: {name!r} is not declared under {section}")
+                        raise ValueError(f"{place}.{key}: {name!r} is not declared under {section}")
+        for key, sparse in self.sparse.items():
+            if not NAME.fullmatch(key):
+                raise ValueError(f"sparse.{key}: a name has letters, digits, - and _ only")
+            if sparse.model not in self.models:
+                raise ValueError(
+                    f"sparse.{key}.model: {sparse.model!r} is not declared; there are {sorted(self.models)}"
+                )
         cells = [f"{model}-{benchmark}" for model in self.pipeline.models for benchmark in self.pipeline.benchmarks]
         for name in cells:
             if cells.count(name) > 1:

@@ -6,8 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from tasks.benchmarks.encoding import encode_prompt
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_jsonl, sha256_json
+
+DOCUMENT = 2000  # characters from which a text counts as a long one
 
 
 @dataclass(frozen=True)
@@ -94,16 +99,30 @@ def from_stream(tokenizer: Any, texts: Sequence[str], *, name: str, count: int, 
     return Calibration(name, [_window(rng, ids, length) for _ in range(count)], length, seed)
 
 
-def from_prompts(prompts: Sequence[Sequence[int]], *, name: str, count: int, length: int, seed: int) -> Calibration:
+def from_texts(tokenizer: Any, texts: Sequence[str], *, name: str, count: int, length: int, seed: int) -> Calibration:
+    """`from_documents` where more than a quarter of the texts are long ones, as in C4, else `from_stream`.
+
+    Raises:
+        InputError: as either.
+    """
+    documents = sum(len(text) > DOCUMENT for text in texts) > len(texts) / 4
+    make = from_documents if documents else from_stream
+    return make(tokenizer, texts, name=name, count=count, length=length, seed=seed)
+
+
+def from_prompts(
+    prompts: Sequence[Sequence[int]], *, name: str, count: int, length: int, seed: int, fewer: bool = False
+) -> Calibration:
     """`count` sequences of whole prompts one after the other, each with as many as fit into `length` tokens.
 
     The prompts are taken in random order, none twice, and one that is longer than `length` is left out.
 
     Args:
         prompts: token ids (`tasks.benchmarks.encoding.encode_prompt`).
+        fewer: where the prompts are used up before, as many sequences as they fill.
 
     Raises:
-        InputError: the prompts are used up before.
+        InputError: the prompts are used up before, or fill none.
     """
     _check(count, length)
     rng = random.Random(seed)
@@ -121,11 +140,24 @@ def from_prompts(prompts: Sequence[Sequence[int]], *, name: str, count: int, len
         current += prompt
     if current and len(sequences) < count:
         sequences.append(current)
-    if len(sequences) < count:
+    if len(sequences) < count and not (fewer and sequences):
         raise InputError(
             "calibration", f"the prompts of {name} fill {len(sequences)} sequences of {length} tokens, not {count}"
         )
     return Calibration(name, sequences, length, seed)
+
+
+def encode_prompts(table: pd.DataFrame, tokenizer: Any, context: int) -> list[list[int]]:
+    """Token ids of the prompts of a benchmark's rows, as `tasks.benchmarks.table.encode_rows` has them.
+
+    Raises:
+        InputError: a prompt is empty, or longer than the model's context.
+    """
+    chats = table["chat"] if "chat" in table else [False] * len(table)
+    return [
+        encode_prompt(tokenizer, prompt, context, chat=bool(chat))
+        for prompt, chat in zip(table["prompt"], chats, strict=True)
+    ]
 
 
 def _check(count: int, length: int) -> None:

@@ -5,18 +5,15 @@ calibration sets are texts given by path (WikiText-2, C4), the cell's own train 
 of other benchmarks.
 """
 
-from collections.abc import Sequence
-
-from tasks.benchmarks.encoding import encode_prompt
 from tasks.benchmarks.scoring import answers_unedited
-from tasks.pipeline.errors import InputError
 from tasks.pipeline.sources import existing
-from tasks.sparsity.calibration import Calibration, from_documents, from_prompts, from_stream, read_texts
+from tasks.sparsity.calibration import Calibration, encode_prompts, from_prompts, from_texts, read_texts
 from tasks.sparsity.prune import Method, sparse
 from tasks.studies.workshop import Record, Workshop, accuracy_record
 
 OWN = "own"
 LENGTH = 512  # tokens of a calibration sequence
+PROMPTS = 32  # train prompts read for each sequence
 
 
 def parts(workshop: Workshop) -> list[str]:
@@ -39,7 +36,7 @@ def compute(workshop: Workshop, part: str) -> list[Record]:
     if part == "DSM":
         return [workshop.pruned_record("DSM pruning", workshop.chosen, **{"calibration set": "the ten examples"})]
     method, sparsity, name = part.split("|")
-    found = None if name == "none" else _calibration(workshop, name)
+    found = None if name == "none" else calibration_set(workshop, name)
     with sparse(workshop.loaded, found.sequences if found else [], _method(method), float(sparsity)):
         right = workshop.right(answers_unedited(workshop.stack, workshop.test.encoded))
     told = f"{name}, {len(found.sequences)} × {found.length}" if found else "none"
@@ -67,7 +64,7 @@ def _method(name: str) -> Method:
     return methods[name]
 
 
-def _calibration(workshop: Workshop, name: str) -> Calibration:
+def calibration_set(workshop: Workshop, name: str) -> Calibration:
     """The calibration set of this name, its first draw (seed 0).
 
     Raises:
@@ -75,24 +72,8 @@ def _calibration(workshop: Workshop, name: str) -> Calibration:
     """
     run, tokenizer, count = workshop.run, workshop.loaded.tokenizer, workshop.run.sequences
     if name in run.texts:
-        field = f"studies.{run.name}.texts.{name}"
-        texts = read_texts(existing(run.texts[name], field=field, root=workshop.cell.root))
-        # C4 is documents; WikiText-2 is lines of articles, most shorter than a sequence.
-        make = from_documents if _documents(texts) else from_stream
-        return make(tokenizer, texts, name=name, count=count, length=LENGTH, seed=0)
+        texts = read_texts(existing(run.texts[name], field=f"studies.{run.name}.texts.{name}", root=workshop.cell.root))
+        return from_texts(tokenizer, texts, name=name, count=count, length=LENGTH, seed=0)
     train = workshop.train if name == OWN else workshop.rows_of(name)[0]
-    chats = train["chat"] if "chat" in train else [False] * len(train)
-    prompts = [
-        encode_prompt(tokenizer, prompt, workshop.stack.context, chat=bool(chat))
-        for prompt, chat in zip(train["prompt"].head(count * 32), chats, strict=False)
-    ]
-    try:
-        return from_prompts(prompts, name=name, count=count, length=LENGTH, seed=0)
-    except InputError:
-        # A benchmark with few train rows gives as many sequences as it has; the table says how many.
-        filled = max(1, sum(map(len, prompts)) // LENGTH // 2)
-        return from_prompts(prompts, name=name, count=min(filled, count), length=LENGTH, seed=0)
-
-
-def _documents(texts: Sequence[str]) -> bool:
-    return sum(len(text) > 2000 for text in texts) > len(texts) / 4
+    prompts = encode_prompts(train.head(count * PROMPTS), tokenizer, workshop.stack.context)
+    return from_prompts(prompts, name=name, count=count, length=LENGTH, seed=0, fewer=True)

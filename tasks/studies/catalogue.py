@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tasks.studies import adapting, calibrating, comparing, costs, crossing, pruning
+from tasks.studies import adapting, bridging, calibrating, comparing, costs, crossing, pruning
 from tasks.studies.workshop import Record, Workshop
 
 
@@ -48,4 +48,5 @@ STUDIES = {
     "domains": Study(crossing.compute, crossing.parts),
     "generation": Study(_whole(pruning.generation), unit="exact match"),
     "calibration": Study(calibrating.compute, calibrating.parts, calibrating.spreads),
+    "bridge": Study(bridging.compute, bridging.parts),
 }

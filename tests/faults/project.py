@@ -39,6 +39,8 @@ def params(root: Path) -> dict:
         "evaluation": {"control_seeds": [0]},
         "precision": {"search": "float32", "evaluate": "float32", "transfer": "float32"},
         "studies": {},
+        "nsa": {},
+        "sparse": {},
         "models": {
             "tiny": {"source": {"kind": "path", "path": "source", "sha256": sha256_directory(root / "source")}},
         },

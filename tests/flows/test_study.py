@@ -68,14 +68,19 @@ def test_a_study_runs_after_its_cell_and_then_not_again(tmp_path: Path) -> None:
     assert start(root, *DSM, "explain", said="explain.txt").wait(300) == 0, (root / "explain.txt").read_text()
     assert (root / "explain.txt").read_text().splitlines()[-1] == "data/cells/tiny/reviews/explanation.html"
     assert "<!doctype html>" in (cell.directory / "explanation.html").read_text().lower()
+    for number, done in enumerate(("ran", "cached")):
+        said = f"nsa-{number}.txt"
+        assert start(root, *DSM, "explain", "--nsa", said=said).wait(300) == 0, (root / said).read_text()
+        lines = (root / said).read_text().splitlines()
+        assert [line.split()[1] for line in lines if line.startswith("nsa ")] == [done]
+        assert lines[-1] == "data/cells/tiny/reviews/nsa.html"
 
 
-@pytest.mark.parametrize("option", [(), ("--nsa",)])
-def test_explain_needs_a_finished_cell(project: Path, option: tuple[str, ...]) -> None:
+def test_explain_needs_a_finished_cell(project: Path) -> None:
     root = real_project(project / "unfinished").root
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        code, _, err = call("explain", *option)
+        code, _, err = call("explain")
     assert code == 2
     assert "is not there; the cell's earlier steps have not run" in err.splitlines()[-1]
     assert not (root / "data" / "cells").exists()

@@ -8,14 +8,16 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from safetensors import safe_open
 
 from tasks.attribution.quadrature import gauss_legendre
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.nsa import nsa
+from tasks.pipeline.cell import open_cell
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import read_json, sha256_file, write_json, write_jsonl, write_parquet
+from tasks.pipeline.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl, write_parquet
 from tasks.semantics import influence
 from tasks.semantics.page import render, sentence
 from tests.cells import OPTIONS, servable_cell
@@ -42,9 +44,17 @@ def write_rows(cell, prompts):
     write_jsonl(cell.samples, frame.head(6).to_dict("records"))
 
 
+def asked_for(cell, **more):
+    """The cell with its entry under `nsa` in params.yaml."""
+    path = cell.root / "params.yaml"
+    entry = {cell.name: {"model": cell.model, "benchmark": cell.benchmark, **more}}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"nsa": entry}))
+    return open_cell(cell.model, cell.benchmark, cell.root)
+
+
 @pytest.fixture(scope="module")
 def cell(tmp_path_factory):
-    cell = servable_cell(tmp_path_factory.mktemp("cell"))
+    cell = asked_for(servable_cell(tmp_path_factory.mktemp("cell")))
     rng = np.random.default_rng(0)
     often = np.arange(1, len(WORDS) + 5) / sum(range(1, len(WORDS) + 5))
     words = [*WORDS, "script", "of", "the", "plot"]
@@ -63,6 +73,36 @@ def test_the_same_bytes_again(cell):
     before = [sha256_file(cell.directory / name) for name in FILES]
     nsa(cell)
     assert [sha256_file(cell.directory / name) for name in FILES] == before
+
+
+def test_a_killed_step_goes_on_behind_its_last_row(cell, monkeypatch):
+    before = [sha256_file(cell.directory / name) for name in FILES]
+    found, rows = influence.by_gradients, []
+
+    def dies_at_the_third(stack, encoded, *arguments, **more):
+        rows.append(encoded[0].prompt)
+        if len(rows) == 3:
+            raise KeyboardInterrupt
+        return found(stack, encoded, *arguments, **more)
+
+    monkeypatch.setattr(influence, "by_gradients", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        nsa(cell)
+    nsa(cell)
+    assert len(rows) == 24 + 1
+    assert rows[2] == rows[3]
+    assert [sha256_file(cell.directory / name) for name in FILES] == before
+    assert not list(cell.scratch.glob("nsa*"))
+
+
+def test_what_params_asks_for_is_done(cell, tmp_path):
+    other = asked_for(servable_cell(tmp_path), rows=9, words=2, method="magnitude", sparsity=0.3)
+    write_parquet(other.test, pd.read_parquet(cell.test))
+    write_jsonl(other.samples, read_jsonl(cell.samples))
+    nsa(other)
+    found = read_json(other.directory / "nsa.json")
+    assert (found["rows"], max(len(example["words"]) for example in found["examples"])) == (9, 2)
+    assert found["names"] == {"pruned": "pruned neurons", "magnitude": "Magnitude 30 %"}
 
 
 def test_the_activations_are_those_of_the_words(cell, found):
@@ -202,6 +242,10 @@ def test_what_is_missing_is_named(tmp_path):
     bare = servable_cell(tmp_path)
     with pytest.raises(InputError, match=r"test\.parquet is not there"):
         nsa(bare)
+    write_rows(bare, WORDS)
+    with pytest.raises(InputError, match=r"is not in params\.yaml: `dsm explain --nsa` adds it"):
+        nsa(bare)
+    bare = asked_for(bare)
     write_rows(bare, [f"Text: {word} :" for word in WORDS])
     with pytest.raises(InputError, match="no influential word occurs 3 times in the 8 rows"):
         nsa(bare)

@@ -1,5 +1,7 @@
 """The walk against hooks on the whole model, pruned up to the layer in question."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -165,3 +167,36 @@ def test_experts_are_refused():
     model.model.layers[1].mlp.experts = nn.Parameter(torch.zeros(2, 3, 4))
     with pytest.raises(InputError, match="experts is a weight of no linear layer"):
         Layers(model)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "ria"])
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_no_weight_of_a_spared_neuron_is_removed(family, method):
+    loaded = Loaded(tiny_model(family, torch.float32), None)
+    before = copy.deepcopy(loaded.model)
+    neurons = [0, 5, 47]
+    report = prune_weights(loaded, SEQUENCES, method, 0.5, {1: neurons})
+    mlp, old = (model.model.layers[1].mlp for model in (loaded.model, before))
+    if family == "phi3":
+        pairs = [(mlp.gate_up_proj, old.gate_up_proj, [*neurons, *(48 + n for n in neurons)])]
+    else:
+        pairs = [(mlp.gate_proj, old.gate_proj, neurons), (mlp.up_proj, old.up_proj, neurons)]
+    for new, was, rows in pairs:
+        assert torch.equal(new.weight[rows], was.weight[rows])
+        assert int((new.weight == 0).sum()) > 0
+    assert torch.equal(mlp.down_proj.weight[:, neurons], old.down_proj.weight[:, neurons])
+    if method == "wanda":  # what is not spared loses half of every row, as before
+        plain = Loaded(copy.deepcopy(before), None)
+        prune_weights(plain, SEQUENCES, method, 0.5)
+        others = [n for n in range(48) if n not in neurons]
+        kind = "gate_up_proj" if family == "phi3" else "gate_proj"
+        one, two = (getattr(model.model.layers[1].mlp, kind).weight[others] for model in (loaded.model, plain.model))
+        assert torch.equal(one, two)
+        assert ((mlp.down_proj.weight == 0).sum(1) == 24).all()
+    assert (report.sparsity < 0.5) == (method == "wanda")
+
+
+@pytest.mark.parametrize(("method", "target"), [("sparsegpt", 0.5), ("wanda", NOfM(2, 4))])
+def test_what_cannot_spare_neurons_says_so(method, target):
+    with pytest.raises(InputError, match="spared: neurons can be spared by magnitude, wanda and ria"):
+        prune_weights(Loaded(tiny_model("llama", torch.float32), None), SEQUENCES, method, target, {0: [1]})

@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from tasks.export import apply
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
 from tasks.pipeline.errors import InputError
@@ -13,7 +15,7 @@ from tasks.sparsity.metrics import NOfM
 from tasks.sparsity.prune import METHODS, prune_weights
 from tasks.sparsity.recipe import MASKS, RECIPE, apply_recipe, read_sparse_recipe, write_recipe
 from tests.sparsity.test_layers import SEQUENCES, bits
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_model
 
 CALIBRATION = Calibration("letters", SEQUENCES, 20, 3)
 
@@ -120,3 +122,33 @@ def test_a_missing_file_is_named(tmp_path):
     (tmp_path / "sparse" / MASKS).unlink()
     with pytest.raises(InputError, match=r"masks.safetensors: No such file"):
         read_sparse_recipe(tmp_path / "sparse")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_weightsdirectory_has_the_weights_of_the_pruned_model(method, tmp_path):
+    pruned, base = written(tmp_path, method)
+    apply(tmp_path / "sparse" / RECIPE, base, tmp_path / "out")
+    assert bits(load(tmp_path / "out").model) == bits(pruned.model)
+    assert read_sparse_recipe(tmp_path / "out") == read_sparse_recipe(tmp_path / "sparse")
+
+
+def test_the_weightsdirectory_keeps_the_types_of_the_base(tmp_path):
+    base = save_tiny(tmp_path / "base")
+    tiny_model("llama", torch.bfloat16).save_pretrained(base)
+    for method, expected in (("wanda", {torch.bfloat16}), ("sparsegpt", {torch.bfloat16, torch.float32})):
+        pruned = load(base)
+        report = prune_weights(pruned, SEQUENCES, method, 0.5)
+        directory = tmp_path / method
+        write_recipe(directory, pruned, report, base_sha256=sha256_directory(base), calibration=CALIBRATION)
+        apply(directory / RECIPE, base, tmp_path / f"{method}-out")
+        weights = load_file(tmp_path / f"{method}-out" / "model.safetensors")
+        assert {tensor.dtype for tensor in weights.values()} == expected
+        assert bits(load(tmp_path / f"{method}-out").model) == bits(pruned.model)
+
+
+def test_another_base_is_refused_and_nothing_written(tmp_path):
+    written(tmp_path)
+    other = save_tiny(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match="but the recipe is for"):
+        apply(tmp_path / "sparse" / RECIPE, other, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

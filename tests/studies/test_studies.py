@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from tasks.data import store as data
@@ -15,6 +16,9 @@ from tasks.pipeline.cell import open_cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json
 from tasks.pipeline.names import STUDIES, SYSTEMS
+from tasks.semantics.influence import influential
+from tasks.semantics.words import own_words
+from tasks.studies.bridging import linked
 from tasks.studies.catalogue import STUDIES as CATALOGUE
 from tasks.studies.pruning import silenced
 from tasks.studies.workshop import Choice, Workshop
@@ -29,6 +33,7 @@ RUNS = {
     "seeds": {"sizes": [4, 6], "seeds": 2},
     "multilingual": {"benchmarks": ["others"]},
     "domains": {"benchmarks": ["others"]},
+    "bridge": {"sequences": 2},
     "calibration": {"benchmarks": ["others"], "texts": {"words": "words.txt"}, "sequences": 2, "sparsities": [0.5]},
 }
 
@@ -163,6 +168,53 @@ def test_calibration_prunes_by_every_set_and_tells_their_spread(results):
         spread = records[f"{method}, 50%, others"]["more"]["spread over sets"]
         assert spread == pytest.approx(max(values) - min(values), abs=1e-3)
     assert records["wanda, 50%, words"]["more"]["calibration set"] == "words, 2 × 512"
+
+
+def test_the_bridge_spares_neurons_and_prunes_on_top(results):
+    cell, found = results
+    records = by_label(found["bridge"])
+    assert list(records) == [
+        "unpruned", "DSM pruning", "Wanda 50%", "Wanda 50%, sparing NSA's neurons", "Wanda 50%, sparing random neurons",
+        "Wanda 50%, then DSM pruning's neurons", "Wanda 50%, then DSM pruning anew",
+    ]  # fmt: skip
+    own = read_json(cell.evaluation)["systems"]["pruned"]["accuracy"]
+    assert records["DSM pruning"]["value"] == pytest.approx(own)
+    removed = {label: record["more"].get("weights removed") for label, record in records.items()}
+    assert removed["Wanda 50%"] == removed["Wanda 50%, then DSM pruning anew"] == "50.0%"
+    assert removed["Wanda 50%, sparing NSA's neurons"] == removed["Wanda 50%, sparing random neurons"] < "50.0%"
+    chosen = read_json(cell.pruned)
+    assert records["Wanda 50%, then DSM pruning's neurons"]["more"]["layer"] == chosen["layer"]
+
+
+def test_the_neurons_that_are_linked_answer_to_influential_words(results):
+    cell, _ = results
+    workshop = Workshop(cell, cell.settings.studies["bridge-tiny-reviews"])
+    neurons = linked(workshop)
+    assert [len(set(neurons[layer])) for layer in range(len(workshop.stack))] == [5, 5, 5]  # a tenth of 48
+    own = own_words(workshop.samples, workshop.loaded.tokenizer)
+    found = influential(workshop.loaded, workshop.stack, workshop.samples.encoded, own, 50)
+    weights = {}
+    for example in found:
+        for word, share in zip(example.words, example.shares, strict=True):
+            weights[word] = weights.get(word, 0) + abs(share)
+    hidden = {}
+
+    def keep(module, inputs):
+        hidden["h"] = inputs[0][0].abs()
+
+    sums = {word: [0.0, 0] for word in {one.word for row in own for one in row.occurrences}}
+    with torch.no_grad():
+        handle = workshop.loaded.model.model.layers[1].mlp.down_proj.register_forward_pre_hook(keep)
+        for row, words in zip(workshop.samples.encoded, own, strict=True):
+            workshop.loaded.model(torch.tensor([row.prompt]))
+            for one in words.occurrences:
+                entry = sums[one.word]
+                sums[one.word] = [entry[0] + hidden["h"][one.tokens[-1]], entry[1] + 1]
+        handle.remove()
+    means = {word: total / count for word, (total, count) in sums.items()}
+    weighted = sum(means[word] * weight for word, weight in weights.items())
+    link = weighted / torch.stack(list(means.values())).mean(0)
+    assert set(neurons[1]) == set(link.topk(5).indices.tolist())
 
 
 def test_the_seeds_of_a_size_are_averaged(results):

@@ -1,0 +1,152 @@
+"""The commands of `dsm` for experiments: study, compare, explain, sparsify, and the page of all studies."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.console import Benchmark, Data, Model, Runnable, print_table
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.names import STUDIES, WEIGHT_METHODS
+
+app = typer.Typer()
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(STUDIES)}.")],
+    model: Model = None,
+    benchmark: Runnable = None,
+    on: Annotated[
+        list[str] | None, typer.Option(help="multilingual, domains: a further benchmark; may be given several times.")
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Bring a study of a cell up to date, and the cell before it, and show its table."""
+    from flows.cells import declare, list_cell
+    from flows.environment import prepare, step_timeout
+    from tasks.pipeline.cell import open_cell
+    from tasks.pipeline.settings import load_settings
+
+    step_timeout()
+    if name not in STUDIES:
+        raise InputError("study", f"{name!r} is none of {', '.join(STUDIES)}")
+    root = Path.cwd()
+    known = load_settings(root).benchmarks
+    for wanted in filter(None, (benchmark, *(on or ()))):
+        if line := declare(root, wanted, model=model, data=None if wanted in known else data):
+            print(f"added to params.yaml: {line}", flush=True)
+    cell = open_cell(model, benchmark)
+    prepare()
+
+    from flows.adapt import start_server
+    from flows.study import as_table, list_study
+    from flows.study import study as run_study
+
+    added = [list_study(root, name, cell.model, cell.benchmark, on or ()), *list_cell(root, cell.model, cell.benchmark)]
+    for line in filter(None, added):
+        print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    start_server()
+    print_table(as_table(run_study(name, cell.model, cell.benchmark)))
+    print(f"plot: {(cell.study(name) / 'plot.svg').relative_to(root)}")
+
+
+@app.command()
+def compare(model: Model = None, benchmark: Runnable = None, data: Data = None) -> None:
+    """Compare pruning with the other systems on a cell; the same as `dsm study compare`."""
+    study("compare", model, benchmark, None, data)
+
+
+@app.command()
+def explain(
+    model: Model = None,
+    benchmark: Benchmark = None,
+    nsa: Annotated[
+        bool,
+        typer.Option(
+            "--nsa",
+            help="Neuron Semantic Attribution instead: which words lost neurons. Brings the cell up to date before.",
+        ),
+    ] = False,
+) -> None:
+    """Look at what the pruned neurons of a finished cell did: a page beside its report."""
+    from flows.environment import step_timeout
+    from tasks.pipeline.cell import open_cell
+
+    timeout = step_timeout()
+    cell = open_cell(model, benchmark)
+    if nsa:
+        _explain_meanings(cell)
+        return
+
+    from flows.stages import run_command
+
+    names = ["--model", cell.model, "--benchmark", cell.benchmark]
+    run_command("explain", "tasks.explain", names, cell.root, timeout=timeout, log=print)
+    print((cell.directory / "explanation.html").relative_to(cell.root))
+
+
+def _explain_meanings(cell: Cell) -> None:
+    from flows.environment import prepare
+
+    prepare()
+
+    from flows.adapt import start_server
+    from flows.cells import list_cell
+    from flows.study import list_nsa
+    from flows.study import nsa as flow
+
+    lines = [list_nsa(cell.root, cell.model, cell.benchmark), *list_cell(cell.root, cell.model, cell.benchmark)]
+    for line in filter(None, lines):
+        print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    start_server()
+    print(flow(cell.model, cell.benchmark).relative_to(cell.root))
+
+
+@app.command()
+def studies(page: Annotated[Path, typer.Option(help="The page to write.")] = Path("docs/studies.md")) -> None:
+    """Write the page of all studies that have a result: tables, plots and published figures."""
+    from tasks.evidence.pages import write_page
+    from tasks.pipeline.settings import load_settings
+
+    root = Path.cwd()
+    print(f"{page}: {write_page(root, load_settings(root), page)} results")
+
+
+@app.command()
+def sparsify(
+    method: Annotated[str, typer.Argument(help=f"One of {', '.join(WEIGHT_METHODS)}.")],
+    target: Annotated[
+        str, typer.Option(help="The part of the weights to remove, or N:M (2:4: 2 of every 4 are kept).")
+    ] = "0.5",
+    model: Model = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="A benchmark of params.yaml, whose train prompts are taken, or a file of texts (JSONL with a `text` "
+            "each, or plain text); default: the first of pipeline.benchmarks."
+        ),
+    ] = None,
+) -> None:
+    """Prune single weights of all layers: a recipe and its masks, for `dsm apply`."""
+    from flows.environment import prepare, step_timeout
+
+    step_timeout()
+    prepare()
+
+    from flows.adapt import start_server
+    from flows.sparsify import list_sparse
+    from flows.sparsify import sparsify as flow
+
+    key, line = list_sparse(Path.cwd(), method, target, model, calibration)
+    if line:
+        print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    start_server()
+    told = flow(key)
+    print(f"{told}: `dsm apply {told}/sparse.json --model BASE --out DIR` makes the weights")

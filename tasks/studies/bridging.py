@@ -1,0 +1,101 @@
+"""Both papers together: weight pruning that spares neurons, and DSM pruning on top of it. Study `bridge`; ours.
+
+The neurons to spare are those that neuron semantic attribution (tasks.semantics) links to the task. Only the examples
+of the adaptation set are looked at, without their labels.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from tasks.benchmarks.scoring import answers_unedited
+from tasks.explanation.inputs import silenced
+from tasks.pipeline.errors import InputError
+from tasks.pruning.masks import count, random_neurons, top_neurons
+from tasks.semantics.activations import places, word_activations
+from tasks.semantics.influence import influential
+from tasks.semantics.words import occurrence_counts, own_words
+from tasks.sparsity.prune import Kept, Method, sparse
+from tasks.studies.calibrating import OWN, calibration_set
+from tasks.studies.workshop import Choice, Record, Workshop, accuracy_record
+
+METHOD: Method = "wanda"
+SPARSITY = 0.5
+SPARED = 0.1  # of the neurons of every layer
+WEIGHTS = f"{METHOD.capitalize()} {SPARSITY:.0%}"
+
+
+def parts(workshop: Workshop) -> list[str]:
+    return ["unpruned", "DSM", "weights", "spared", "spared at random", "DSM on top", "DSM anew on top"]
+
+
+def compute(workshop: Workshop, part: str) -> list[Record]:
+    """The accuracy of one pruned model."""
+    if part == "unpruned":
+        return [workshop.base_record()]
+    chosen = workshop.chosen
+    if part == "DSM":
+        return [workshop.pruned_record("DSM pruning", chosen)]
+    if part == "spared":
+        return [_weights(workshop, f"{WEIGHTS}, sparing NSA's neurons", linked(workshop))]
+    if part == "spared at random":
+        width, layers = workshop.stack.d_ff, range(len(workshop.stack))
+        at_random = {layer: random_neurons(width, count(SPARED, width), layer).tolist() for layer in layers}
+        return [_weights(workshop, f"{WEIGHTS}, sparing random neurons", at_random)]
+    if part == "DSM on top":
+        return [_weights(workshop, f"{WEIGHTS}, then DSM pruning's neurons", {}, chosen)]
+    if part == "DSM anew on top":
+        return [_weights(workshop, f"{WEIGHTS}, then DSM pruning anew", {}, anew=True)]
+    return [_weights(workshop, WEIGHTS, {})]
+
+
+def linked(workshop: Workshop) -> Kept:
+    """Of each layer, the neurons that answer most to the words that the answers hang on.
+
+    A neuron's link is the mean of its a(n, w) over the words of the examples, each with the weight of its influence
+    (the size of its attributions in all examples), by the plain mean.
+
+    Raises:
+        InputError: no word of the adaptation set has an influence.
+    """
+    rows, stack = workshop.samples, workshop.stack
+    own = own_words(rows, workshop.loaded.tokenizer)
+    words = list(occurrence_counts(own))
+    influence = dict.fromkeys(words, 0.0)
+    for example in influential(workshop.loaded, stack, rows.encoded, own, len(words)):
+        if example and example.shares:
+            for word, share in zip(example.words, example.shares, strict=True):
+                influence[word] += abs(share)
+    weight = np.array(list(influence.values()))
+    if not weight.any():
+        raise InputError("bridge", "no word of the examples has an influence on the answers")
+    a = word_activations(stack, places(words, [row.prompt for row in rows.encoded], own)).mean.astype(np.float64)
+    mean, weighted = a.mean(1), np.einsum("w,lwn->ln", weight / weight.sum(), a)
+    link = np.divide(weighted, mean, out=np.zeros_like(mean), where=mean > 0)
+    return {layer: top_neurons(values, count(SPARED, stack.d_ff)).tolist() for layer, values in enumerate(link)}
+
+
+def _weights(
+    workshop: Workshop, label: str, spared: Kept, choice: Choice | None = None, *, anew: bool = False
+) -> Record:
+    """Weights pruned on the cell's own train prompts, and then perhaps the neurons of a choice."""
+    calibration = calibration_set(workshop, OWN)
+    base = workshop.right(workshop.base)
+    with sparse(workshop.loaded, calibration.sequences, METHOD, SPARSITY, spared) as report:
+        if anew:
+            scores = workshop.scores(workshop.samples.table, workshop.settings.attribution)
+            choice = workshop.search(workshop.samples, scores, workshop.settings.attribution.projection)
+        with _without(workshop, choice):
+            right = workshop.right(answers_unedited(workshop.stack, workshop.test.encoded))
+    more = {"weights removed": f"{report.sparsity:.1%}", **(choice.more() if choice else {})}
+    return accuracy_record(label, right, base, group=METHOD, **more)
+
+
+@contextmanager
+def _without(workshop: Workshop, choice: Choice | None) -> Iterator[None]:
+    if choice is None:
+        yield
+        return
+    with silenced(workshop.stack, choice.layer, choice.neurons.tolist(), choice.projection):
+        yield
