@@ -1,11 +1,8 @@
 """Puts the evidence about a cell into one HTML file that needs nothing but itself."""
 
 import itertools
-import re
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -15,6 +12,7 @@ from tasks.evidence import verdict as words
 from tasks.evidence.figures import figures
 from tasks.evidence.reading import Evidence, read_evidence
 from tasks.evidence.statistics import spearman
+from tasks.evidence.templates import templates
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.files import sha256_file
 from tasks.pruning.recipe import choose
@@ -31,18 +29,7 @@ def render(cell: Cell) -> str:
         InputError: a file of the cell is not there.
     """
     evidence = read_evidence(cell)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"signed": words.signed, "p_value": words.p_value, "percent": words.percent}
-    environment.filters |= {"minus": lambda text: str(text).replace("-", "−"), "counted": words.counted}
-    environment.filters |= {"tight": lambda text: re.sub(r"(±|=|<) |(p) (?=[=<])", "\\1\\2\u00a0", text)}
-    return environment.get_template("report.html.j2").render(_context(cell, evidence))
+    return templates().get_template("report.html.j2").render(_context(cell, evidence))
 
 
 def _context(cell: Cell, evidence: Evidence) -> dict[str, Any]:

@@ -1,16 +1,15 @@
 """explanation.html: explanation.json for a reader, in one file that needs nothing but itself."""
 
-import re
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib.style
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from tasks.evidence import verdict as words
 from tasks.evidence.style import ACCENT, INK, LINE, MUTED, STYLE, svg
+from tasks.evidence.templates import templates
 from tasks.explanation.bias import CALIBRATED, ORACLE
 
 STRONGEST = 5  # tokens of a prompt named under it
@@ -28,18 +27,7 @@ def render(found: dict[str, Any], prompt: str) -> str:
     Args:
         prompt: the benchmark's template, shown once.
     """
-    here = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([here, here.parent / "evidence"]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"signed": words.signed, "p_value": words.p_value, "percent": words.percent}
-    environment.filters |= {"counted": words.counted, "minus": lambda text: str(text).replace("-", "−")}
-    environment.filters |= {"tight": lambda text: re.sub(r"(±|=|<) |(p) (?=[=<])", "\\1\\2\u00a0", text)}
+    environment = templates(Path(__file__).parent)
     environment.filters |= {"visible": visible, "two": two}
     return environment.get_template("explanation.html.j2").render(
         found=found,

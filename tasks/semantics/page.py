@@ -2,14 +2,13 @@
 
 import base64
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from tasks.evidence import verdict as words
+from tasks.evidence.templates import templates
 
 LEVEL = 0.05
 NAMED = 5  # words in a sentence
@@ -22,24 +21,17 @@ def render(found: dict[str, Any]) -> str:
     page's policy runs no script but its own, which is named by its hash, and that writes text, never markup.
     """
     here = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([here, here.parent / "evidence"]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"signed": words.signed, "p_value": words.p_value, "percent": words.percent}
-    environment.filters |= {"counted": words.counted, "minus": lambda text: str(text).replace("-", "−")}
-    environment.filters |= {"tight": lambda text: re.sub(r"(±|=|<) |(p) (?=[=<])", "\\1\\2\u00a0", text)}
     script = (here / "nsa.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("nsa.html.j2").render(
-        found=found,
-        script=Markup(script),
-        digest=digest,
-        sentences=[sentence(found, name) for name in found["systems"]],
+    return (
+        templates(here)
+        .get_template("nsa.html.j2")
+        .render(
+            found=found,
+            script=Markup(script),
+            digest=digest,
+            sentences=[sentence(found, name) for name in found["systems"]],
+        )
     )
 
 

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 
 from tasks.benchmarks.scoring import Answers
+from tasks.benchmarks.table import Rows
 from tasks.comparison.system import Ground
 from tasks.comparison.systems import systems
 from tasks.evidence.statistics import standard_error
 from tasks.pipeline.usage import peak_memory
 from tasks.studies.workshop import Record, Workshop, accuracy_record
 
+SEARCHED = ("pruned", "random", "random_searched")  # layer and fraction, by the grid
 SEEDED = ("random", "random_searched")  # drawn once for each of evaluation.control_seeds
 
 
@@ -46,12 +48,20 @@ def compute(workshop: Workshop, part: str) -> list[Record]:
         "labels": labels,
         "seconds": round(seconds, 1),
         "peak GB": memory["peak_gb"],
-        "settings chosen on": f"{len(deciding.gold)} {'test rows' if deciding is test else 'examples'}",
+        "settings chosen on": _chosen_on(name, settings, samples, deciding),
         "answers": _counts(answers),
         "chosen": ", ".join(f"{key} {_short(value)}" for key, value in settings.items()),
     }
     base = None if name == "base" else workshop.right(workshop.base)
     return [accuracy_record(part, right, base, group=name, **more)]
+
+
+def _chosen_on(name: str, settings: dict[str, Any], samples: Rows, deciding: Rows) -> str:
+    """The rows on which layer, fraction or strength were chosen; nothing for a system that chooses none."""
+    if "accuracy when chosen" in settings and deciding is not samples:
+        return f"{len(deciding.gold)} test rows"
+    searched = name in SEARCHED or "accuracy when chosen" in settings
+    return f"{len(samples.gold)} examples" if searched else ""
 
 
 def _counts(answers: Answers) -> str:

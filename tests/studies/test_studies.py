@@ -3,7 +3,6 @@
 import copy
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import yaml
@@ -111,6 +110,10 @@ def test_compare_has_every_system_with_what_it_was_given(results):
         "base": (0, 0), "calibrated": (0, 0),
         **dict.fromkeys(("pruned", "random", "random_searched", "sft", "caa"), (6, 6)),
     }  # fmt: skip
+    assert {name: r["more"]["settings chosen on"] for name, r in records.items()} == {
+        **dict.fromkeys(("base", "calibrated", "sft"), ""),
+        **dict.fromkeys(("pruned", "random", "random_searched", "caa"), "6 examples"),
+    }
     assert all(record["more"]["peak GB"] > 0 for record in records.values())
     evaluation = read_json(cell.evaluation)["systems"]["random"]
     assert records["random"]["value"] == pytest.approx(evaluation["accuracy"])
@@ -292,7 +295,8 @@ def test_a_protocol_that_chooses_on_test_rows_says_so_in_its_settings(results):
     study(published, "compare")
     result = read_json(cell.study("compare") / "result.json")
     assert result["settings"]["protocol"] == "published"
-    assert pd.Series(by_label(result)).index.tolist() == ["base", "pruned", "caa"]
+    found = {label: record["more"]["settings chosen on"] for label, record in by_label(result).items()}
+    assert found == {"base": "", "pruned": "6 examples", "caa": "30 test rows"}
 
 
 def test_the_page_has_every_result_and_only_readings_of_that_result(results, tmp_path):

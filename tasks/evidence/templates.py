@@ -1,0 +1,24 @@
+"""The templates of all pages: everything that is not markup is escaped, and a missing value is an error."""
+
+import re
+from pathlib import Path
+
+import jinja2
+
+from tasks.evidence import verdict as words
+
+
+def templates(*folders: Path) -> jinja2.Environment:
+    """Those in `folders`, each before the ones in this package, with the filters that numbers are written by."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"signed": words.signed, "p_value": words.p_value, "percent": words.percent}
+    environment.filters |= {"minus": lambda text: str(text).replace("-", "−"), "counted": words.counted}
+    environment.filters |= {"tight": lambda text: re.sub(r"(±|=|<) |(p) (?=[=<])", "\\1\\2\u00a0", text)}
+    return environment
