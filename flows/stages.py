@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from zc.lockfile import LockError, SimpleLockFile
 
 from flows import processes
 from flows.integrity import discard, is_altered, outputs_of
+from flows.mending import keep, mend
 from flows.processes import Finished
 from tasks.pipeline.errors import InputError
 
@@ -194,39 +194,6 @@ def _ignore(line: str) -> None:
     pass
 
 
-def mend_lock(root: Path) -> bool:
-    """Removes DVC's file of locks where a kill cut it short: DVC writes it in place, and then refuses to run.
-
-    What stood in it were locks of processes that DVC would find gone. Whoever writes it holds the guard, so that a file
-    is not taken for broken while it is written.
-
-    Returns:
-        Whether it was so.
-    """
-    path = root / ".dvc" / "tmp" / "rwlock"
-    if not path.exists() or _is_json(path):
-        return False
-    try:
-        guard = SimpleLockFile(str(path.with_name("rwlock.lock")))
-    except LockError:
-        return False
-    try:
-        broken = path.exists() and not _is_json(path)
-        if broken:
-            path.unlink()
-    finally:
-        guard.close()
-    return broken
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_bytes())
-    except ValueError:
-        return False
-    return True
-
-
 def _run(
     name: str,
     argv: list[str],
@@ -238,7 +205,8 @@ def _run(
     environment: Mapping[str, str] | None = None,
 ) -> Finished:
     if dvc:
-        mend_lock(root)
+        mend(root)
+        keep(root)
         # -P: the project's own folders (data, tasks) must not hide a package of that name from dvc.
         argv = [sys.executable, "-P", "-m", "dvc", *argv]
     try:

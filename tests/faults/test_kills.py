@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from flows.stages import STEPS, mend_lock
+from flows.mending import keep, mend
+from flows.stages import STEPS
 from tests.faults.kills import (
     DSM,
     DVC,
@@ -99,6 +100,8 @@ def test_a_kill_at_a_random_moment(undisturbed: Undisturbed, round_: int) -> Non
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if kind != "register":
         forget(root, stage)
+    if kind in ("step", "dvc"):
+        keep(root)
     process = start(root, *argv)
     try:
         target = step_process(root) if kind == "step" else process
@@ -112,8 +115,8 @@ def test_a_kill_at_a_random_moment(undisturbed: Undisturbed, round_: int) -> Non
     print("killed" if sent else "late")
     assert all_gone(root)
 
-    if kind in ("step", "dvc") and mend_lock(root):  # `dsm run` does it by itself, `dvc repro` names the file
-        print("DVC was killed while it wrote its file of locks")
+    if kind in ("step", "dvc") and (mended := mend(root)):  # `dsm run` does it by itself, `dvc repro` does not
+        print(f"killed in the instant in which DVC wrote {mended}")
     started = time.monotonic()
     said = finish(root, *((*DVC, "repro") if kind in ("step", "dvc") else argv))
     if f"Running stage '{stage}'" in said:

@@ -10,9 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from zc.lockfile import SimpleLockFile
 
-from flows.stages import STEPS, Busy, StepFailed, mend_lock, plan_stages, run_command, run_stage, stages_of
+from flows.stages import STEPS, Busy, StepFailed, plan_stages, run_command, run_stage, stages_of
 from tasks.pipeline.errors import InputError
 from tests.flows.project import REAL, cell_project, dvc, make_project, ran, script
 
@@ -116,24 +115,6 @@ def test_a_failing_step_is_told_in_one_line(project: Path, said: list[str]) -> N
         run_stage("usage", project, timeout=60, log=said.append)
     with pytest.raises(StepFailed, match=r"unknown: .*not found"):
         run_stage("unknown", project, timeout=60, log=said.append)
-
-
-@pytest.mark.parametrize("content", ["", '{"write": {"out.txt": {"pid": 1'])
-def test_a_file_of_locks_that_a_kill_cut_short_is_mended(project: Path, said: list[str], content: str) -> None:
-    make_project(project, {"a": {"cmd": "echo 1 > out.txt", "outs": ["out.txt"]}})
-    path = project / ".dvc" / "tmp" / "rwlock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
-    dvc = [sys.executable, "-P", "-m", "dvc", "repro"]
-    refused = subprocess.run(dvc, cwd=project, capture_output=True, text=True)
-    assert refused.returncode != 0
-    assert "JSON structure is corrupted" in refused.stderr, "DVC mends it by itself: ours can go"
-    guard = SimpleLockFile(str(path.with_name("rwlock.lock")))  # as DVC does while it writes
-    assert not mend_lock(project)
-    assert path.read_text() == content
-    guard.close()
-    assert run_stage("a", project, timeout=60, log=said.append) == "ran"
-    assert not mend_lock(project)
 
 
 def test_a_timeout_ends_the_whole_group(project: Path, said: list[str]) -> None:
