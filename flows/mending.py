@@ -16,6 +16,7 @@ from zc.lockfile import LockError, SimpleLockFile
 from tasks.pipeline.files import replacing
 
 KEPT = "dvc.lock.kept"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
 
 
 def keep(root: Path) -> None:
@@ -81,9 +82,7 @@ def _is_json(content: bytes) -> bool:
 def _is_lock(content: bytes) -> bool:
     """A cut in the middle of a line may leave YAML, in which DVC would miss the stages behind it."""
     try:
-        return content.endswith(b"\n") and "schema" in (
-            yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
-        )
+        return content.endswith(b"\n") and "schema" in (yaml.load(content, LOADER) or {})
     except (yaml.YAMLError, TypeError):
         return False
 
