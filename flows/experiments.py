@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from flows.console import Benchmark, Data, Model, Runnable, print_table
-from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.names import STUDIES, WEIGHT_METHODS
 
@@ -80,7 +79,7 @@ def explain(
     timeout = step_timeout()
     cell = open_cell(model, benchmark)
     if nsa:
-        _explain_meanings(cell)
+        _explain_meanings(cell.root, cell.model, cell.benchmark)
         return
 
     from flows.stages import run_command
@@ -90,7 +89,7 @@ def explain(
     print((cell.directory / "explanation.html").relative_to(cell.root))
 
 
-def _explain_meanings(cell: Cell) -> None:
+def _explain_meanings(root: Path, model: str, benchmark: str) -> None:
     from flows.environment import prepare
 
     prepare()
@@ -100,12 +99,12 @@ def _explain_meanings(cell: Cell) -> None:
     from flows.study import list_nsa
     from flows.study import nsa as flow
 
-    lines = [list_nsa(cell.root, cell.model, cell.benchmark), *list_cell(cell.root, cell.model, cell.benchmark)]
+    lines = [list_nsa(root, model, benchmark), *list_cell(root, model, benchmark)]
     for line in filter(None, lines):
         print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     start_server()
-    print(flow(cell.model, cell.benchmark).relative_to(cell.root))
+    print(flow(model, benchmark).relative_to(root))
 
 
 @app.command()

@@ -55,7 +55,7 @@ def cell_project(root: Path) -> Path:
     real = yaml.safe_load((REAL / "dvc.yaml").read_text())["stages"]
     stages = {}
     for step, stage in real.items():
-        if step == "study":  # no part of a cell
+        if "foreach" in stage:  # no part of a cell
             continue
         outs = [*stage.get("outs", []), *stage.get("metrics", [])]
         stages[step] = {
