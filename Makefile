@@ -20,11 +20,8 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 run: setup  ## adapt the default model to the default benchmark
 	dsm run
 
-# One more process than cores, at most 4: a tiny model gains nothing from a second core, and many tests wait for servers.
-WORKERS = $$($(BIN)/python -c 'import os; print(min(4, 1 + os.cpu_count()))')
-
-test: setup  ## all tests, a file of them at a time in each process
-	OMP_NUM_THREADS=1 pytest -n $(WORKERS) --dist loadfile
+test: setup  ## all tests, a file of them at a time on each core; a tiny model gains nothing from a second one
+	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: setup  ## lint, format, types, architecture
 	ruff check
