@@ -11,7 +11,7 @@ from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import replacing, sha256_file, write_json, write_text
 from tasks.pipeline.journal import Journal, journal_key
 from tasks.pipeline.progress import progress
-from tasks.pipeline.settings import StudyRun
+from tasks.pipeline.settings import Settings, StudyRun
 from tasks.pipeline.step import run_step
 from tasks.pipeline.work import crew, run_parts
 from tasks.studies.catalogue import STUDIES
@@ -45,6 +45,7 @@ def study(cell: Cell, name: str) -> None:
         "benchmark": cell.benchmark,
         "unit": what.unit,
         "settings": run.model_dump(exclude_unset=True),
+        "adapted with": _changed(settings),
         "seconds": round(sum(value["seconds"] for value in values.values()), 1),
         "records": [record.as_json() for record in records],
     }
@@ -53,6 +54,12 @@ def study(cell: Cell, name: str) -> None:
         write_json(target / "result.json", result)
         write_text(target / "plot.svg", plot(result, x=what.x))
     journal.remove()
+
+
+def _changed(settings: Settings) -> dict[str, Any]:
+    """What an adaptation was done with where it is not the default, and the fractions of the grid."""
+    sections = (settings.adaptation, settings.attribution, settings.search)
+    return {key: value for section in sections for key, value in section.model_dump(exclude_defaults=True).items()}
 
 
 def _run(cell: Cell, name: str) -> StudyRun:

@@ -60,10 +60,10 @@ def _result(cell: Cell, name: str, page: Path, readings: dict[str, Any]) -> list
     plots.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(cell.study(name) / "plot.svg", plots / f"{key}.svg")
     settings = {k: v for k, v in result["settings"].items() if k not in ("study", "model", "benchmark")}
-    asked = ", ".join(f"{k}: {v}" for k, v in settings.items())
+    asked = ", ".join(f"{k}: {v}" for k, v in (settings | result["adapted with"]).items())
     command = f"dsm study {name} --model {cell.model} --benchmark {cell.benchmark}"
     blocks = [
-        f"### {cell.model} on {cell.benchmark}\n\n`{command}`{f' ({asked})' if asked else ''}, "
+        f"### {cell.model} on {cell.benchmark}\n\n`{command}` ({asked}), "
         f"{result['seconds'] / 60:.0f} min on this page's machine.",
         markdown(table(result)),
         f"![{name}]({plots.name}/{key}.svg)",

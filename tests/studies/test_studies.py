@@ -311,6 +311,9 @@ def test_the_page_has_every_result_and_only_readings_of_that_result(results, tmp
     assert "Seeds differ." in text
     assert "Old." not in text
     assert "*Published* (2507.09185" in text
+    adapted = found["seeds"]["adapted with"]
+    assert adapted["fractions"] == cell.settings.search.fractions
+    assert f"fractions: {adapted['fractions']}" in text
     for name in STUDIES:
         assert f"(studies/{name}-tiny-reviews.svg)" in text
         assert (page.parent / "studies" / f"{name}-tiny-reviews.svg").exists()
