@@ -160,7 +160,7 @@ class StudyRun(Strict):
         protocol: compare: the rows on which systems choose their own settings; `published` is the test rows, as the
             code that was published with SADI does.
         sizes: seeds: rows of the adaptation set.
-        seeds: seeds: draws of each size.
+        seeds: seeds: draws of each size; calibration: draws of the adaptation set that DSM pruning is shown with.
         benchmarks: multilingual and domains: the ones beside the cell's own; calibration: those whose train prompts
             are calibration sets, too. All declared.
         texts: calibration: further calibration sets, name -> file (JSONL with a `text` each, or plain text).
@@ -190,7 +190,7 @@ class StudyRun(Strict):
             "seeds": ("sizes", "seeds"),
             "multilingual": ("benchmarks",),
             "domains": ("benchmarks",),
-            "calibration": ("benchmarks", "texts", "methods", "sparsities", "sequences"),
+            "calibration": ("benchmarks", "texts", "methods", "sparsities", "sequences", "seeds"),
             "bridge": ("sequences",),
         }
         for field in sorted(self.model_fields_set - {"study", "model", "benchmark", "test"}):

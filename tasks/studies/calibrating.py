@@ -1,8 +1,8 @@
 """How much does weight pruning depend on its calibration set (2503.01542)? Study `calibration`.
 
-Every method x sparsity x calibration set on the cell's test rows, beside the unpruned and the DSM-pruned model. The
-calibration sets are texts given by path (WikiText-2, C4), the cell's own train prompts (`own`), and those
-of other benchmarks.
+Every method x sparsity x calibration set on the cell's test rows, beside the unpruned model. The calibration sets are
+texts given by path (WikiText-2, C4), the cell's own train prompts (`own`), and those of other benchmarks. DSM pruning
+stands in the same table, adapted anew on each of several draws of its examples: they are its calibration sets.
 """
 
 from tasks.benchmarks.scoring import answers_unedited
@@ -12,12 +12,13 @@ from tasks.sparsity.prune import Method, sparse
 from tasks.studies.workshop import Record, Workshop, accuracy_record
 
 OWN = "own"
+DSM = "DSM"
 LENGTH = 512  # tokens of a calibration sequence
 PROMPTS = 32  # train prompts read for each sequence
 
 
 def parts(workshop: Workshop) -> list[str]:
-    """`method|sparsity|set`; magnitude looks at no set."""
+    """`method|sparsity|set`, magnitude looks at no set; `DSM|seed`."""
     run = workshop.run
     sets = [*run.texts, OWN, *run.benchmarks]
     weights = [
@@ -26,15 +27,15 @@ def parts(workshop: Workshop) -> list[str]:
         for sparsity in run.sparsities
         for name in (["none"] if method == "magnitude" else sets)
     ]
-    return ["unpruned", "DSM", *weights]
+    return ["unpruned", *(f"{DSM}|{seed}" for seed in range(run.seeds)), *weights]
 
 
 def compute(workshop: Workshop, part: str) -> list[Record]:
     """The accuracy of one pruned model."""
     if part == "unpruned":
         return [workshop.base_record()]
-    if part == "DSM":
-        return [workshop.pruned_record("DSM pruning", workshop.chosen, **{"calibration set": "the ten examples"})]
+    if part.startswith(DSM):
+        return [_dsm(workshop, int(part.split("|")[1]))]
     method, sparsity, name = part.split("|")
     found = None if name == "none" else calibration_set(workshop, name)
     with sparse(workshop.loaded, found.sequences if found else [], _method(method), float(sparsity)):
@@ -43,6 +44,13 @@ def compute(workshop: Workshop, part: str) -> list[Record]:
     more = {"method": method, "sparsity": float(sparsity), "calibration set": told}
     label = f"{method}, {float(sparsity):.0%}, {name}"
     return [accuracy_record(label, right, workshop.right(workshop.base), group=method, **more)]
+
+
+def _dsm(workshop: Workshop, seed: int) -> Record:
+    adaptation = workshop.settings.adaptation.model_copy(update={"seed": seed})
+    told = f"{adaptation.size} examples, seed {seed}"
+    more = {"method": "DSM pruning", "sparsity": "", "calibration set": told}
+    return workshop.pruned_record(f"DSM pruning, {told}", workshop.adapt(adaptation), group="DSM pruning", **more)
 
 
 def spreads(records: list[Record]) -> list[Record]:

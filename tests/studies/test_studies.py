@@ -33,7 +33,13 @@ RUNS = {
     "multilingual": {"benchmarks": ["others"]},
     "domains": {"benchmarks": ["others"]},
     "bridge": {"sequences": 2},
-    "calibration": {"benchmarks": ["others"], "texts": {"words": "words.txt"}, "sequences": 2, "sparsities": [0.5]},
+    "calibration": {
+        "benchmarks": ["others"],
+        "texts": {"words": "words.txt"},
+        "sequences": 2,
+        "sparsities": [0.5],
+        "seeds": 2,
+    },
 }
 
 
@@ -163,7 +169,7 @@ def test_calibration_prunes_by_every_set_and_tells_their_spread(results):
     records = by_label(results[1]["calibration"])
     sets = ("words", "own", "others")
     assert list(records) == [
-        "unpruned", "DSM pruning", "magnitude, 50%, none",
+        "unpruned", "DSM pruning, 6 examples, seed 0", "DSM pruning, 6 examples, seed 1", "magnitude, 50%, none",
         *(f"{method}, 50%, {name}" for method in ("wanda", "ria", "sparsegpt") for name in sets),
     ]  # fmt: skip
     for method in ("wanda", "ria", "sparsegpt"):
@@ -171,6 +177,9 @@ def test_calibration_prunes_by_every_set_and_tells_their_spread(results):
         spread = records[f"{method}, 50%, others"]["more"]["spread over sets"]
         assert spread == pytest.approx(max(values) - min(values), abs=1e-3)
     assert records["wanda, 50%, words"]["more"]["calibration set"] == "words, 2 × 512"
+    own, other = (records[f"DSM pruning, 6 examples, seed {seed}"] for seed in range(2))
+    assert own["value"] == read_json(results[0].evaluation)["systems"]["pruned"]["accuracy"]
+    assert other["more"]["spread over sets"] == pytest.approx(abs(own["value"] - other["value"]), abs=1e-3)
 
 
 def test_the_bridge_spares_neurons_and_prunes_on_top(results):
