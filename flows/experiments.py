@@ -20,8 +20,19 @@ def study(
     model: Model = None,
     benchmark: Runnable = None,
     on: Annotated[
-        list[str] | None, typer.Option(help="multilingual, domains: a further benchmark; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            help="multilingual, domains: a further benchmark; calibration: a further calibration set, a benchmark or a "
+            "file of texts (JSONL with a `text` each, or plain text). May be given several times."
+        ),
     ] = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="calibration: 128 sequences, 3 sparsities, every declared benchmark's prompts unless --on says which.",
+        ),
+    ] = False,
     data: Data = None,
 ) -> None:
     """Bring a study of a cell up to date, and the cell before it, and show its table."""
@@ -35,7 +46,8 @@ def study(
         raise InputError("study", f"{name!r} is none of {', '.join(STUDIES)}")
     root = Path.cwd()
     known = load_settings(root).benchmarks
-    for wanted in filter(None, (benchmark, *(on or ()))):
+    texts = [other for other in on or () if name == "calibration" and (root / other).is_file()]
+    for wanted in filter(None, (benchmark, *(other for other in on or () if other not in texts))):
         if line := declare(root, wanted, model=model, data=None if wanted in known else data):
             print(f"added to params.yaml: {line}", flush=True)
     cell = open_cell(model, benchmark)
@@ -45,7 +57,10 @@ def study(
     from flows.study import as_table, list_study
     from flows.study import study as run_study
 
-    added = [list_study(root, name, cell.model, cell.benchmark, on or ()), *list_cell(root, cell.model, cell.benchmark)]
+    added = [
+        list_study(root, name, cell.model, cell.benchmark, on or (), full=full),
+        *list_cell(root, cell.model, cell.benchmark),
+    ]
     for line in filter(None, added):
         print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -57,7 +72,7 @@ def study(
 @app.command()
 def compare(model: Model = None, benchmark: Runnable = None, data: Data = None) -> None:
     """Compare pruning with the other systems on a cell; the same as `dsm study compare`."""
-    study("compare", model, benchmark, None, data)
+    study("compare", model, benchmark, data=data)
 
 
 @app.command()

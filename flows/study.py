@@ -17,27 +17,44 @@ from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json
 from tasks.pipeline.settings import load_settings
 
+FULL: dict[str, dict[str, Any]] = {"calibration": {"sequences": 128, "sparsities": [0.3, 0.5, 0.7]}}
 
-def list_study(root: Path, name: str, model: str, benchmark: str, others: Sequence[str] = ()) -> str | None:
+
+def list_study(
+    root: Path, name: str, model: str, benchmark: str, others: Sequence[str] = (), *, full: bool = False
+) -> str | None:
     """Adds a study of a declared cell to params.yaml, if it is not there.
 
     Args:
-        others: the benchmarks beside the cell's own, for the studies that need some.
+        others: the benchmarks beside the cell's own, for the studies that need some; for `calibration` files of texts,
+            too.
+        full: the study at its whole size (`FULL`), not at that of an hour.
 
     Returns:
         What was added.
 
     Raises:
-        InputError: it is there already and `others` asks for another one, or the line would be wrong.
+        InputError: it is there already and `others` or `full` ask for another one, or the line would be wrong.
     """
     key = f"{name}-{model}-{benchmark}"
-    declared = load_settings(root).studies.get(key)
+    if full and name not in FULL:
+        raise InputError("full", f"only {', '.join(FULL)} has a size of its own; say the rows of {name} in params.yaml")
+    settings = load_settings(root)
+    asked: dict[str, Any] = dict(FULL[name]) if full else {}
+    on = list(others)
+    if name == "calibration":
+        files = [other for other in on if other not in settings.benchmarks and (root / other).is_file()]
+        on = [other for other in on if other not in files]
+        asked |= {"texts": {Path(file).stem: file for file in files}} if files else {}
+        if full and not on:
+            on = [other for other in settings.benchmarks if other != benchmark]
+    asked |= {"benchmarks": on} if on else {}
+    declared = settings.studies.get(key)
     if declared is not None:
-        if others and list(others) != declared.benchmarks:
-            raise InputError("on", f"studies.{key} is in params.yaml already; say there which benchmarks")
+        if any(getattr(declared, field) != value for field, value in asked.items()):
+            raise InputError("on", f"studies.{key} is in params.yaml already; change it there")
         return None
-    entry: dict[str, Any] = {"study": name, "model": model, "benchmark": benchmark}
-    return list_entry(root, "studies", key, entry | ({"benchmarks": list(others)} if others else {}))
+    return list_entry(root, "studies", key, {"study": name, "model": model, "benchmark": benchmark} | asked)
 
 
 @flow(name="study", flow_run_name="{name} {model} {benchmark}", validate_parameters=False)

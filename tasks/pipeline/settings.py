@@ -181,7 +181,7 @@ class StudyRun(Strict):
     texts: dict[str, str] = Field(default={})
     methods: list[Literal[WEIGHT_METHODS]] = Field(default=list(WEIGHT_METHODS), min_length=1)  # type: ignore[valid-type]
     sparsities: list[Fraction] = Field(default=[0.3, 0.5], min_length=1)
-    sequences: Count = 32
+    sequences: Count = 8
 
     @model_validator(mode="after")
     def _fits_together(self) -> "StudyRun":
@@ -247,7 +247,7 @@ class SparseRun(Strict):
     sparsity: Fraction | None = None
     n_of_m: tuple[Count, Count] | None = None
     calibration: str
-    sequences: Count = 32
+    sequences: Count = 8
     length: Count = 512
     seed: Seed = 0
 

@@ -44,6 +44,25 @@ def test_a_line_that_would_be_wrong_is_not_written(project: Path) -> None:
     assert (project / "params.yaml").read_bytes() == before
 
 
+def test_a_calibration_set_is_a_benchmark_or_a_file_and_full_takes_all(project: Path) -> None:
+    write_cell(project)
+    path = project / "params.yaml"
+    (project / "c4.txt").write_text("a text\n")
+    params = yaml.safe_load(path.read_text())
+    params["benchmarks"]["others"] = params["benchmarks"]["reviews"]
+    path.write_text(yaml.safe_dump(params))
+    list_study(project, "calibration", "tiny", "reviews", ["c4.txt"], full=True)
+    entry = yaml.safe_load(path.read_text())["studies"]["calibration-tiny-reviews"]
+    assert entry["texts"] == {"c4": "c4.txt"}
+    assert entry["benchmarks"] == ["others"]
+    assert entry["sequences"] == 128
+    assert list_study(project, "calibration", "tiny", "reviews", ["c4.txt", "others"]) is None
+    with pytest.raises(InputError, match=r"is in params\.yaml already"):
+        list_study(project, "calibration", "tiny", "reviews", ["c4.txt", "reviews"])
+    with pytest.raises(InputError, match="full: only calibration has"):
+        list_study(project, "layers", "tiny", "reviews", full=True)
+
+
 def test_the_page_needs_a_result(project: Path) -> None:
     write_cell(project)
     assert call("studies") == (2, "", "error: studies: none has a result yet: `dsm study NAME` makes one\n")

@@ -12,6 +12,7 @@ import yaml
 from safetensors import safe_open
 
 from tasks.attribution.quadrature import gauss_legendre
+from tasks.evidence.pages import write_page
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.nsa import nsa
@@ -216,6 +217,15 @@ def test_it_is_explored_in_a_browser(found, tmp_path):
         assert neurons.count() == len(found["neurons"])
         browser.close()
     assert [one for one in heard if not one.startswith("data:")] == []
+
+
+def test_it_stands_on_the_page_of_studies(cell, found, tmp_path):
+    page = tmp_path / "studies.md"
+    assert write_page(cell.root, cell.settings, page) == 1
+    text = page.read_text()
+    assert f"{len(found['words'])} influential words" in text
+    for name, system in found["systems"].items():
+        assert f"| {found['names'][name]} | {system['permutation']['mean']:.4f} |" in text
 
 
 def test_what_was_not_found_is_said(found):
