@@ -148,9 +148,9 @@ def _meanings(root: Path, settings: Settings, readings: dict[str, Any]) -> tuple
         stability = found["stability"]
         blocks += [
             f"### {cell.model} on {cell.benchmark}\n\n`{command}` (rows: {found['rows']}, "
-            f"by: {found['settings']['by']}); {len(found['words'])} influential words. Halves of the rows order the "
-            f"words of a neuron alike with Spearman {stability['mean']:.2f}, the mean of {len(stability['splits'])} "
-            "splits.",
+            f"by: {found['settings']['by']}). {found['pruned']} of {found['width']} neurons of layer {found['layer']} "
+            f"are pruned; {len(found['words'])} influential words. Halves of the rows order the words of a neuron "
+            f"alike with Spearman {stability['mean']:.2f}, the mean of {len(stability['splits'])} splits.",
             markdown(meanings_table(found)),
             *_reading(f"nsa-{cell.name}", sha256_json(found["systems"])[:8], readings),
         ]
