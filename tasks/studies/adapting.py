@@ -17,17 +17,17 @@ def variants(workshop: Workshop) -> dict[str, Variant]:
     run = workshop.run
     if run.study == "seeds":
         return {
-            f"{size} examples, seed {seed}": (_with(adaptation, size=size, seed=seed), attribution)
+            f"{size} examples, seed {seed}": (with_changes(adaptation, size=size, seed=seed), attribution)
             for size in run.sizes
             for seed in range(run.seeds)
         }
     if run.study == "selection":
         kinds = {"random": "random examples", "correct": "correctly predicted", "wrong": "wrongly predicted"}
-        return {label: (_with(adaptation, selection=kind), attribution) for kind, label in kinds.items()}
+        return {label: (with_changes(adaptation, selection=kind), attribution) for kind, label in kinds.items()}
     if run.study == "projections":
         names = ("gate_proj", "up_proj", "down_proj")
-        return {name: (adaptation, _with(attribution, projection=name)) for name in names}
-    return {label: (adaptation, _with(attribution, **change)) for label, change in ATTRIBUTIONS.items()}
+        return {name: (adaptation, with_changes(attribution, projection=name)) for name in names}
+    return {label: (adaptation, with_changes(attribution, **change)) for label, change in ATTRIBUTIONS.items()}
 
 
 # Every attribution there is but path `single`, whose one forward pass for each neuron takes days.
@@ -45,7 +45,7 @@ ATTRIBUTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def _with(settings: Any, **change: Any) -> Any:
+def with_changes(settings: Any, **change: Any) -> Any:
     """The settings with some fields changed, checked again."""
     return type(settings).model_validate(settings.model_dump() | change)
 

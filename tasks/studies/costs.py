@@ -8,7 +8,7 @@ import torch
 
 from tasks.comparison.finetuning import answer_loss
 from tasks.pipeline.files import read_jsonl
-from tasks.studies.adapting import _with
+from tasks.studies.adapting import with_changes
 from tasks.studies.workshop import Record, Workshop
 
 
@@ -17,7 +17,7 @@ def timing(workshop: Workshop) -> list[Record]:
     rows, attribution = workshop.samples, workshop.settings.attribution
     number = len(rows.gold)
     table = pd.DataFrame(read_jsonl(workshop.cell.samples))
-    fixed = _with(attribution, method="integrated_gradients", quadrature="riemann_right", steps=20, path="layer")
+    fixed = with_changes(attribution, method="integrated_gradients", quadrature="riemann_right", steps=20, path="layer")
 
     def fine_tune() -> None:
         model = workshop.loaded.model
