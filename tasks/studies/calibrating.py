@@ -5,11 +5,13 @@ texts given by path (WikiText-2, C4), the cell's own train prompts (`own`), and 
 stands in the same table, adapted anew on each of several draws of its examples: they are its calibration sets.
 """
 
-from tasks.benchmarks.scoring import answers_unedited
+from typing import Any
+
+from tasks.benchmarks.scoring import Answers, answers_unedited
 from tasks.pipeline.sources import existing
 from tasks.sparsity.calibration import Calibration, encode_prompts, from_prompts, from_texts, read_texts
 from tasks.sparsity.prune import Method, sparse
-from tasks.studies.workshop import Record, Workshop, accuracy_record
+from tasks.studies.workshop import Record, Workshop, accuracy_record, counts
 
 OWN = "own"
 DSM = "DSM"
@@ -33,24 +35,35 @@ def parts(workshop: Workshop) -> list[str]:
 def compute(workshop: Workshop, part: str) -> list[Record]:
     """The accuracy of one pruned model."""
     if part == "unpruned":
-        return [workshop.base_record()]
+        right = workshop.right(workshop.base)
+        return [accuracy_record("unpruned", right, None, **_answered(workshop, workshop.base))]
     if part.startswith(DSM):
         return [_dsm(workshop, int(part.split("|")[1]))]
     method, sparsity, name = part.split("|")
     found = None if name == "none" else calibration_set(workshop, name)
     with sparse(workshop.loaded, found.sequences if found else [], _method(method), float(sparsity)):
-        right = workshop.right(answers_unedited(workshop.stack, workshop.test.encoded))
+        answers = answers_unedited(workshop.stack, workshop.test.encoded)
     told = f"{name}, {len(found.sequences)} × {found.length}" if found else "none"
-    more = {"method": method, "sparsity": float(sparsity), "calibration set": told}
+    more = {"method": method, "sparsity": float(sparsity), "calibration set": told} | _answered(workshop, answers)
     label = f"{method}, {float(sparsity):.0%}, {name}"
-    return [accuracy_record(label, right, workshop.right(workshop.base), group=method, **more)]
+    return [accuracy_record(label, workshop.right(answers), workshop.right(workshop.base), group=method, **more)]
 
 
 def _dsm(workshop: Workshop, seed: int) -> Record:
     adaptation = workshop.settings.adaptation.model_copy(update={"seed": seed})
     told = f"{adaptation.size} examples, seed {seed}"
-    more = {"method": "DSM pruning", "sparsity": "", "calibration set": told}
-    return workshop.pruned_record(f"DSM pruning, {told}", workshop.adapt(adaptation), group="DSM pruning", **more)
+    more: dict[str, Any] = {"method": "DSM pruning", "sparsity": "", "calibration set": told}
+    choice = workshop.adapt(adaptation)
+    answers = workshop.answers(choice)
+    right, base = workshop.right(answers), workshop.right(workshop.base)
+    more |= choice.more() | _answered(workshop, answers)
+    return accuracy_record(f"DSM pruning, {told}", right, base, group="DSM pruning", **more)
+
+
+def _answered(workshop: Workshop, answers: Answers) -> dict[str, Any]:
+    """What tells calibration sets apart where accuracy does not: the options predicted, and the mean gold margin."""
+    margin = float(answers.margins(workshop.test.gold)[0].mean())
+    return {"answers": counts(answers), "margin": round(margin, 4)}
 
 
 def spreads(records: list[Record]) -> list[Record]:

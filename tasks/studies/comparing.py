@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from tasks.benchmarks.scoring import Answers
 from tasks.benchmarks.table import Rows
 from tasks.comparison.system import Ground
 from tasks.comparison.systems import systems
 from tasks.evidence.statistics import standard_error
 from tasks.pipeline.usage import peak_memory
-from tasks.studies.workshop import Record, Workshop, accuracy_record
+from tasks.studies.workshop import Record, Workshop, accuracy_record, counts
 
 SEARCHED = ("pruned", "random", "random_searched")  # layer and fraction, by the grid
 SEEDED = ("random", "random_searched")  # drawn once for each of evaluation.control_seeds
@@ -49,7 +48,7 @@ def compute(workshop: Workshop, part: str) -> list[Record]:
         "seconds": round(seconds, 1),
         "peak GB": memory["peak_gb"],
         "settings chosen on": _chosen_on(name, settings, samples, deciding),
-        "answers": _counts(answers),
+        "answers": counts(answers),
         "chosen": ", ".join(f"{key} {_short(value)}" for key, value in settings.items()),
     }
     base = None if name == "base" else workshop.right(workshop.base)
@@ -62,11 +61,6 @@ def _chosen_on(name: str, settings: dict[str, Any], samples: Rows, deciding: Row
         return f"{len(deciding.gold)} test rows"
     searched = name in SEARCHED or "accuracy when chosen" in settings
     return f"{len(samples.gold)} examples" if searched else ""
-
-
-def _counts(answers: Answers) -> str:
-    width = max(len(logprobs[0]) for logprobs in answers.logprobs)
-    return ":".join(map(str, np.bincount(answers.predicted()[0], minlength=width)))
 
 
 def _short(value: Any) -> str:

@@ -193,6 +193,12 @@ class Workshop:
         return accuracy_record(label, right, self.right(self.base), **choice.more() | more)
 
 
+def counts(answers: Answers) -> str:
+    """How often the first model predicted each option, as `12:88`."""
+    width = max(len(logprobs[0]) for logprobs in answers.logprobs)
+    return ":".join(map(str, np.bincount(answers.predicted()[0], minlength=width)))
+
+
 def accuracy_record(
     label: str, right: npt.NDArray[np.bool_], base: npt.NDArray[np.bool_] | None, **more: Any
 ) -> Record:

@@ -177,6 +177,9 @@ def test_calibration_prunes_by_every_set_and_tells_their_spread(results):
         spread = records[f"{method}, 50%, others"]["more"]["spread over sets"]
         assert spread == pytest.approx(max(values) - min(values), abs=1e-3)
     assert records["wanda, 50%, words"]["more"]["calibration set"] == "words, 2 × 512"
+    for record in records.values():
+        assert sum(map(int, record["more"]["answers"].split(":"))) == record["n"]
+        assert np.isfinite(record["more"]["margin"])
     own, other = (records[f"DSM pruning, 6 examples, seed {seed}"] for seed in range(2))
     assert own["value"] == read_json(results[0].evaluation)["systems"]["pruned"]["accuracy"]
     assert other["more"]["spread over sets"] == pytest.approx(abs(own["value"] - other["value"]), abs=1e-3)
