@@ -35,6 +35,7 @@ HEAD = """\
 """
 DEAD = "dsm: runs without a heartbeat have crashed"
 BEATS = 3  # heartbeats that may be missed
+FLOWS = ["adapt", "nsa", "retrain", "retrain cell", "sparsify", "study"]  # all flows of this project
 
 
 def check_schedules(settings: Settings) -> None:
@@ -120,14 +121,19 @@ def deploy(root: Path, settings: Settings) -> list[str]:
 
 
 def watch_for_dead_runs() -> None:
-    """An automation on the server: a run whose heartbeat stops without an end has crashed, and is not running."""
+    """An automation on the server: a run whose heartbeat stops without an end has crashed, and is not running.
+
+    It also counts from the start of a run, for one that is killed before its first heartbeat. So it must keep to this
+    project's flows: others on the server may send none.
+    """
     ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
     automation = AutomationCore(
         name=DEAD,
         trigger=EventTrigger(
-            after={"prefect.flow-run.heartbeat"},
+            after={"prefect.flow-run.Running", "prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.heartbeat", *ends},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            match_related={"prefect.resource.role": ["flow"], "prefect.resource.name": FLOWS},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,

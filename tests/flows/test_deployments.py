@@ -1,11 +1,15 @@
 """From schedules in params.yaml to prefect.yaml, and what is refused before a server hears of it."""
 
+import importlib
+import pkgutil
 from pathlib import Path
 
 import pytest
 import yaml
+from prefect import Flow
 
-from flows.deployments import check_schedules, prefect_yaml, served
+import flows
+from flows.deployments import FLOWS, check_schedules, prefect_yaml, served
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.settings import Settings, load_settings, parse_settings
 from tests.cells import settings
@@ -21,6 +25,12 @@ def with_schedule(**schedule: object) -> Settings:
 def test_prefect_yaml_is_what_params_yaml_says() -> None:
     """After an edit of retrain in params.yaml: `dsm deploy`, or write what `prefect_yaml` gives."""
     assert (REAL / "prefect.yaml").read_text() == prefect_yaml(load_settings(REAL))
+
+
+def test_dead_runs_of_every_flow_are_looked_for() -> None:
+    modules = [importlib.import_module(f"flows.{module.name}") for module in pkgutil.iter_modules(flows.__path__)]
+    named = {value.name for module in modules for value in vars(module).values() if isinstance(value, Flow)}
+    assert named == set(FLOWS)
 
 
 def test_a_deployment_for_each_schedule() -> None:

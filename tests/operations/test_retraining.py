@@ -84,10 +84,13 @@ def test_from_the_first_scheduled_run_to_a_rollback(operated: Operated) -> None:
         operated.pause(True)
         for process in [worker, *processes]:
             os.kill(process.pid, signal.SIGKILL)
+        silent, foreign = operated.begin("adapt"), operated.begin("somebody else's")
         crashed = operated.wait("the server to notice", lambda: operated.runs("CRASHED"))
     assert running["id"] in [run["id"] for run in crashed]
     for flow in ("retrain", "retrain cell", "adapt"):
         operated.wait(f"no {flow} to be left running", lambda flow=flow: not operated.runs("RUNNING", flow=flow))
+    assert silent in [run["id"] for run in operated.runs("CRASHED", flow="adapt")]
+    assert foreign in [run["id"] for run in operated.runs("RUNNING", flow="somebody else's")]
     operated.pause(False)
     ended = len(operated.runs("COMPLETED"))
     with operated.worker():
