@@ -21,7 +21,7 @@ run: setup  ## adapt the default model to the default benchmark
 	dsm run
 
 test: setup  ## all tests, a file of them at a time on each core; a tiny model gains nothing from a second one
-	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: setup  ## lint, format, types, architecture
 	ruff check

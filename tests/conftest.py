@@ -1,4 +1,4 @@
-"""Servers that several test modules use: started once, by the first test that asks for them."""
+"""The order of the files, and servers that several of them use: started once, by the first test that asks for them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,6 +6,15 @@ from pathlib import Path
 import pytest
 
 from tests.servers import Postgres, Server, mlflow_server, postgres_programs, postgres_server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests may take the longest come first, so that none still works when all others are done."""
+    longest: dict[Path, float] = {}
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        longest[item.path] = max(longest.get(item.path, 0.0), mark.args[0] if mark else 0.0)
+    items.sort(key=lambda item: -longest[item.path])
 
 
 @pytest.fixture(scope="session")
