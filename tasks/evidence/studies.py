@@ -30,7 +30,9 @@ def table(result: dict[str, Any]) -> list[list[str]]:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def markdown(rows: list[list[str]]) -> str:

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from tasks.evidence.pages import STUDIES, by_family
+from tasks.evidence.studies import table
 
 FAMILIES = {"sentiment": ["reviews"], "inference": ["nli"]}
 
@@ -49,3 +50,9 @@ def test_two_models_are_told_apart():
 @pytest.mark.parametrize("family", ["sentiment", "question answering", "similarity and inference", "reasoning"])
 def test_every_family_of_the_paper_has_benchmarks(family):
     assert yaml.safe_load(STUDIES.read_text())["calibration"]["families"][family]
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(60.52, "60.5"), (1234.5, "1234"), (0.00123, "0.00123"), (3, "3")])
+def test_no_number_is_shown_as_a_power_of_ten(seconds, shown):
+    row = {"label": "one", "value": 0.5, "stderr": 0.05, "n": 100, "p": None, "more": {"seconds": seconds}}
+    assert table({"unit": "accuracy", "records": [row]})[1][-1] == shown
