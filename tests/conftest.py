@@ -1,4 +1,4 @@
-"""The order of the files, and servers that several of them use: started once, by the first test that asks for them."""
+"""The order of the files, what no test may leave behind, and servers that several use: started by the first to ask."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +15,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         mark = item.get_closest_marker("timeout")
         longest[item.path] = max(longest.get(item.path, 0.0), mark.args[0] if mark else 0.0)
     items.sort(key=lambda item: -longest[item.path])
+
+
+@pytest.fixture(autouse=True)
+def _where_it_began() -> Iterator[None]:
+    """A test that leaves the process in another directory fails, not one of those behind it."""
+    before = Path.cwd()
+    yield
+    assert Path.cwd() == before
 
 
 @pytest.fixture(scope="session")

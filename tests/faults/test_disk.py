@@ -20,7 +20,7 @@ SIZE = "24m"
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A small disk of its own."""
     place = tmp_path / "disk"
     place.mkdir()
@@ -30,7 +30,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip() or 'no right to'}")
     yield place
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)  # a disk that somebody is on is busy
     subprocess.run(["umount", str(place)], check=True)
 
 
