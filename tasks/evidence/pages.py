@@ -33,12 +33,15 @@ def write_page(root: Path, settings: Settings, page: Path) -> int:
         How many results are on it.
 
     Raises:
-        InputError: there is no result yet, or a file of texts is not YAML.
+        InputError: there is no result yet, the page that is there has results that this project does not have, or a
+            file of texts is not YAML.
     """
     about = read_yaml(STUDIES.read_text(encoding="utf-8"), field=STUDIES.name)
     texts = page.parent / READINGS
     readings = (read_yaml(texts.read_text(encoding="utf-8"), field=str(texts)) or {}) if texts.exists() else {}
-    blocks, count = [HEAD], 0
+    blocks, plots = [HEAD], page.with_suffix("")
+    found: list[tuple[str, Cell]] = []
+    count = 0
     for name, what in about.items():
         if name == "nsa":
             meanings, told = _meanings(root, settings, readings)
@@ -53,32 +56,54 @@ def write_page(root: Path, settings: Settings, page: Path) -> int:
             continue
         blocks.append(f"## {what['title']}\n\n{what['question']}")
         for cell in cells:
-            blocks += _result(cell, name, page, readings)
-            count += 1
+            blocks += _result(cell, name, plots.name, readings)
+            found.append((name, cell))
         if "families" in what:
             results = [read_json(cell.study(name) / "result.json") for cell in cells]
             blocks.append(f"### By family of tasks\n\n{BY_FAMILY}\n\n{markdown(by_family(results, what['families']))}")
         blocks += [f"*Published* ({entry['source']}):\n\n{_rows(entry)}" for entry in what.get("published", ())]
+    count += len(found)
     if not count:
         raise InputError("studies", "none has a result yet: `dsm study NAME` makes one")
-    write_text(page, "\n\n".join(blocks) + "\n")
+    text = "\n\n".join(blocks) + "\n"
+    lost = _cells(page.read_text(encoding="utf-8")) - _cells(text) if page.exists() else set()
+    if lost:
+        title, cell_name = min(lost)
+        raise InputError(
+            str(page),
+            f"has {len(lost)} results that are not here, such as {title} of {cell_name}: fetch them (`dvc pull`), "
+            "remove the page, or write another one (--page)",
+        )
+    for name, cell in found:
+        plots.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(cell.study(name) / "plot.svg", plots / f"{name}-{cell.name}.svg")
+    write_text(page, text)
     return count
 
 
-def _result(cell: Cell, name: str, page: Path, readings: dict[str, Any]) -> list[str]:
+def _cells(page: str) -> set[tuple[str, str]]:
+    """The results on a page: the title of the study, and model and benchmark."""
+    title, found = "", set()
+    for line in page.splitlines():
+        if line.startswith("## "):
+            title = line[3:]
+        elif line.startswith("### ") and " on " in line:
+            found.add((title, line[4:]))
+    return found
+
+
+def _result(cell: Cell, name: str, plots: str, readings: dict[str, Any]) -> list[str]:
     result = read_json(cell.study(name) / "result.json")
     key = f"{name}-{cell.name}"
-    plots = page.with_suffix("")
-    plots.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(cell.study(name) / "plot.svg", plots / f"{key}.svg")
+    minutes = f"{result['seconds'] / 60:.0f} min" if result["seconds"] >= 30 else "less than a minute"
     settings = {k: v for k, v in result["settings"].items() if k not in ("study", "model", "benchmark")}
     asked = ", ".join(f"{k}: {v}" for k, v in (settings | result["adapted with"]).items())
     command = f"dsm study {name} --model {cell.model} --benchmark {cell.benchmark}"
     blocks = [
         f"### {cell.model} on {cell.benchmark}\n\n`{command}` ({asked}), "
-        f"{result['seconds'] / 60:.0f} min on this page's machine.",
+        f"{minutes} on this page's machine.",
         markdown(table(result)),
-        f"![{name}]({plots.name}/{key}.svg)",
+        f"![{name}]({plots}/{key}.svg)",
     ]
     return blocks + _reading(key, fingerprint(result), readings)
 

@@ -332,3 +332,22 @@ def test_the_page_has_every_result_and_only_readings_of_that_result(results, tmp
     bare = cell.settings.model_copy(update={"studies": {}})
     with pytest.raises(InputError, match="none has a result yet"):
         write_page(cell.root, bare, page)
+
+
+def test_results_of_a_page_are_not_lost_by_writing_it_elsewhere(results, tmp_path):
+    """In a clone the results that the page was made of are not there."""
+    cell, _ = results
+    page = tmp_path / "docs" / "studies.md"
+    write_page(cell.root, cell.settings, page)
+    before = page.read_bytes()
+    runs = {key: run for key, run in cell.settings.studies.items() if run.study == "layers"}
+    fewer = cell.settings.model_copy(update={"studies": runs})
+    told = f"studies.md: has {len(STUDIES) - 1} results that are not here, such as Attributions of tiny on reviews: "
+    with pytest.raises(InputError, match=told):
+        write_page(cell.root, fewer, page)
+    assert page.read_bytes() == before
+    other = tmp_path / "elsewhere" / "layers.md"
+    assert write_page(cell.root, fewer, other) == 1
+    assert [path.name for path in (tmp_path / "elsewhere" / "layers").iterdir()] == ["layers-tiny-reviews.svg"]
+    page.unlink()
+    assert write_page(cell.root, fewer, page) == 1
