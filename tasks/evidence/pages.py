@@ -100,8 +100,7 @@ def _result(cell: Cell, name: str, plots: str, readings: dict[str, Any]) -> list
     asked = ", ".join(f"{k}: {v}" for k, v in (settings | result["adapted with"]).items())
     command = f"dsm study {name} --model {cell.model} --benchmark {cell.benchmark}"
     blocks = [
-        f"### {cell.model} on {cell.benchmark}\n\n`{command}` ({asked}), "
-        f"{minutes} on this page's machine.",
+        f"### {cell.model} on {cell.benchmark}\n\n`{command}` ({asked}), {minutes} on this page's machine.",
         markdown(table(result)),
         f"![{name}]({plots}/{key}.svg)",
     ]
