@@ -1,5 +1,6 @@
 """Packed steering against hooks by hand on plain runs, one sequence at a time."""
 
+import copy
 from contextlib import contextmanager
 
 import numpy as np
@@ -140,12 +141,15 @@ def rank(logprobs, gold):
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_activations_are_those_of_plain_runs(family, site):
+    """In float64. Float32 is off by a part of a layer's largest value, also where a value is near 0."""
     given = ground(family)
     found = option_activations(given.stack, SITES[site](given.stack), given.examples.encoded)
+    exact = copy.deepcopy(given.loaded.model).double()
     for row, values in zip(given.examples.encoded, found, strict=True):
         for option, value in zip(row.options, values, strict=True):
-            expected = plain_activation(given.loaded.model, site, [*row.prompt, *option])
-            torch.testing.assert_close(value, expected, atol=1e-4, rtol=1e-4)
+            expected = plain_activation(exact, site, [*row.prompt, *option])
+            largest = expected.abs().amax(dim=1, keepdim=True)
+            torch.testing.assert_close(value / largest, expected / largest, atol=3e-5, rtol=0)
 
 
 def test_mean_differences_are_those_of_plain_runs():
