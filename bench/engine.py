@@ -25,20 +25,20 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 from bench import plain
-from tasks.attribution.attribute import Attributor
-from tasks.attribution.integrated_gradients import LayerPath, layer_scores
-from tasks.attribution.quadrature import allowed
 from tasks.benchmarks.encoding import Encoded
 from tasks.benchmarks.scoring import answers_unedited, answers_without
 from tasks.benchmarks.table import Rows, encode_rows, read_split
+from tasks.method.attribute import Attributor
+from tasks.method.grid import Grid, Part, parts_of
+from tasks.method.integrated_gradients import LayerPath, layer_scores
+from tasks.method.neurons import prominent_neurons
+from tasks.method.quadrature import allowed
 from tasks.models.loading import load
 from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.files import read_jsonl
 from tasks.pipeline.settings import Attribution
-from tasks.pruning.grid import Grid, Part, parts_of
-from tasks.pruning.masks import count, top_neurons
 
 SPREAD = [2, 10, 19, 27]  # of 30 layers: as deep on average as all of them
 PAPER = Attribution(quadrature="riemann_right", steps=20)
@@ -202,16 +202,15 @@ def bench_grid(bench: Bench, rows: Rows, layers: list[int], few: int, name: str)
 
 def grid_block(bench: Bench, block: list[Encoded], layer: int, fraction: float, scores: np.ndarray) -> np.ndarray:
     """One pair of the plain grid on a batch of rows."""
-    return plain.grid_logprobs(bench.model, block, layer, top_neurons(scores[layer], count(fraction, scores.shape[1])))
+    return plain.grid_logprobs(bench.model, block, layer, prominent_neurons(scores[layer], fraction))
 
 
 def grid_gap(bench: Bench, rows: list[Encoded], scores: np.ndarray, found: dict[Any, np.ndarray]) -> float:
     """The largest difference between the plain grid's log-probabilities and ours."""
-    width = scores.shape[1]
     return max(
         float(np.abs(np.stack([row[0] for row in answers.logprobs]) - values).max())
         for (at, p), values in found.items()
-        for answers in [answers_without(bench.stack, rows, at, [top_neurons(scores[at], count(p, width))])]
+        for answers in [answers_without(bench.stack, rows, at, [prominent_neurons(scores[at], p)])]
     )
 
 

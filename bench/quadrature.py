@@ -14,15 +14,17 @@ from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 
 from bench.engine import KEPT, MANY
-from tasks.attribution.quadrature import allowed
 from tasks.benchmarks.table import encode_rows
+from tasks.method.algorithm import search_rows
+from tasks.method.neurons import top_neurons
+from tasks.method.quadrature import allowed
+from tasks.method.recipe import choose
+from tasks.method.scores import as_scores
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import open_cell
 from tasks.pipeline.files import read_jsonl
-from tasks.pruning.grid import Grid, assemble, every_pair, parts_of
-from tasks.pruning.masks import top_neurons
-from tasks.pruning.recipe import choose
+from tasks.pipeline.settings import Search
 
 RULES = {
     "paper": "right Riemann, 20 steps",
@@ -104,10 +106,9 @@ def main() -> None:
     rows = encode_rows(pd.DataFrame(read_jsonl(cell.samples)), loaded.tokenizer, stack.context)
     chosen = {}
     for name, result in results.items():
-        grid = Grid(stack, rows.encoded, rows.gold, result["scores"])
-        parts = parts_of(every_pair(len(stack), cell.settings.search.fractions), len(grid.sizes), "bfloat16")
-        values = {part: grid.compute(part) for part in parts}
-        chosen[name] = choose(assemble(values, len(rows.gold), stack.d_ff))[0]
+        scores = as_scores(result["scores"], "gate_proj", len(rows.gold))
+        grid, _ = search_rows(stack, rows, scores, Search(fractions=cell.settings.search.fractions), "bfloat16")
+        chosen[name] = choose(grid)[0]
     draw(results)
     page = PAGE.read_text(encoding="utf-8")
     before, after = page.split(START)[0], page.split(END)[1]

@@ -6,18 +6,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tasks.benchmarks.scoring import Answers, answers_without, exact_match, per_character
-from tasks.benchmarks.table import Rows, encode_rows, read_split
+from tasks.benchmarks.scoring import Answers, answers_without, per_character
+from tasks.benchmarks.table import Rows, encode_rows, exact_matches, read_split
 from tasks.evidence.statistics import mcnemar, standard_error
+from tasks.method.neurons import random_neurons
+from tasks.method.precision import settle_on_rows
+from tasks.method.recipe import read_recipe
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.files import write_json, write_parquet
 from tasks.pipeline.progress import progress
 from tasks.pipeline.step import run_step
-from tasks.pruning.masks import random_neurons
-from tasks.pruning.precision import settle_on_rows
-from tasks.pruning.recipe import read_recipe
 
 SAMPLE = 32  # rows on which a lower precision is tried out
 NOTHING = np.array([], dtype=np.int64)
@@ -44,7 +44,7 @@ def evaluate(cell: Cell) -> None:
     margins = answers.margins(rows.gold)
     frame = table[["id", "prompt", "gold"]].assign(**predicted)
     for i, system in enumerate(("base", "pruned")):
-        frame[f"{system}_exact"] = _exact(loaded.tokenizer, rows, answers, i)
+        frame[f"{system}_exact"] = exact_matches(loaded.tokenizer, rows, answers, i)
         frame[f"{system}_logprobs"] = [logprobs[i].tolist() for logprobs in answers.logprobs]
     write_parquet(cell.predictions, frame)
     result = summary(frame, table, seeds)
@@ -66,16 +66,6 @@ def _normed(rows: Rows, answers: Answers, system: int) -> list[bool]:
     """Whether the option that is most probable per character is the right one."""
     asked = zip(answers.logprobs, rows.table["options"], rows.gold, strict=True)
     return [bool(per_character(logprobs[system], options).argmax() == gold) for logprobs, options, gold in asked]
-
-
-def _exact(tokenizer: Any, rows: Rows, answers: Answers, system: int) -> list[bool]:
-    return [
-        # White space that the prompt ends in is written, not predicted.
-        exact_match(tokenizer, options[gold], greedy[system, gold, row.given :].tolist())
-        for options, gold, greedy, row in zip(
-            rows.table["options"], rows.gold, answers.greedy, rows.encoded, strict=True
-        )
-    ]
 
 
 def summary(frame: pd.DataFrame, table: pd.DataFrame, seeds: list[int]) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from scipy.special import softmax
 from tasks.benchmarks.scoring import answers_without
 from tasks.benchmarks.table import Rows, encode_rows, read_split
 from tasks.comparison.calibrated import encoded_prompts, log_priors
-from tasks.evidence.reading import read_scores
 from tasks.explanation import bias, correlates
 from tasks.explanation.calibration import calibration, confidences, difference
 from tasks.explanation.inputs import STABILITY, TOLERANCE, before_and_after, shares, template_ends
 from tasks.explanation.neurons import activations, direct_logits, top_activating, written
 from tasks.explanation.page import render
+from tasks.method.recipe import Recipe, read_recipe
+from tasks.method.scores import read_scores
 from tasks.models.loading import Loaded, load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
@@ -24,7 +25,6 @@ from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import write_json, write_text
 from tasks.pipeline.progress import progress
 from tasks.pipeline.step import run_step
-from tasks.pruning.recipe import Recipe, read_recipe
 
 EXAMPLES = 4  # prompts whose tokens are attributed
 ROWS = 100  # test rows on which activations are looked at

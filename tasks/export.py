@@ -11,8 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from tasks.evidence.reading import read_scores
 from tasks.evidence.verdict import method_name
+from tasks.method.recipe import Recipe, read_recipe
+from tasks.method.scores import read_scores
 from tasks.models.gated import PLACES
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
@@ -20,7 +21,6 @@ from tasks.models.weights import model_files, tensors, weight_files
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json, replacing
-from tasks.pruning.recipe import Recipe, read_recipe
 from tasks.sparsity import recipe as sparse
 
 
@@ -53,6 +53,8 @@ def apply(recipe: Path, model_dir: Path, out: Path) -> None:
 
 def _write(path: Path, model_dir: Path, out: Path, card: str | None) -> None:
     recipe = read_recipe(path)
+    if recipe.base_sha256 is None:
+        raise InputError(f"{path}: base_sha256", "is null: this recipe was made for a model in memory")
     with _copy(model_dir, out, recipe.base_sha256) as temporary:
         _silence(temporary, recipe)
         shutil.copyfile(path, temporary / "pruned.json")

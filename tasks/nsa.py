@@ -11,7 +11,8 @@ import pandas as pd
 from safetensors.numpy import save
 
 from tasks.benchmarks.table import Rows, encode_rows, read_split
-from tasks.explanation.inputs import silenced
+from tasks.method.recipe import Recipe, read_recipe
+from tasks.method.silence import silenced
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import Loaded, load
 from tasks.models.stack import DecoderStack
@@ -22,7 +23,6 @@ from tasks.pipeline.journal import Journal, journal_key
 from tasks.pipeline.progress import progress
 from tasks.pipeline.settings import NsaRun
 from tasks.pipeline.step import run_step
-from tasks.pruning.recipe import Recipe, read_recipe
 from tasks.semantics import drops, meaning, summary
 from tasks.semantics.activations import Places, WordActivations, places, word_activations
 from tasks.semantics.influence import Influence, influential
@@ -115,7 +115,7 @@ def _ways(
     """Contexts in which the model is pruned: by the recipe, and by weights, calibrated on the adaptation set."""
     prompts = encode_prompts(pd.DataFrame(read_jsonl(cell.samples)), loaded.tokenizer, stack.context)
     return {
-        "pruned": silenced(stack, recipe.layer, recipe.neurons, recipe.projection),
+        "pruned": silenced(stack, recipe),
         run.method: sparse(loaded, prompts, run.method, run.sparsity),
     }
 

@@ -1,16 +1,13 @@
 """score: the score of every neuron on the adaptation set, by default by integrated gradients."""
 
-import json
 import sys
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
-from safetensors.torch import save
+import numpy as np
 
-from tasks.attribution.attribute import Attributor, Part, assemble, describe, needs_options
-from tasks.attribution.quadrature import allowed
-from tasks.benchmarks.encoding import encode, encode_prompt
+from tasks.method.algorithm import score_neurons
+from tasks.method.attribute import Attributor, attributor_on, describe
+from tasks.method.scores import Scores
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
@@ -26,7 +23,7 @@ from tasks.pipeline.work import crew, run_parts
 def score(cell: Cell) -> None:
     """Writes scores, completeness gaps and node counts of every layer; warns where the integral did not converge.
 
-    The scores are signed; the header's `ranking` says how to order them (`tasks.pruning.masks.read_ranking`).
+    The scores are signed; the header's `ranking` says how to order them (`Scores.ranked`).
     """
     settings = cell.settings.attribution
     header = {
@@ -39,56 +36,32 @@ def score(cell: Cell) -> None:
     with crew(partial(attributor, cell)) as workers:
         parts = workers.ask("parts")
         with progress("score", len(parts)) as advance:
-            values = run_parts(workers, parts, journal, advance)
-    _warn(values, settings)
+            scores = score_neurons(partial(run_parts, workers, journal=journal), parts, header, advance)
+    _warn(scores, settings)
     with replacing(cell.scores) as temporary:
-        # One key: the format does not fix the order of several, and the bytes must not change from run to run.
-        metadata = {"header": json.dumps(header, sort_keys=True)}
-        temporary.write_bytes(save(assemble(list(values.values())), metadata=metadata))
+        temporary.write_bytes(scores.to_bytes())
     journal.remove()
 
 
-def _warn(values: dict[Part, dict[str, Any]], settings: Attribution) -> None:
-    """Names the layers whose integral did not converge. Nothing is over or below NaN: what is no integral has none."""
-    if settings.method != "integrated_gradients":
+def _warn(scores: Scores, settings: Attribution) -> None:
+    """Names the layers whose integral did not converge. NaN, of scores that are not an integral, compares as false."""
+    if settings.method != "integrated_gradients" or scores.stability is None:
         return
-    rough: list[int] = []
-    unsettled: list[int] = []
-    for part, value in values.items():
-        if value["error"] > allowed(value["difference"], settings.tolerance):
-            rough += part
-        elif value["stability"] < settings.stability:
-            unsettled += part
-    if rough:
-        print(f"warning: completeness gap over attribution.tolerance in layers {rough}", file=sys.stderr)
-    if unsettled:
-        print(f"warning: ranking below attribution.stability in layers {unsettled}", file=sys.stderr)
+    rough = scores.relative_error > settings.tolerance
+    unsettled = ~rough & (scores.stability < settings.stability)
+    for what, where in (
+        ("completeness gap over attribution.tolerance", rough),
+        ("ranking below attribution.stability", unsettled),
+    ):
+        if where.any():
+            layers = np.flatnonzero(np.broadcast_to(where, len(scores.values))).tolist()
+            print(f"warning: {what} in layers {layers}", file=sys.stderr)
 
 
 def attributor(cell: Cell) -> Attributor:
     """The attribution on the adaptation set."""
     loaded, samples = load(cell.model_dir), read_jsonl(cell.samples)
     return attributor_on(DecoderStack(loaded.model), loaded.tokenizer, samples, cell.settings.attribution)
-
-
-def attributor_on(
-    stack: DecoderStack, tokenizer: Any, samples: Sequence[dict[str, Any]], settings: Attribution
-) -> Attributor:
-    """The attribution on given rows, each with `prompt`, `options` and, where it is true, `chat`."""
-    if not needs_options(settings):
-        return Attributor(stack, [_prompt(tokenizer, row, stack.context) for row in samples], settings)
-    rows = [_up_to_options(tokenizer, row, stack.context) for row in samples]
-    return Attributor(stack, [prompt for prompt, _ in rows], settings, [firsts for _, firsts in rows])
-
-
-def _prompt(tokenizer: Any, row: dict[str, Any], context: int) -> list[int]:
-    return encode_prompt(tokenizer, row["prompt"], context, chat=row.get("chat", False))
-
-
-def _up_to_options(tokenizer: Any, row: dict[str, Any], context: int) -> tuple[list[int], list[int]]:
-    """The prompt as it is read when options are scored, with the white space it ends in; each option's first token."""
-    found = encode(tokenizer, row["prompt"], row["options"], context, chat=row.get("chat", False))
-    return found.prompt + found.options[0][: found.given], [option[found.given] for option in found.options]
 
 
 if __name__ == "__main__":

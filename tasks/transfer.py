@@ -8,6 +8,10 @@ import pandas as pd
 
 from tasks.benchmarks.table import encode_rows, read_split
 from tasks.evidence.statistics import spearman
+from tasks.method.algorithm import search_grid
+from tasks.method.grid import UNPRUNED, Grid, empty_grid
+from tasks.method.recipe import Recipe, read_recipe
+from tasks.method.scores import read_scores
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
@@ -15,12 +19,9 @@ from tasks.pipeline.cell import Cell
 from tasks.pipeline.files import sha256_file, write_json, write_parquet
 from tasks.pipeline.journal import Journal, journal_key
 from tasks.pipeline.progress import progress
+from tasks.pipeline.settings import Search
 from tasks.pipeline.step import run_step
 from tasks.pipeline.work import crew, run_parts
-from tasks.pruning.grid import UNPRUNED, Grid, assemble, empty_grid, every_pair, parts_of
-from tasks.pruning.masks import read_ranking
-from tasks.pruning.precision import settle
-from tasks.pruning.recipe import Recipe, read_recipe
 
 
 def transfer(cell: Cell) -> None:
@@ -30,20 +31,17 @@ def transfer(cell: Cell) -> None:
         write_parquet(cell.transfer_grid, empty_grid())
         write_json(cell.transfer, {"n": 0})
         return
-    fractions = cell.settings.search.fractions
-    layers, width = read_ranking(cell.scores).values.shape
-    inputs = [sha256_directory(cell.model_dir), *map(sha256_file, (cell.test, cell.scores)), fractions, limit]
+    search = Search(fractions=cell.settings.search.fractions)  # every pair, whatever the search looked at
+    scores = read_scores(cell.scores)
+    inputs = [sha256_directory(cell.model_dir), *map(sha256_file, (cell.test, cell.scores)), search.fractions, limit]
     journal = Journal(cell.scratch / "transfer.jsonl", journal_key(inputs))
     with crew(partial(test_grid, cell)) as workers:
-        packs = workers.ask("sizes")
-        pairs = every_pair(layers, fractions)
-        run = partial(run_parts, workers, journal=journal)
-        settled = settle(cell.settings.precision.transfer, parts_of(pairs, len(packs)), run, width)
-        parts = parts_of(pairs, len(packs), settled.precision)
-        with progress("transfer", len(parts)) as advance:
-            frame = assemble(run(parts, advance=advance), sum(packs), width)
+        sizes = workers.ask("sizes")
+        with progress("transfer", len(sizes) * (1 + len(scores.values))) as advance:
+            run, precision = partial(run_parts, workers, journal=journal), cell.settings.precision.transfer
+            frame, settled = search_grid(run, sizes, scores, search, precision, advance)
     write_parquet(cell.transfer_grid, frame)
-    result = compare(pd.read_parquet(cell.grid), frame, read_recipe(cell.pruned), sum(packs))
+    result = compare(pd.read_parquet(cell.grid), frame, read_recipe(cell.pruned), sum(sizes))
     write_json(cell.transfer, result | {"precision": settled.as_json()})
     journal.remove()
 
@@ -53,8 +51,8 @@ def test_grid(cell: Cell) -> Grid:
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
     rows = encode_rows(read_split(cell.test, cell.benchmark_spec.limits.transfer), loaded.tokenizer, stack.context)
-    ranking = read_ranking(cell.scores)
-    return Grid(stack, rows.encoded, rows.gold, ranking.values, ranking.projection)
+    scores = read_scores(cell.scores)
+    return Grid(stack, rows.encoded, rows.gold, scores.ranked, scores.projection)
 
 
 def compare(adaptation: pd.DataFrame, test: pd.DataFrame, recipe: Recipe, n: int) -> dict[str, Any]:

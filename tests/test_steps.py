@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,12 +13,14 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from tasks.attribution.attribute import Attributor
 from tasks.benchmarks.scoring import Answers, option_logprobs
-from tasks.benchmarks.table import encode_rows
+from tasks.benchmarks.table import encode_rows, exact_matches
 from tasks.data import store as data
-from tasks.evaluate import _exact, evaluate
+from tasks.evaluate import evaluate
 from tasks.export import apply, export
+from tasks.method.algorithm import adapt
+from tasks.method.attribute import Attributor, _up_to_options
+from tasks.method.recipe import read_recipe
 from tasks.model import store as model
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import Loaded, load
@@ -26,9 +29,8 @@ from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json, read_jsonl, sha256_file
 from tasks.pipeline.settings import Attribution
 from tasks.prune import prune
-from tasks.pruning.recipe import read_recipe
 from tasks.sample import sample
-from tasks.score import _up_to_options, attributor, score
+from tasks.score import attributor, score
 from tasks.search import search
 from tasks.transfer import transfer
 from tests.tiny import save_tiny, tiny_tokenizer
@@ -216,6 +218,19 @@ def test_a_target_on_options_reads_their_first_tokens():
     assert tokenizer.decode(firsts) == "  "
 
 
+def test_in_memory_the_method_gives_the_bytes_of_the_steps(finished):
+    loaded, settings = load(finished.model_dir), finished.settings
+    examples = read_jsonl(finished.samples)
+    found = adapt(loaded.model, loaded.tokenizer, examples, attribution=settings.attribution, search=settings.search)
+    with safe_open(finished.scores, framework="numpy") as file:
+        header = json.loads(file.metadata()["header"])
+    assert found.scores.header == {name: value for name, value in header.items() if not name.endswith("_sha256")}
+    assert replace(found.scores, header=header).to_bytes() == finished.scores.read_bytes()
+    pd.testing.assert_frame_equal(found.grid, pd.read_parquet(finished.grid), check_exact=True)
+    recipe = read_json(finished.pruned)
+    assert found.recipe.model_dump() | {name: recipe[name] for name in ("model", "benchmark", "base_sha256")} == recipe
+
+
 def test_the_recipe_names_the_best_scored_neurons_of_the_best_pair(finished):
     recipe = read_recipe(finished.pruned)
     grid = pd.read_parquet(finished.grid)
@@ -401,6 +416,6 @@ def test_white_space_that_the_prompt_ends_in_need_not_be_predicted():
     table = pd.DataFrame({"id": ["a"], "prompt": ["Answer:\n"], "options": [["A", "B"]], "gold": [1]})
     rows = encode_rows(table, tokenizer, 100)
     answers = Answers([], [np.array([[tokenizer("xA")["input_ids"], tokenizer("xB")["input_ids"]]])])
-    assert _exact(tokenizer, rows, answers, 0) == [True]
+    assert exact_matches(tokenizer, rows, answers, 0).tolist() == [True]
     answers.greedy[0] = np.array([[tokenizer("\nA")["input_ids"], tokenizer("\nC")["input_ids"]]])
-    assert _exact(tokenizer, rows, answers, 0) == [False]
+    assert exact_matches(tokenizer, rows, answers, 0).tolist() == [False]

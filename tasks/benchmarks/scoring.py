@@ -129,7 +129,7 @@ def read_without(
     projection: Projection = "gate_proj",
 ) -> Answers:
     """`answers_without` for the rows of one pack, in the pack's order."""
-    runs = stack.silenced(residuals, layer, sets, projection)
+    runs = stack.logits_without(residuals, layer, sets, projection)
     parts = [read_options(residuals.pack, rows, logits) for logits in runs]
     return Answers(*([np.concatenate(row) for row in zip(*lists, strict=True)] for lists in _lists(parts)))
 

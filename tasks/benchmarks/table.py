@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from tasks.benchmarks.encoding import Encoded, begins_another, encode
+from tasks.benchmarks.scoring import Answers, exact_match
 from tasks.pipeline.errors import InputError
 
 
@@ -54,6 +57,20 @@ def encode_rows(table: pd.DataFrame, tokenizer: Any, context: int) -> Rows:
     if merged := sum(row.merged for row in encoded):
         _warn(merged, len(table), "this tokenizer joins the end of the prompt and the option into other tokens")
     return Rows(table, encoded)
+
+
+def exact_matches(tokenizer: Any, rows: Rows, answers: Answers, model: int) -> npt.NDArray[np.bool_]:
+    """Which rows one of the models answers in words with the right option (`scoring.exact_match`), bool [n].
+
+    White space that the prompt ends in is written, not predicted.
+    """
+    asked = zip(rows.table["options"], rows.gold, answers.greedy, rows.encoded, strict=True)
+    return np.array(
+        [
+            exact_match(tokenizer, options[gold], greedy[model, gold, row.given :].tolist())
+            for options, gold, greedy, row in asked
+        ]
+    )
 
 
 def _warn(count: int, rows: int, what: str) -> None:

@@ -9,15 +9,17 @@ import numpy as np
 
 from tasks.benchmarks.scoring import answers_without
 from tasks.comparison.system import Answer, Fitted, Ground, System
+from tasks.method.algorithm import make_recipe, search_rows
+from tasks.method.neurons import random_neurons
+from tasks.method.recipe import Recipe
+from tasks.method.scores import as_scores
 from tasks.models.stack import DecoderStack, Projection
-from tasks.pruning.grid import Grid, assemble, every_pair, parts_of
-from tasks.pruning.masks import count, random_neurons, top_neurons
-from tasks.pruning.recipe import Recipe, choose
+from tasks.pipeline.settings import Search
 
 
 def pruned(recipe: Recipe, examples: int) -> System:
     """The pruned model of the cell, chosen on `examples` rows (2507.09185)."""
-    return partial(_silent, recipe.layer, np.array(recipe.neurons), recipe.projection, examples, {})
+    return partial(_fitted, recipe.layer, recipe.neurons, recipe.projection, examples, {})
 
 
 def random(recipe: Recipe, examples: int) -> System:
@@ -25,12 +27,12 @@ def random(recipe: Recipe, examples: int) -> System:
 
     def fit(ground: Ground) -> Fitted:
         neurons = random_neurons(recipe.d_ff, len(recipe.neurons), ground.seed)
-        return _silent(recipe.layer, neurons, recipe.projection, examples, {}, ground)
+        return _fitted(recipe.layer, neurons, recipe.projection, examples, {}, ground)
 
     return fit
 
 
-def random_searched(fractions: Sequence[float], projection: Projection = "gate_proj") -> System:
+def random_searched(search: Search, projection: Projection = "gate_proj") -> System:
     """A stronger control, ours: neurons in random order, and the same search over layers and fractions on the examples.
 
     What pruning by scores gains beyond it is due to the scores.
@@ -38,24 +40,27 @@ def random_searched(fractions: Sequence[float], projection: Projection = "gate_p
 
     def fit(ground: Ground) -> Fitted:
         stack, rows = ground.stack, ground.examples
-        width = stack.width(projection)
         generator = np.random.default_rng(ground.seed)
-        scores = np.stack([generator.permutation(width) for _ in range(len(stack))]).astype(np.float32)
-        grid = Grid(stack, rows.encoded, rows.gold, scores, projection)
-        parts = parts_of(every_pair(len(stack), fractions), len(grid.sizes))
-        pair, _ = choose(assemble({part: grid.compute(part) for part in parts}, len(rows.gold), width))
-        layer, fraction = int(pair["layer"]), float(pair["fraction"])
-        neurons = top_neurons(scores[layer], count(fraction, width))
-        return _silent(layer, neurons, projection, len(rows.gold), {"fraction": fraction}, ground)
+        order = np.stack([generator.permutation(stack.width(projection)) for _ in range(len(stack))])
+        scores = as_scores(order.astype(np.float32), projection, len(rows.gold))
+        grid, _ = search_rows(stack, rows, scores, search)
+        recipe = make_recipe(grid, scores)
+        return _fitted(recipe.layer, recipe.neurons, projection, len(rows.gold), {"fraction": recipe.fraction}, ground)
 
     return fit
 
 
-def _silent(
-    layer: int, neurons: np.ndarray, projection: Projection, examples: int, settings: dict[str, Any], ground: Ground
+def _fitted(
+    layer: int,
+    neurons: Sequence[int] | np.ndarray,
+    projection: Projection,
+    examples: int,
+    settings: dict[str, Any],
+    ground: Ground,
 ) -> Fitted:
     told = {"layer": layer, "neurons": len(neurons)} | settings
-    return Fitted(partial(_without, ground.stack, layer, neurons, projection), examples, examples, told)
+    applied = partial(_without, ground.stack, layer, np.array(neurons), projection)
+    return Fitted(applied, examples, examples, told)
 
 
 @contextmanager

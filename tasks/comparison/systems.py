@@ -8,8 +8,8 @@ from tasks.comparison.sadi import sadi_head, sadi_hidden, sadi_neuron
 from tasks.comparison.silencing import pruned, random, random_searched
 from tasks.comparison.sparse import weights_pruned
 from tasks.comparison.system import System
+from tasks.method.recipe import read_recipe
 from tasks.pipeline.cell import Cell
-from tasks.pruning.recipe import read_recipe
 from tasks.sparsity.prune import METHODS
 
 
@@ -20,7 +20,7 @@ def systems(cell: Cell) -> dict[str, System]:
     return {
         "pruned": pruned(recipe, examples),
         "random": random(recipe, examples),
-        "random_searched": random_searched(settings.search.fractions, settings.attribution.projection),
+        "random_searched": random_searched(settings.search, settings.attribution.projection),
         "calibrated": calibrated(cell.benchmark_spec),
         "sft": sft,
         "lora": lora,

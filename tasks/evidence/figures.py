@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from tasks.evidence.reading import Evidence, Scores
+from tasks.evidence.reading import Evidence
 from tasks.evidence.statistics import standard_error
 from tasks.evidence.style import ACCENT, INK, LINE, MUTED, STYLE, WARN, svg
+from tasks.method.scores import Scores
 
 _LOW, _HIGH = "#d9650f", "#3b7cf0"  # orange and blue: told apart by every common colour vision, on white and on black
 _DIVERGING = LinearSegmentedColormap.from_list(

@@ -13,10 +13,10 @@ from tasks.evidence.figures import figures
 from tasks.evidence.reading import Evidence, read_evidence
 from tasks.evidence.statistics import spearman
 from tasks.evidence.templates import templates
+from tasks.method.recipe import choose
+from tasks.method.strategies import STRATEGIES, Replayed
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.files import sha256_file
-from tasks.pruning.recipe import choose
-from tasks.pruning.strategies import STRATEGIES, Replayed
 
 FLIPS_SHOWN = 100  # per direction; the rest stands in predictions.parquet
 LONG = 280  # characters of a row's text from which it is folded

@@ -16,8 +16,7 @@ a row's own text, and the template around them stays, the path is smooth enough.
 attribution says how far it can be trusted.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,9 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.attribution.quadrature import Evaluate, Integral, adaptive
 from tasks.benchmarks.encoding import Encoded, encode
 from tasks.benchmarks.scoring import answers_unedited
+from tasks.method.quadrature import Evaluate, Integral, adaptive
+from tasks.method.silence import Neurons, silenced
 from tasks.models.loading import Loaded
 from tasks.models.memory import backward_tokens
 from tasks.models.stack import DecoderStack, Projection
@@ -94,18 +94,6 @@ def contrast(row: Encoded, option: int, other: int) -> Contrast:
     raise InputError("options", "the tokens of one option begin those of another: they have no margin")
 
 
-@contextmanager
-def silenced(stack: DecoderStack, layer: int, neurons: Sequence[int], projection: Projection) -> Iterator[None]:
-    """The model without these rows of a projection of one layer: what they give is zero."""
-    keep = torch.ones(stack.width(projection), device=stack.device, dtype=stack.model.dtype)
-    keep[list(neurons)] = 0
-    handle = stack.mlps[layer].edit_rows(projection, lambda rows: rows * keep)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def along_the_embeddings(model: Any, wanted: Contrast, moved: range | None = None) -> Evaluate:
     """F and dF/ds, [alphas] and [alphas, moved], with the embeddings of the moved tokens (default: all) times alpha."""
     with torch.no_grad():
@@ -168,7 +156,8 @@ def before_and_after(
     """
     row = encode(loaded.tokenizer, prompt, options, stack.context, chat=chat)
     base = answers_unedited(stack, [row]).logprobs[0][0]
-    with silenced(stack, layer, neurons, projection):
+    gone = Neurons(layer, neurons, projection)
+    with silenced(stack, gone):
         pruned = answers_unedited(stack, [row]).logprobs[0][0]
     order = np.argsort(-base, kind="stable")
     answer, other = int(order[0]), int(pruned.argmax())
@@ -176,7 +165,7 @@ def before_and_after(
         other = int(order[1])
     wanted = contrast(row, answer, other)
     before = attribute_inputs(loaded.model, wanted, rule, moved)
-    with silenced(stack, layer, neurons, projection):
+    with silenced(stack, gone):
         after = attribute_inputs(loaded.model, wanted, rule, moved)
     texts = [loaded.tokenizer.decode([token]) for token in wanted.sequence]
     return InputAttribution(texts, (answer, other), (base, pruned), before, after)

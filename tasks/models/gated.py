@@ -65,6 +65,12 @@ class GatedMlp:
 
         return getattr(self.module, name).register_forward_hook(hook)
 
+    def weight_rows(self, projection: Projection) -> Tensor:
+        """The rows of a projection in the weights, [rows, in]: a view that can be written to."""
+        name, part, parts = self._place(projection)
+        rows: Tensor = getattr(self.module, name).weight.chunk(parts)[part]
+        return rows
+
     def _place(self, projection: Projection) -> tuple[str, int, int]:
         return next(place for place in PLACES[projection] if hasattr(self.module, place[0]))
 

@@ -117,7 +117,9 @@ class DecoderStack:
             y = _edited(mlp.down(mlp.activation(gate) * up), scale, added)
         return self._leaving(index, residual, y)
 
-    def _silenced(self, index: int, residual: Tensor, sets: Sequence[np.ndarray], projection: Projection) -> Tensor:
+    def _leaving_without(
+        self, index: int, residual: Tensor, sets: Sequence[np.ndarray], projection: Projection
+    ) -> Tensor:
         """The residual that leaves layer `index` without these rows of a projection, [C, T, d_model].
 
         A silent row of gate_proj or up_proj is a column of down_proj without input: its share is taken off the full
@@ -211,7 +213,7 @@ class DecoderStack:
                 handle.remove()
 
     @torch.no_grad()
-    def silenced(
+    def logits_without(
         self, residuals: Residuals, index: int, sets: Sequence[np.ndarray], projection: Projection = "gate_proj"
     ) -> Iterator[Tensor]:
         """Logits at the pack's reads with these rows of a projection of layer `index` zeroed, one set after the other.
@@ -222,7 +224,7 @@ class DecoderStack:
         residual, rest = residuals.entering[index], list(sets)
         tokens = len(residuals.pack.tokens)
         with Products():
-            hidden = self._silenced(index, residual, rest, projection)
+            hidden = self._leaving_without(index, residual, rest, projection)
         size = max(1, forward_tokens(self.model) // tokens)
         for start in range(0, len(hidden), size):
             part = hidden[start : start + size]

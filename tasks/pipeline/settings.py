@@ -32,7 +32,7 @@ class Adaptation(Strict):
 
 
 class Attribution(Strict):
-    """What a neuron's score is, and how it is computed; the formulas stand in `tasks.attribution`."""
+    """What a neuron's score is, and how it is computed; the formulas stand in `tasks.method`."""
 
     method: Literal["integrated_gradients", "gradient_x_activation", "activation", "relu_gradient"] = (
         "integrated_gradients"
@@ -76,7 +76,7 @@ class Search(Strict):
     """The grid: layers x these fractions of their neurons, and which of its pairs are looked at."""
 
     strategy: Literal["exhaustive", "coarse_to_fine", "layer_subset", "dropping"] = "exhaustive"
-    fractions: list[Fraction] = Field(min_length=1)
+    fractions: list[Fraction] = Field(default=[0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40], min_length=1)
 
     @field_validator("fractions")
     @classmethod

@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-from tasks.attribution.quadrature import Integral, allowed
 from tasks.benchmarks.encoding import Encoded, encode_prompt
 from tasks.benchmarks.scoring import answers_unedited
 from tasks.explanation.inputs import Rule, attribute_inputs, contrast, near_zero, shares
+from tasks.method.quadrature import Integral, allowed
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.errors import InputError

@@ -59,11 +59,11 @@ def compute(workshop: Workshop, part: str) -> list[Record]:
     if part == "unpruned":
         return [workshop.base_record()]
     try:
-        choice = workshop.adapt(*variants(workshop)[part])
+        recipe, seconds = workshop.adapt(*variants(workshop)[part])
     except InputError as error:
         # Too few rows of a kind, or a target on options that all begin with the same token: the others still tell.
         return [Record(part, None, more={"not possible": str(error)})]
-    return [workshop.pruned_record(part, choice)]
+    return [workshop.pruned_record(part, recipe, seconds)]
 
 
 def by_size(records: list[Record]) -> list[Record]:

@@ -4,21 +4,20 @@ The neurons to spare are those that neuron semantic attribution (tasks.semantics
 of the adaptation set are looked at, without their labels.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 
 from tasks.benchmarks.scoring import answers_unedited
-from tasks.explanation.inputs import silenced
+from tasks.method.algorithm import adapt
+from tasks.method.neurons import count, random_neurons, top_neurons
+from tasks.method.recipe import Recipe
+from tasks.method.silence import silenced
 from tasks.pipeline.errors import InputError
-from tasks.pruning.masks import count, random_neurons, top_neurons
 from tasks.semantics.activations import places, word_activations
 from tasks.semantics.influence import influential
 from tasks.semantics.words import occurrence_counts, own_words
 from tasks.sparsity.prune import Kept, Method, sparse
 from tasks.studies.calibrating import OWN, calibration_set
-from tasks.studies.workshop import Choice, Record, Workshop, accuracy_record
+from tasks.studies.workshop import Record, Workshop, accuracy_record, pair_columns
 
 METHOD: Method = "wanda"
 SPARSITY = 0.5
@@ -77,25 +76,21 @@ def linked(workshop: Workshop) -> Kept:
 
 
 def _weights(
-    workshop: Workshop, label: str, spared: Kept, choice: Choice | None = None, *, anew: bool = False
+    workshop: Workshop, label: str, spared: Kept, recipe: Recipe | None = None, *, anew: bool = False
 ) -> Record:
-    """Weights pruned on the cell's own train prompts, and then perhaps the neurons of a choice."""
+    """Weights pruned on the cell's own train prompts, and then perhaps the neurons of a recipe."""
     calibration = calibration_set(workshop, OWN)
     base = workshop.right(workshop.base)
     with sparse(workshop.loaded, calibration.sequences, METHOD, SPARSITY, spared) as report:
         if anew:
-            scores = workshop.scores(workshop.samples.table, workshop.settings.attribution)
-            choice = workshop.search(workshop.samples, scores, workshop.settings.attribution.projection)
-        with _without(workshop, choice):
+            recipe = adapt(
+                workshop.stack,
+                workshop.loaded.tokenizer,
+                workshop.samples.table,
+                attribution=workshop.settings.attribution,
+                search=workshop.settings.search,
+            ).recipe
+        with silenced(workshop.stack, *([recipe] if recipe else [])):
             right = workshop.right(answers_unedited(workshop.stack, workshop.test.encoded))
-    more = {"weights removed": f"{report.sparsity:.1%}", **(choice.more() if choice else {})}
+    more = {"weights removed": f"{report.sparsity:.1%}", **(pair_columns(recipe) if recipe else {})}
     return accuracy_record(label, right, base, group=METHOD, **more)
-
-
-@contextmanager
-def _without(workshop: Workshop, choice: Choice | None) -> Iterator[None]:
-    if choice is None:
-        yield
-        return
-    with silenced(workshop.stack, choice.layer, choice.neurons.tolist(), choice.projection):
-        yield

@@ -11,7 +11,7 @@ from tasks.benchmarks.scoring import Answers, answers_unedited
 from tasks.pipeline.sources import existing
 from tasks.sparsity.calibration import Calibration, encode_prompts, from_prompts, from_texts, read_texts
 from tasks.sparsity.prune import Method, sparse
-from tasks.studies.workshop import Record, Workshop, accuracy_record, counts
+from tasks.studies.workshop import Record, Workshop, accuracy_record, counts, pair_columns
 
 OWN = "own"
 DSM = "DSM"
@@ -53,10 +53,10 @@ def _dsm(workshop: Workshop, seed: int) -> Record:
     adaptation = workshop.settings.adaptation.model_copy(update={"seed": seed})
     told = f"{adaptation.size} examples, seed {seed}"
     more: dict[str, Any] = {"method": "DSM pruning", "sparsity": "", "calibration set": told}
-    choice = workshop.adapt(adaptation)
-    answers = workshop.answers(choice)
+    recipe, seconds = workshop.adapt(adaptation)
+    answers = workshop.answers(recipe)
     right, base = workshop.right(answers), workshop.right(workshop.base)
-    more |= choice.more() | _answered(workshop, answers)
+    more |= pair_columns(recipe, seconds) | _answered(workshop, answers)
     return accuracy_record(f"DSM pruning, {told}", right, base, group="DSM pruning", **more)
 
 

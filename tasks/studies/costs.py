@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 
 from tasks.comparison.finetuning import answer_loss
+from tasks.method.algorithm import score_rows
 from tasks.pipeline.files import read_jsonl
 from tasks.studies.adapting import with_changes
 from tasks.studies.workshop import Record, Workshop
@@ -31,14 +32,13 @@ def timing(workshop: Workshop) -> list[Record]:
             for parameter in model.parameters():
                 parameter.grad = None
 
-    scores = workshop.ranking
-    projection = workshop.chosen.projection
+    layers, tokenizer = len(workshop.stack), workshop.loaded.tokenizer
     whole: list[tuple[str, Callable[[], object]]] = [
         ("fine-tuning, forward and backward", fine_tune),
-        ("scores, the paper's rule (20 steps)", lambda: workshop.scores(table, fixed)),
-        ("scores, as configured", lambda: workshop.scores(table, attribution)),
-        (f"search, {len(scores)} layers × {len(workshop.settings.search.fractions)} fractions",
-         lambda: workshop.search(rows, scores, projection)),
+        ("scores, the paper's rule (20 steps)", lambda: score_rows(workshop.stack, tokenizer, table, fixed)),
+        ("scores, as configured", lambda: score_rows(workshop.stack, tokenizer, table, attribution)),
+        (f"search, {layers} layers × {len(workshop.settings.search.fractions)} fractions",
+         lambda: workshop.search(rows)),
     ]  # fmt: skip
     fine_tune()
     records = []

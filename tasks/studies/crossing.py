@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from tasks.benchmarks.scoring import answers_unedited, answers_without
+from tasks.benchmarks.scoring import answers_unedited
 from tasks.benchmarks.table import Rows
-from tasks.studies.workshop import Choice, Record, Workshop, accuracy_record
+from tasks.method.recipe import Recipe
+from tasks.studies.workshop import Record, Workshop, accuracy_record, pair_columns
 
 
 def parts(workshop: Workshop) -> list[str]:
@@ -14,28 +15,25 @@ def parts(workshop: Workshop) -> list[str]:
 
 def compute(workshop: Workshop, part: str) -> list[Record]:
     """The unpruned model on this benchmark, and the model pruned on it on every benchmark."""
-    choice = _choice(workshop, part)
+    recipe, seconds = _adapted(workshop, part)
     records: list[Record] = []
     for benchmark in parts(workshop):
         rows = _test(workshop, benchmark)
         gold = np.array(rows.gold)
         base = answers_unedited(workshop.stack, rows.encoded).predicted()[0] == gold
-        after = answers_without(
-            workshop.stack, rows.encoded, choice.layer, [choice.neurons], projection=choice.projection
-        )
-        right = after.predicted()[0] == gold
+        right = workshop.answers(recipe, rows.encoded).predicted()[0] == gold
         if benchmark == part:
             records.insert(0, accuracy_record(f"unpruned on {benchmark}", base, None, group="unpruned"))
         gain = round(float(right.mean() - base.mean()), 3)
         group = "its own benchmark" if benchmark == part else "another benchmark"
-        more = {"gain": gain} | choice.more()
+        more = {"gain": gain} | pair_columns(recipe, seconds)
         records.append(accuracy_record(f"{part} → {benchmark}", right, base, group=group, **more))
     return records
 
 
-def _choice(workshop: Workshop, benchmark: str) -> Choice:
+def _adapted(workshop: Workshop, benchmark: str) -> tuple[Recipe, float | None]:
     if benchmark == workshop.cell.benchmark:
-        return workshop.chosen
+        return workshop.chosen, None
     train, _ = workshop.rows_of(benchmark)
     return workshop.adapt(train=train)
 

@@ -1,20 +1,20 @@
 """Studies on the cell's own scores: fractions, several layers, free answers, and the transfer check."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from tasks.benchmarks.scoring import Answers, answers_unedited, answers_without, exact_match
-from tasks.benchmarks.table import Rows
+from tasks.benchmarks.scoring import Answers, answers_unedited, answers_without
+from tasks.benchmarks.table import Rows, exact_matches
 from tasks.evidence.statistics import standard_error
-from tasks.models.gated import PLACES, GatedMlp
-from tasks.models.stack import DecoderStack
+from tasks.method.algorithm import make_recipe, search_rows
+from tasks.method.neurons import count, prominent_neurons, random_neurons
+from tasks.method.recipe import Recipe
+from tasks.method.silence import silenced
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json
-from tasks.pruning.masks import count, random_neurons, top_neurons
-from tasks.studies.workshop import Choice, Record, Workshop, accuracy_record
+from tasks.pipeline.settings import Search
+from tasks.studies.workshop import Record, Workshop, accuracy_record, pair_columns
 
 FRACTIONS = [0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40]
 ROUNDS = 4  # of `layers`
@@ -22,19 +22,19 @@ ROUNDS = 4  # of `layers`
 
 def fractions(workshop: Workshop) -> list[Record]:
     """Accuracy against the fraction of the chosen layer that is silenced, by score and at random (seed 0)."""
-    choice, width = workshop.chosen, workshop.ranking.shape[1]
-    numbers = [count(fraction, width) for fraction in FRACTIONS]
-    by_score = [top_neurons(workshop.ranking[choice.layer], number) for number in numbers]
-    at_random = [random_neurons(width, number, 0) for number in numbers]
+    recipe = workshop.chosen
+    scores = workshop.scores.ranked[recipe.layer]
+    by_score = [prominent_neurons(scores, fraction) for fraction in FRACTIONS]
+    at_random = [random_neurons(len(scores), count(fraction, len(scores)), 0) for fraction in FRACTIONS]
     answers = answers_without(
-        workshop.stack, workshop.test.encoded, choice.layer, by_score + at_random, projection=choice.projection
+        workshop.stack, workshop.test.encoded, recipe.layer, by_score + at_random, projection=recipe.projection
     )
     right = answers.predicted() == np.array(workshop.test.gold)
     base = workshop.right(workshop.base)
     found = [accuracy_record("unpruned", base, None, x=0.0, group="by score")]
-    for group, rows in (("by score", right[: len(numbers)]), ("at random", right[len(numbers) :])):
+    for group, rows in (("by score", right[: len(by_score)]), ("at random", right[len(by_score) :])):
         for fraction, row in zip(FRACTIONS, rows, strict=True):
-            more = {"chosen": "yes"} if group == "by score" and fraction == choice.fraction else {}
+            more = {"chosen": "yes"} if group == "by score" and fraction == recipe.fraction else {}
             found.append(accuracy_record(f"{fraction:.0%}, {group}", row, base, x=fraction, group=group, **more))
     return found
 
@@ -47,18 +47,18 @@ def layers(workshop: Workshop) -> list[Record]:
     """
     stack, rows, base = workshop.stack, workshop.samples, workshop.right(workshop.base)
     found = [workshop.base_record()]
-    chosen: list[Choice] = []
+    chosen: list[Recipe] = []
     for number in range(ROUNDS):
-        with silenced(stack, chosen):
+        with silenced(stack, *chosen):
             before = _rank(answers_unedited(stack, rows.encoded), rows)
-            choice = workshop.search(rows, workshop.ranking, workshop.chosen.projection)
-        with silenced(stack, [*chosen, choice]):
+            recipe = workshop.search(rows)
+        with silenced(stack, *chosen, recipe):
             after = _rank(answers_unedited(stack, rows.encoded), rows)
             if after <= before:
                 break
-            chosen.append(choice)
+            chosen.append(recipe)
             right = workshop.right(answers_unedited(stack, workshop.test.encoded))
-        told = ", ".join(f"{c.layer} ({c.fraction:.0%})" for c in chosen)
+        told = ", ".join(f"{one.layer} ({one.fraction:.0%})" for one in chosen)
         more = {"layers": told, "on the examples": round(after[0], 3)}
         found.append(accuracy_record(f"{number + 1} {'layer' if not number else 'layers'}", right, base, **more))
     return found
@@ -69,71 +69,32 @@ def _rank(answers: Answers, rows: Rows) -> tuple[float, float]:
     return accuracy, float(answers.margins(rows.gold)[0].mean())
 
 
-@contextmanager
-def silenced(stack: DecoderStack, choices: list[Choice]) -> Iterator[None]:
-    """The model with these rows zeroed in its weights; at the end its weights are as they were, bit for bit."""
-    changed = []
-    try:
-        for choice in choices:
-            weight, rows = _rows(stack.mlps[choice.layer], choice)
-            changed.append((weight, rows, weight[rows].clone()))
-            with torch.no_grad():
-                weight[rows] = 0
-        yield
-    finally:
-        for weight, rows, before in reversed(changed):
-            with torch.no_grad():
-                weight[rows] = before
-
-
-def _rows(mlp: GatedMlp, choice: Choice) -> tuple[torch.Tensor, np.ndarray]:
-    """The weight that holds the rows of a choice, and where in it they are: gate and up may share one."""
-    name, part, parts = next(p for p in PLACES[choice.projection] if hasattr(mlp.module, p[0]))
-    weight = getattr(mlp.module, name).weight
-    return weight, choice.neurons + part * (len(weight) // parts)
-
-
 def generation(workshop: Workshop) -> list[Record]:
     """Free answers: the pair is chosen, and the models compared, by exact match of what the model says of itself.
 
     Teacher forcing tells it: greedy decoding gives the right option if and only if each of its tokens is the most
     probable one behind those before it.
     """
-    stack, samples, test = workshop.stack, workshop.samples, workshop.test
-    width, projection = workshop.ranking.shape[1], workshop.chosen.projection
-    best: tuple[float, float, float, float] | None = None
-    choice = None
-    for layer, scores in enumerate(workshop.ranking):
-        sets = [top_neurons(scores, count(fraction, width)) for fraction in workshop.settings.search.fractions]
-        answers = answers_without(stack, samples.encoded, layer, sets, projection=projection)
-        margins = answers.margins(samples.gold).mean(1)
-        for i, fraction in enumerate(workshop.settings.search.fractions):
-            rank = (float(said_right(workshop, samples, answers, i).mean()), float(margins[i]), -fraction, -layer)
-            if best is None or rank > best:
-                best, choice = rank, Choice(layer, fraction, sets[i], projection)
-    if choice is None or best is None:
-        raise InputError("search.fractions", "there is no pair to choose")
-    before = said_right(workshop, test, workshop.base)
+    samples, test = workshop.samples, workshop.test
+    search = Search(fractions=workshop.settings.search.fractions)  # the cheaper strategies go by option accuracy
+
+    def exact(answers: Answers, units: Sequence[int]) -> np.ndarray:
+        part = Rows(samples.table.iloc[list(units)], [samples.encoded[unit] for unit in units])
+        models = range(len(answers.logprobs[0]))
+        return np.stack([exact_matches(workshop.loaded.tokenizer, part, answers, model) for model in models])
+
+    grid, _ = search_rows(workshop.stack, samples, workshop.scores, search, exact=exact)
+    by_exact_match = make_recipe(grid, workshop.scores, by="exact_match")
+    best = by_exact_match.trail[0].best
+    before = exact_matches(workshop.loaded.tokenizer, test, workshop.base, 0)
     found = [accuracy_record("unpruned", before, None)]
-    for label, pair, more in (
-        ("chosen by exact match", choice, {"on the examples": round(best[0], 3)}),
+    for label, recipe, more in (
+        ("chosen by exact match", by_exact_match, {"on the examples": round(best, 3)}),
         ("chosen by option accuracy (the cell's)", workshop.chosen, {}),
     ):
-        right = said_right(workshop, test, workshop.answers(pair))
-        found.append(accuracy_record(label, right, before, **pair.more() | more))
+        right = exact_matches(workshop.loaded.tokenizer, test, workshop.answers(recipe), 0)
+        found.append(accuracy_record(label, right, before, **pair_columns(recipe) | more))
     return found
-
-
-def said_right(workshop: Workshop, rows: Rows, answers: Answers, model: int = 0) -> np.ndarray:
-    """Which rows one of the models answers in words with the right option, bool [n]."""
-    return np.array(
-        [
-            exact_match(workshop.loaded.tokenizer, options[gold], greedy[model, gold, row.given :].tolist())
-            for options, gold, greedy, row in zip(
-                rows.table["options"], rows.gold, answers.greedy, rows.encoded, strict=True
-            )
-        ]
-    )
 
 
 def transfer(workshop: Workshop) -> list[Record]:

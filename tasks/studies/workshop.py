@@ -1,6 +1,5 @@
 """What all studies share: the cell's model and rows, an adaptation with other settings, and a record of an accuracy."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,22 +10,20 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from tasks.attribution.attribute import assemble as assemble_scores
 from tasks.benchmarks.encoding import Encoded
 from tasks.benchmarks.scoring import Answers, answers_unedited, answers_without
 from tasks.benchmarks.table import Rows, encode_rows, read_split
 from tasks.data import rows_of
 from tasks.evidence.statistics import mcnemar, standard_error
+from tasks.method.algorithm import adapt, make_recipe, search_rows
+from tasks.method.recipe import Recipe, read_recipe
+from tasks.method.scores import Scores, read_scores
 from tasks.models.loading import load
-from tasks.models.stack import DecoderStack, Projection
+from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.files import read_jsonl
 from tasks.pipeline.settings import Adaptation, Attribution, StudyRun
-from tasks.pruning.grid import Grid, assemble, every_pair, parts_of
-from tasks.pruning.masks import count, read_ranking, top_neurons
-from tasks.pruning.recipe import choose, read_recipe
 from tasks.sample import draw
-from tasks.score import attributor_on
 
 
 @dataclass(frozen=True)
@@ -56,22 +53,6 @@ class Record:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What an adaptation chose: `neurons` of `projection` in one layer; the seconds of its scores and search."""
-
-    layer: int
-    fraction: float
-    neurons: np.ndarray
-    projection: Projection
-    seconds: float | None = None
-    accuracy: float | None = None
-
-    def more(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"layer": self.layer, "fraction": self.fraction}
-        return found | ({} if self.seconds is None else {"seconds": round(self.seconds, 1)})
 
 
 class Workshop:
@@ -126,58 +107,46 @@ class Workshop:
         adaptation: Adaptation | None = None,
         attribution: Attribution | None = None,
         train: pd.DataFrame | None = None,
-    ) -> Choice:
+    ) -> tuple[Recipe, float | None]:
         """Sample, score, search and choose as the steps do. What equals the cell's own settings is read from the cell.
 
         Args:
             train: another train split than the cell's.
+
+        Returns:
+            The recipe, and the seconds that it took; None where it is the cell's own.
         """
         adaptation = adaptation or self.settings.adaptation
         attribution = attribution or self.settings.attribution
         own = (adaptation, attribution) == (self.settings.adaptation, self.settings.attribution)
         if own and train is None:
-            return self.chosen
+            return self.chosen, None
         started = time.monotonic()
         table = draw(self.train if train is None else train, self.stack, self.loaded.tokenizer, adaptation)
-        scores = self.scores(table, attribution)
-        choice = self.search(self.encoded(table), scores, attribution.projection)
-        return Choice(**vars(choice) | {"seconds": time.monotonic() - started})
+        found = adapt(self.stack, self.loaded.tokenizer, table, attribution=attribution, search=self.settings.search)
+        return found.recipe, time.monotonic() - started
 
     @cached_property
-    def chosen(self) -> Choice:
+    def chosen(self) -> Recipe:
         """What the cell's own steps chose."""
-        recipe = read_recipe(self.cell.pruned)
-        return Choice(recipe.layer, recipe.fraction, np.array(recipe.neurons), recipe.projection)
+        return read_recipe(self.cell.pruned)
 
     @cached_property
-    def ranking(self) -> np.ndarray:
-        """The cell's own scores in the order that its settings ask for, [layers, width]."""
-        return read_ranking(self.cell.scores).values
+    def scores(self) -> Scores:
+        """The cell's own scores."""
+        return read_scores(self.cell.scores)
 
-    def scores(self, table: pd.DataFrame, attribution: Attribution) -> np.ndarray:
-        """What neurons are ordered by, float32 [layers, width]."""
-        rows = json.loads(table.to_json(orient="records"))
-        attributor = attributor_on(self.stack, self.loaded.tokenizer, rows, attribution)
-        values = assemble_scores([attributor.compute(part) for part in attributor.parts])
-        scores: np.ndarray = values["scores"].numpy()
-        return np.abs(scores) if attribution.ranking == "absolute" else scores
-
-    def search(self, rows: Rows, scores: np.ndarray, projection: Projection) -> Choice:
-        """The exhaustive grid on these rows, and its choice."""
-        width, fractions = scores.shape[1], self.settings.search.fractions
-        grid = Grid(self.stack, rows.encoded, rows.gold, scores, projection)
-        parts = parts_of(every_pair(len(scores), fractions), len(grid.sizes))
-        pair, _ = choose(assemble({part: grid.compute(part) for part in parts}, len(rows.gold), width))
-        layer, fraction = int(pair["layer"]), float(pair["fraction"])
-        neurons = top_neurons(scores[layer], count(fraction, width))
-        return Choice(layer, fraction, neurons, projection, accuracy=float(pair["accuracy"]))
+    def search(self, rows: Rows) -> Recipe:
+        """The choice that the cell's own scores and settings make on these rows."""
+        grid, _ = search_rows(self.stack, rows, self.scores, self.settings.search)
+        return make_recipe(grid, self.scores)
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
-    def answers(self, choice: Choice, rows: Sequence[Encoded] | None = None) -> Answers:
+    def answers(self, recipe: Recipe, rows: Sequence[Encoded] | None = None) -> Answers:
         """The pruned model's answers, by default to the test rows."""
         rows = self.test.encoded if rows is None else rows
-        return answers_without(self.stack, rows, choice.layer, [choice.neurons], projection=choice.projection)
+        return answers_without(self.stack, rows, recipe.layer, [np.array(recipe.neurons)], projection=recipe.projection)
 
     def right(self, answers: Answers, rows: Rows | None = None) -> npt.NDArray[np.bool_]:
         """Which rows the first model got right, bool [n]."""
@@ -187,10 +156,16 @@ class Workshop:
     def base_record(self) -> Record:
         return accuracy_record("unpruned", self.right(self.base), None)
 
-    def pruned_record(self, label: str, choice: Choice, **more: Any) -> Record:
-        """The accuracy of a choice on the test rows."""
-        right = self.right(self.answers(choice))
-        return accuracy_record(label, right, self.right(self.base), **choice.more() | more)
+    def pruned_record(self, label: str, recipe: Recipe, seconds: float | None = None, **more: Any) -> Record:
+        """The accuracy of a recipe on the test rows."""
+        right = self.right(self.answers(recipe))
+        return accuracy_record(label, right, self.right(self.base), **pair_columns(recipe, seconds) | more)
+
+
+def pair_columns(recipe: Recipe, seconds: float | None = None) -> dict[str, Any]:
+    """Further columns of a record: the chosen pair, and the seconds of its scores and search."""
+    found: dict[str, Any] = {"layer": recipe.layer, "fraction": recipe.fraction}
+    return found | ({} if seconds is None else {"seconds": round(seconds, 1)})
 
 
 def counts(answers: Answers) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from tasks.comparison.finetuning import EPOCHS, LEARNING_RATE, RANK, answer_loss, lora, sft
 from tests.comparison.grounds import assert_untouched, ground, state
-from tests.pruning.test_grid import naive
+from tests.method.test_grid import naive
 
 
 def test_the_loss_is_the_mean_of_the_right_options_tokens():

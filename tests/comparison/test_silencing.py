@@ -7,9 +7,10 @@ import pytest
 
 from tasks.comparison.silencing import pruned, random, random_searched
 from tasks.comparison.system import Fitted, most_accurate, unedited
-from tasks.pruning.recipe import AdaptationResult, Recipe
+from tasks.method.recipe import AdaptationResult, Recipe
+from tasks.pipeline.settings import Search
 from tests.comparison.grounds import assert_untouched, ground, state
-from tests.pruning.test_grid import naive
+from tests.method.test_grid import naive
 from tests.tiny import rows as gate_rows
 
 
@@ -52,7 +53,7 @@ def test_random_takes_as_many_of_the_same_layer_and_another_seed_takes_others():
 def test_random_searched_chooses_by_the_examples_alone():
     given, _ = ground()
     fractions = [0.1, 0.3]
-    fitted = random_searched(fractions)(given)
+    fitted = random_searched(Search(fractions=fractions))(given)
     width, layers = given.stack.d_ff, len(given.stack)
     order = np.random.default_rng(given.seed)
     scores = [order.permutation(width) for _ in range(layers)]

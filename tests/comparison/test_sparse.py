@@ -6,7 +6,7 @@ from tasks.comparison.sparse import SPARSITY, weights_pruned
 from tasks.models.loading import Loaded
 from tasks.sparsity.prune import METHODS, prune_weights
 from tests.comparison.grounds import assert_untouched, ground, state
-from tests.pruning.test_grid import naive
+from tests.method.test_grid import naive
 
 
 @pytest.mark.parametrize("method", METHODS)

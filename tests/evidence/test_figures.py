@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tasks.evidence.figures import figures, grid_figure, scores_figure
-from tasks.evidence.reading import Evidence, Scores, read_evidence
+from tasks.evidence.reading import Evidence, read_evidence
+from tasks.method.scores import Scores
 from tests.cells import write_cell
 
 ALWAYS = {"accuracy", "grid_accuracy", "grid_margin", "scores", "completeness"}

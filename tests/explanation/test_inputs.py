@@ -5,7 +5,6 @@ import pytest
 import torch
 from captum.attr import IntegratedGradients
 
-from tasks.attribution.quadrature import gauss_legendre, riemann_right
 from tasks.benchmarks.encoding import Encoded
 from tasks.explanation.inputs import (
     Contrast,
@@ -14,9 +13,10 @@ from tasks.explanation.inputs import (
     contrast,
     near_zero,
     shares,
-    silenced,
     template_ends,
 )
+from tasks.method.quadrature import gauss_legendre, riemann_right
+from tasks.method.silence import Neurons, silenced
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.errors import InputError
@@ -61,19 +61,19 @@ def test_tokens_that_stay_are_those_of_captums_baseline(method):
 def test_they_are_those_of_captum_on_the_pruned_model(method):
     model = tiny_model("llama")
     stack, neurons = DecoderStack(model), [0, 7, 8, 40]
-    with silenced(stack, 1, neurons, "gate_proj"):
+    with silenced(stack, Neurons(1, neurons)):
         found = attribute_inputs(model, WANTED, lambda f, one: RULES[method](f, one, 24))
     before = attribute_inputs(model, WANTED, lambda f, one: RULES[method](f, one, 24))
     rows(model, 1)[neurons] = 0
     torch.testing.assert_close(found.scores, by_captum(model, WANTED, method, 24), atol=1e-4, rtol=1e-4)
-    assert (found.scores - before.scores).abs().max() > 1e-3, "the hook is gone, and the base model is another one"
+    assert (found.scores - before.scores).abs().max() > 1e-3, "the weights are back, and the base model is another one"
 
 
 @pytest.mark.parametrize("projection", ["gate_proj", "up_proj", "down_proj"])
 def test_silenced_rows_are_zeroed_rows(projection):
     model = tiny_model("phi3")
     ids = torch.tensor([WANTED.sequence])
-    with silenced(DecoderStack(model), 1, [3, 5], projection):
+    with silenced(DecoderStack(model), Neurons(1, [3, 5], projection)):
         found = model(input_ids=ids).logits
     rows(model, 1, projection)[[3, 5]] = 0
     torch.testing.assert_close(found, model(input_ids=ids).logits)

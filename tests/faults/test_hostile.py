@@ -48,7 +48,7 @@ def test_recipes(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.json" for i in range(len(RECIPES))]
     for path, (content, _) in zip(paths, RECIPES, strict=True):
         path.write_text(content)
-    told = refusals("from tasks.pruning.recipe import read_recipe", "read_recipe(path)", [*paths, "/dev/zero"])
+    told = refusals("from tasks.method.recipe import read_recipe", "read_recipe(path)", [*paths, "/dev/zero"])
     check(told, [*(part for _, part in RECIPES), "/dev/zero: is not a file"])
 
 

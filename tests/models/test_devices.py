@@ -22,7 +22,7 @@ def everything(model: Any) -> list[torch.Tensor]:
     residuals = stack.clean(packed)
     found = [residuals.logits]
     for layer in range(len(stack)):
-        found += stack.silenced(residuals, layer, SETS)
+        found += stack.logits_without(residuals, layer, SETS)
         scale = torch.full((2, stack.d_ff), 0.5, requires_grad=True)
         logits = stack.scaled(residuals, layer, scale)
         found += [logits.detach(), *torch.autograd.grad(logits.max(), scale)]

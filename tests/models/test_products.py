@@ -32,7 +32,7 @@ def test_only_linear_layers_are_redirected():
 def logits(stack, precision, sets, index=0):
     [packed] = stack.pack([[(sequence, [len(sequence) - 1])] for sequence in SEQUENCES])
     residuals = stack.clean(packed, precision)
-    return residuals.logits, torch.cat(list(stack.silenced(residuals, index, sets)))
+    return residuals.logits, torch.cat(list(stack.logits_without(residuals, index, sets)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

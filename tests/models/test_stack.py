@@ -67,7 +67,7 @@ def test_silenced_runs_equal_a_padded_batch_of_the_model_with_zeroed_rows(family
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.models.stack.forward_tokens", lambda model: tokens)
         for packed in stack.pack(units, max_tokens=data.draw(st.sampled_from([1, 12, 512]))):
-            logits = torch.cat(list(stack.silenced(stack.clean(packed), layer, sets)))
+            logits = torch.cat(list(stack.logits_without(stack.clean(packed), layer, sets)))
             found |= {unit: logits[:, read] for (unit, _, _), read in packed.read_of.items()}
 
     side, length = data.draw(st.sampled_from(["left", "right"])), max(map(len, sequences))

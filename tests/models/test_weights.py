@@ -11,7 +11,7 @@ from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
 from tasks.models.weights import model_files, tensors, weight_files
 from tasks.pipeline.errors import InputError
-from tests.pruning.test_recipe import GOOD
+from tests.method.test_recipe import GOOD
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 

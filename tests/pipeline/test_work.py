@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.method.grid import every_pair, parts_of
 from tasks.models.products import linear
 from tasks.pipeline.cluster import Shares, share_of
 from tasks.pipeline.errors import InputError
@@ -22,7 +23,6 @@ from tasks.pipeline.files import sha256_file
 from tasks.pipeline.journal import Journal
 from tasks.pipeline.work import Crew, crew, run_parts
 from tasks.prune import prune
-from tasks.pruning.grid import every_pair, parts_of
 from tasks.sample import sample
 from tasks.score import score
 from tasks.search import adaptation_grid, search

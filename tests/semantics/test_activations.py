@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.explanation.inputs import silenced
+from tasks.method.silence import Neurons, silenced
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
 from tasks.semantics import drops, meaning
@@ -64,7 +64,7 @@ def test_a_pruned_row_drops_to_nothing_and_the_layers_below_stay():
     loaded, stack, rows, own, there = measured()
     before, weights = word_activations(stack, there), state(loaded.model)
     neurons = [0, 7, 8, 40]
-    after = word_activations(stack, there, silenced(stack, 1, neurons, "gate_proj"))
+    after = word_activations(stack, there, silenced(stack, Neurons(1, neurons)))
     assert_untouched(loaded.model, weights)
     drop = drops.drops(before.mean, after.mean)
     assert (drop[1][:, neurons] == 1).all()

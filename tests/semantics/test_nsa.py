@@ -11,8 +11,8 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from tasks.attribution.quadrature import gauss_legendre
 from tasks.evidence.pages import write_page
+from tasks.method.quadrature import gauss_legendre
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.nsa import nsa

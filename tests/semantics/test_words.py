@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from tasks.attribution.quadrature import gauss_legendre
 from tasks.benchmarks.scoring import answers_unedited
 from tasks.benchmarks.table import encode_rows
 from tasks.explanation.inputs import attribute_inputs, contrast
+from tasks.method.quadrature import gauss_legendre
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.errors import InputError

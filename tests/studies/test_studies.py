@@ -10,6 +10,7 @@ import yaml
 from tasks.data import store as data
 from tasks.evidence.pages import fingerprint, write_page
 from tasks.evidence.studies import table
+from tasks.method.silence import Neurons, silenced
 from tasks.model import store as model
 from tasks.pipeline.cell import open_cell
 from tasks.pipeline.errors import InputError
@@ -19,11 +20,10 @@ from tasks.semantics.influence import influential
 from tasks.semantics.words import own_words
 from tasks.studies.bridging import linked
 from tasks.studies.catalogue import STUDIES as CATALOGUE
-from tasks.studies.pruning import silenced
-from tasks.studies.workshop import Choice, Workshop
+from tasks.studies.workshop import Workshop
 from tasks.study import study
 from tests.comparison.grounds import assert_untouched, ground, state
-from tests.pruning.test_grid import naive
+from tests.method.test_grid import naive
 from tests.test_steps import STEPS, write_project
 from tests.tiny import rows as gate_rows
 
@@ -245,11 +245,11 @@ def test_several_layers_are_silenced_in_the_weights_and_come_back(family):
     given, test = ground(family)
     network = given.loaded.model
     before = state(network)
-    choices = [Choice(layer, 0.1, np.array([1, 5, 7]), "gate_proj") for layer in (0, 2)]
+    choices = [Neurons(layer, [1, 5, 7]) for layer in (0, 2)]
     expected = copy.deepcopy(network)
     for choice in choices:
         gate_rows(expected, choice.layer)[choice.neurons] = 0
-    with silenced(given.stack, choices):
+    with silenced(given.stack, *choices):
         for row in test.encoded[:3]:
             assert naive(network, row) == pytest.approx(naive(expected, row), abs=1e-5)
     assert_untouched(network, before)

@@ -6,7 +6,7 @@ alpha * w_j is the path alpha * g_j at all positions at once, and with a factor 
     IG_j = w_j . int_0^1 dF/dw_j(alpha w) da = int_0^1 dF/ds_j(alpha 1) da.
 
 No weight gradient and no copy of a weight is needed. F is the mean over the adaptation prompts of a target
-(`tasks.attribution.targets`), which is Eq. 5, since gradients are linear in F.
+(`tasks.method.targets`), which is Eq. 5, since gradients are linear in F.
 
 The paper does not say which neurons are scaled together. `layer`: those of one layer, whose F(0) is the model without
 that layer's MLP. `all_layers`: those of all layers, with every later row's output computed anew from what the earlier
@@ -21,8 +21,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tasks.attribution.quadrature import Integral, adaptive, riemann_right
-from tasks.attribution.targets import target_of
+from tasks.method.quadrature import Integral, adaptive, riemann_right
+from tasks.method.targets import target_of
 from tasks.models.memory import backward_tokens
 from tasks.models.stack import DecoderStack, Projection, Residuals
 from tasks.pipeline.settings import Attribution

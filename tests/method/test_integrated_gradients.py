@@ -4,12 +4,12 @@ import pytest
 import torch
 from captum.attr import IntegratedGradients
 
-from tasks.attribution.integrated_gradients import LayerPath, layer_scores
-from tasks.attribution.quadrature import allowed, gauss_legendre
+from tasks.method.integrated_gradients import LayerPath, layer_scores
+from tasks.method.quadrature import allowed, gauss_legendre
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.settings import Attribution
-from tests.attribution.oracles import (
+from tests.method.oracles import (
     FAMILIES,
     PROJECTIONS,
     PROMPTS,
@@ -127,11 +127,11 @@ def test_a_row_of_gate_a_row_of_up_and_a_column_of_down_are_one_neuron(model, la
     [packed] = stack.pack([[(prompt, [len(prompt) - 1])] for prompt in PROMPTS])
     order = torch.tensor([packed.read_of[unit, 0, len(PROMPTS[unit]) - 1] for unit in range(3)])
     for projection in ("gate_proj", "up_proj"):
-        [edited] = stack.silenced(stack.clean(packed), layer, [torch.tensor(rows).numpy()], projection)
+        [edited] = stack.logits_without(stack.clean(packed), layer, [torch.tensor(rows).numpy()], projection)
         torch.testing.assert_close(edited[0, order], found[0], atol=1e-10, rtol=0)
     with zeroed(model, [layer], "down_proj", [3, 7]):
         expected = torch.stack([logits(model, prompt) for prompt in PROMPTS])
-    [edited] = stack.silenced(stack.clean(packed), layer, [torch.tensor([3, 7]).numpy()], "down_proj")
+    [edited] = stack.logits_without(stack.clean(packed), layer, [torch.tensor([3, 7]).numpy()], "down_proj")
     torch.testing.assert_close(edited[0, order], expected, atol=1e-10, rtol=0)
 
 

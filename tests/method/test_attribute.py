@@ -1,16 +1,17 @@
 """Every method, path and target behind the one contract, each against a computation of its own."""
 
+import numpy as np
 import pytest
 import torch
 
-from tasks.attribution.attribute import Attributor, assemble, describe
-from tasks.attribution.targets import TARGETS
+from tasks.method.attribute import Attributor, assemble, describe
+from tasks.method.targets import TARGETS
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.journal import Journal
 from tasks.pipeline.settings import Attribution
 from tasks.pipeline.work import crew, run_parts
-from tests.attribution.oracles import (
+from tests.method.oracles import (
     FAMILIES,
     FIRSTS,
     PROJECTIONS,
@@ -56,7 +57,7 @@ def test_single_is_what_zeroing_one_row_of_the_weights_takes_away(model, layer, 
 def test_single_in_small_batches_is_the_same(monkeypatch):
     model = tiny_model("llama")
     expected = all_scores(model, path="single")
-    monkeypatch.setattr("tasks.attribution.ablation.forward_tokens", lambda model: 30)
+    monkeypatch.setattr("tasks.method.ablation.forward_tokens", lambda model: 30)
     torch.testing.assert_close(all_scores(model, path="single"), expected, atol=1e-12, rtol=0)
 
 
@@ -182,22 +183,22 @@ METHODS = [
 @pytest.mark.parametrize("settings", METHODS)
 def test_parts_come_back_from_the_journal_as_they_went(settings, tmp_path):
     model = tiny_model("llama")
-    tensors = []
+    found = []
     for _ in range(2):
         made = []
         with crew(lambda made=made: made.append(attributor(model, **settings)) or made[0]) as workers:
             parts = workers.ask("parts")
             values = run_parts(workers, parts, Journal(tmp_path / "journal", "key"), lambda done: None)
-        tensors.append(assemble(list(values.values())))
+        found.append(assemble(list(values.values()), {}))
     assert set(vars(made[0])) == {"_stack", "_sequences", "_settings", "_firsts"}, "computed what the journal has"
     assert [layer for part in parts for layer in part] == [0, 1, 2]
-    for name, tensor in tensors[0].items():
-        torch.testing.assert_close(tensor, tensors[1][name], atol=0, rtol=0, equal_nan=True)
-    assert tensors[0]["scores"].shape == (3, 32 if "projection" in settings else 48)
-    assert tensors[0]["scores"].dtype == torch.float32
-    assert tensors[0]["gap"].shape == (1 if settings.get("path") == "all_layers" else 3,)
+    scores, again = found
+    assert scores.to_bytes() == again.to_bytes()
+    assert scores.values.shape == (3, 32 if "projection" in settings else 48)
+    assert scores.values.dtype == np.float32
+    assert scores.gap.shape == (1 if settings.get("path") == "all_layers" else 3,)
     integral = settings.get("method") not in ("activation", "relu_gradient") and settings.get("path") != "single"
-    assert bool(tensors[0]["gap"].isnan().any()) == (not integral)
+    assert bool(np.isnan(scores.gap).any()) == (not integral)
 
 
 def test_all_layers_close_one_gap_together():

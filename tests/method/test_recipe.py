@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import pytest
 
+from tasks.method.recipe import choose, read_recipe
 from tasks.pipeline.errors import InputError
-from tasks.pruning.recipe import choose, read_recipe
 
 GOOD = {
     "format": 1,

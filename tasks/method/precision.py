@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from tasks.method.grid import Part, Value, assemble
+from tasks.method.recipe import choose
 from tasks.models.loading import device
 from tasks.models.products import Precision, multiplies_bfloat16
-from tasks.pruning.grid import Part, Value, assemble
-from tasks.pruning.recipe import choose
 
 EVERY = 5  # layers of the first pack: a sample of a fifth of it
 AGREEMENT = 0.995  # of the sample's predictions, at least

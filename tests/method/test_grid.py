@@ -7,11 +7,11 @@ import torch
 
 from tasks.benchmarks.encoding import encode
 from tasks.benchmarks.scoring import answers_unedited, answers_without
+from tasks.method.grid import UNPRUNED, Grid, assemble, every_pair, parts_of
+from tasks.method.neurons import count, top_neurons
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.journal import Journal
 from tasks.pipeline.work import crew, run_parts
-from tasks.pruning.grid import UNPRUNED, Grid, assemble, every_pair, parts_of
-from tasks.pruning.masks import count, top_neurons
 from tests.tiny import FAMILIES, rows, tiny_model, tiny_tokenizer
 
 FRACTIONS = [0.1, 0.25, 0.4]
@@ -91,7 +91,7 @@ def test_a_killed_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
     model = tiny_model("llama", torch.float32)
     whole, scores = run(model, tmp_path, "whole")
     calls = []
-    silenced = DecoderStack.silenced
+    silenced = DecoderStack.logits_without
 
     def dies_at_the_second(self, residuals, index, *rest):
         calls.append(index)
@@ -99,7 +99,7 @@ def test_a_killed_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return silenced(self, residuals, index, *rest)
 
-    monkeypatch.setattr(DecoderStack, "silenced", dies_at_the_second)
+    monkeypatch.setattr(DecoderStack, "logits_without", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         run(model, tmp_path, "killed", scores)
     resumed, _ = run(model, tmp_path, "killed", scores)

@@ -6,12 +6,14 @@ from functools import cached_property
 from math import nan
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from tasks.attribution.ablation import activation, single
-from tasks.attribution.integrated_gradients import LayerPath, layer_scores
-from tasks.attribution.targets import ON_OPTIONS, TARGETS
+from tasks.benchmarks.encoding import encode, encode_prompt
+from tasks.method.ablation import activation, single
+from tasks.method.integrated_gradients import LayerPath, layer_scores
+from tasks.method.scores import Scores
+from tasks.method.targets import ON_OPTIONS, TARGETS
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.settings import Attribution
 
@@ -27,7 +29,7 @@ class Attributed:
         difference: F(1) - F(0) along the path; NaN where the scores do not integrate anything (`relu_gradient`,
             `activation`, path `single`), and so for `gap`, `error` and `stability`.
         gap: sum of the scores minus `difference`.
-        error: bound on |gap| in which nothing cancels (`tasks.attribution.quadrature.Integral`).
+        error: bound on |gap| in which nothing cancels (`tasks.method.quadrature.Integral`).
         stability: how settled the ranking is, a rank correlation (ibidem); NaN for a fixed rule.
         nodes: gradient evaluations spent, not counting the one at the full model, which all layers share.
     """
@@ -123,21 +125,34 @@ def describe(settings: Attribution) -> dict[str, Any]:
     return found | {"definition": TARGETS[settings.target]} if "target" in found else found
 
 
-def assemble(values: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Tensors of all layers from the values of all parts, in their order.
+def assemble(values: Sequence[dict[str, Any]], header: dict[str, Any]) -> Scores:
+    """The scores of all layers from the values of all parts, in their order.
 
-    Returns:
-        `scores`, float32 [layers, width]; `difference`, `gap`, `error`, `stability`, float32, and `nodes`, int32, with
-        one entry for each path: [layers], or [1] where all layers share one.
+    Args:
+        header: becomes `Scores.header`.
     """
-    tensors = {
-        name: torch.tensor([value[name] for value in values], dtype=torch.int32 if name == "nodes" else torch.float32)
-        for name in ("difference", "gap", "error", "stability", "nodes")
-    }
-    scores = [layer for value in values for layer in value["scores"]]
-    return {"scores": torch.tensor(scores, dtype=torch.float32)} | tensors
+    names = ("difference", "gap", "error", "stability")
+    arrays = {name: np.array([value[name] for value in values], dtype=np.float32) for name in names}
+    scores = np.array([layer for value in values for layer in value["scores"]], dtype=np.float32)
+    nodes = np.array([value["nodes"] for value in values], dtype=np.int32)
+    return Scores(values=scores, nodes=nodes, header=header, **arrays)
 
 
-def needs_options(settings: Attribution) -> bool:
-    """Whether the target is on the options, so that `Attributor` needs their first tokens."""
-    return settings.target in ON_OPTIONS
+def attributor_on(
+    stack: DecoderStack, tokenizer: Any, rows: Sequence[dict[str, Any]], settings: Attribution
+) -> Attributor:
+    """The attribution on given rows, each with `prompt`, `options` and, where it is true, `chat`."""
+    if settings.target not in ON_OPTIONS:
+        return Attributor(stack, [_prompt(tokenizer, row, stack.context) for row in rows], settings)
+    cut = [_up_to_options(tokenizer, row, stack.context) for row in rows]
+    return Attributor(stack, [prompt for prompt, _ in cut], settings, [firsts for _, firsts in cut])
+
+
+def _prompt(tokenizer: Any, row: dict[str, Any], context: int) -> list[int]:
+    return encode_prompt(tokenizer, row["prompt"], context, chat=row.get("chat", False))
+
+
+def _up_to_options(tokenizer: Any, row: dict[str, Any], context: int) -> tuple[list[int], list[int]]:
+    """The prompt as it is read when options are scored, with the white space it ends in; each option's first token."""
+    found = encode(tokenizer, row["prompt"], row["options"], context, chat=row.get("chat", False))
+    return found.prompt + found.options[0][: found.given], [option[found.given] for option in found.options]

@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from tasks.pruning.grid import COLUMNS, UNPRUNED, Pairs, every_pair
-from tasks.pruning.masks import top_neurons
-from tasks.pruning.recipe import choose
+from tasks.method.grid import COLUMNS, UNPRUNED, Pairs, every_pair
+from tasks.method.neurons import top_neurons
+from tasks.method.recipe import choose
 
 
 class Evaluate(Protocol):

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.pruning.grid import COLUMNS, UNPRUNED
-from tasks.pruning.recipe import choose
-from tasks.pruning.strategies import STRATEGIES, Replayed
+from tasks.method.grid import COLUMNS, UNPRUNED
+from tasks.method.recipe import choose
+from tasks.method.strategies import STRATEGIES, Replayed
 
 LAYERS, FRACTIONS = 30, [0.05, 0.1, 0.2, 0.3, 0.4]
 

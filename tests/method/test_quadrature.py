@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tasks.attribution.quadrature import adaptive, gauss_legendre, riemann_right
+from tasks.method.quadrature import adaptive, gauss_legendre, riemann_right
 
 
 def path_of(functions):

@@ -1,4 +1,7 @@
-"""pruned.json: which neurons of which layer of which model are silenced, and why these. It is the pruned model."""
+"""The recipe, pruned.json: which neurons of which layer of which model are silenced, and why these.
+
+The recipe is the pruned model: weights are made from it and the base model.
+"""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -6,10 +9,10 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
+from tasks.method.grid import UNPRUNED
 from tasks.models.stack import Projection
 from tasks.pipeline.declared import Sha256, Strict
 from tasks.pipeline.errors import InputError
-from tasks.pruning.grid import UNPRUNED
 
 SIZE_LIMIT = 16 << 20  # bytes; the neurons of the widest layer there is fill less than one
 
@@ -36,13 +39,14 @@ class Recipe(Strict):
     """The pruned model as data.
 
     `neurons` are rows of `projection` in layer `layer`, ascending. `d_ff` is how many rows it has: the MLP's width, for
-    down_proj the model's. The same rows of gate_proj and of up_proj silence the same neurons.
+    down_proj the model's. The same rows of gate_proj and of up_proj silence the same neurons. `base_sha256` is the hash
+    of the base model's directory (`tasks.models.hashing`); None for a model that was only in memory.
     """
 
     format: Literal[1] = 1
     model: str
     benchmark: str
-    base_sha256: Sha256
+    base_sha256: Sha256 | None = None
     projection: Projection = "gate_proj"
     layer: int = Field(ge=0)
     fraction: float = Field(gt=0, lt=1)
@@ -81,16 +85,21 @@ def read_recipe(path: Path) -> Recipe:
         raise InputError(f"{path}{': ' + field if field else ''}", first["msg"].removeprefix("Value error, ")) from None
 
 
-def choose(grid: pd.DataFrame) -> tuple[dict[str, Any], list[Step]]:
+def choose(
+    grid: pd.DataFrame, by: Literal["accuracy", "exact_match"] = "accuracy"
+) -> tuple[dict[str, Any], list[Step]]:
     """The chosen row of the grid, and the rules that led to it.
 
     The paper says only "highest accuracy"; ten examples give eleven levels of it. Ties go to the higher mean gold
     margin, then to the smaller fraction, then to the lower layer.
+
+    Args:
+        by: the column that decides first; `exact_match` needs a grid that has it.
     """
     left = grid[grid.layer != UNPRUNED]
     trail = []
     for rule, column, best in (
-        ("accuracy", "accuracy", "max"),
+        (by.replace("_", " "), by, "max"),
         ("mean gold margin", "margin", "max"),
         ("smaller fraction", "fraction", "min"),
         ("lower layer", "layer", "min"),

@@ -1,17 +1,17 @@
 """The grid: accuracy and gold margin of (layer, fraction) pairs, on given rows (2507.09185 Alg. 1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
 
 from tasks.benchmarks.encoding import Encoded
-from tasks.benchmarks.scoring import read_options, read_without, unit
+from tasks.benchmarks.scoring import Answers, read_options, read_without, unit
+from tasks.method.neurons import count, prominent_neurons
 from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack, Projection, Residuals
-from tasks.pruning.masks import count, top_neurons
 
 UNPRUNED = -1  # the layer of the row that stands for the model as it is
 COLUMNS = {"layer": "int64", "fraction": "float64", "neurons": "int64", "accuracy": "float64", "margin": "float64"}
@@ -43,11 +43,15 @@ class Part:
 
 
 class Value(TypedDict):
-    """What a part comes to, for each of its fractions: right answers, sum of gold margins, each row's prediction."""
+    """What a part comes to, for each of its fractions: right answers, sum of gold margins, each row's prediction.
+
+    `exact`: how many rows are answered in words with the right option, where the grid was asked for it.
+    """
 
     right: list[int]
     margin: list[float]
     predicted: list[list[int]]
+    exact: NotRequired[list[int]]
 
 
 class Grid:
@@ -59,6 +63,8 @@ class Grid:
         gold: index of the right option of each row.
         scores: float32 [layers, width], what neurons are ordered by.
         projection: the one whose rows the neurons are.
+        exact: for a grid with the column `exact_match`: which rows each model answers in words with the right option,
+            bool [C, n], of the answers to some rows and the indices of these.
     """
 
     def __init__(
@@ -68,12 +74,14 @@ class Grid:
         gold: Sequence[int],
         scores: np.ndarray,
         projection: Projection = "gate_proj",
+        exact: Callable[[Answers, Sequence[int]], np.ndarray] | None = None,
     ):
         self._stack = stack
         self._rows = rows
         self._gold = gold
         self._scores = scores
         self._projection = projection
+        self._exact = exact
         self._packs = stack.pack([unit(row) for row in rows])
         self._clean: tuple[tuple[int, Precision], Residuals] | None = None  # of the last pack that was asked for
 
@@ -92,16 +100,18 @@ class Grid:
         if part.layer == UNPRUNED:
             answers = read_options(packed, self._rows, residuals.logits[None])
         else:
-            width = self._scores.shape[1]
-            sets = [top_neurons(self._scores[part.layer], count(p, width)) for p in part.fractions]
+            sets = [prominent_neurons(self._scores[part.layer], p) for p in part.fractions]
             answers = read_without(self._stack, residuals, self._rows, part.layer, sets, self._projection)
         wanted = [self._gold[index] for index in packed.units]
         predicted = answers.predicted()
-        return {
+        value: Value = {
             "right": (predicted == np.array(wanted)).sum(1).tolist(),
             "margin": answers.margins(wanted).sum(1).tolist(),
             "predicted": predicted.tolist(),
         }
+        if self._exact is not None:
+            value["exact"] = self._exact(answers, packed.units).sum(1).tolist()
+        return value
 
 
 def parts_of(pairs: Pairs, packs: int, precision: Precision = "float32") -> list[Part]:
@@ -117,15 +127,16 @@ def assemble(values: Mapping[Part, Value], rows: int, width: int) -> pd.DataFram
     """The grid from the values of its parts: one row per pair, in their order, the unpruned model first.
 
     Returns:
-        Columns `layer`, `fraction`, `neurons`, `accuracy`, `margin`.
+        Columns `layer`, `fraction`, `neurons`, `accuracy`, `margin`, and `exact_match` where the values have it.
     """
     sums: dict[tuple[int, float], np.ndarray] = {}
     for part, value in values.items():
-        for fraction, right, margin in zip(part.fractions, value["right"], value["margin"], strict=True):
+        counted = [value["right"], value["margin"], *([value["exact"]] if "exact" in value else [])]
+        for fraction, numbers in zip(part.fractions, zip(*counted, strict=True), strict=True):
             key = part.layer, fraction
-            sums[key] = sums.get(key, 0) + np.array([right, margin])
+            sums[key] = sums.get(key, 0) + np.array(numbers)
     records = [
-        (layer, fraction, count(fraction, width), right / rows, margin / rows)
-        for (layer, fraction), (right, margin) in sorted(sums.items())
+        (layer, fraction, count(fraction, width), *(total / rows)) for (layer, fraction), total in sorted(sums.items())
     ]
-    return pd.DataFrame(records, columns=list(COLUMNS)).astype(COLUMNS)
+    columns = COLUMNS | ({"exact_match": "float64"} if records and len(records[0]) > len(COLUMNS) else {})
+    return pd.DataFrame(records, columns=list(columns)).astype(columns)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.attribution.integrated_gradients import LayerPath
+from tasks.method.integrated_gradients import LayerPath
 from tasks.models.memory import forward_tokens
 from tasks.models.stack import DecoderStack, Projection
 
@@ -29,7 +29,7 @@ def single(path: LayerPath, layer: int) -> Tensor:
         size = max(1, forward_tokens(stack.model) // len(residuals.pack.tokens))
         for start in range(0, width, size):
             alone = [np.array([j]) for j in range(start, min(start + size, width))]
-            silenced = torch.cat(list(stack.silenced(residuals, layer, alone, path.projection)))
+            silenced = torch.cat(list(stack.logits_without(residuals, layer, alone, path.projection)))
             scores[start : start + size] += full - target(silenced).double().sum(1).cpu()
     return scores / path.prompts
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.method.grid import every_pair, parts_of
+from tasks.method.precision import settle, settle_on_rows
 from tasks.models.products import multiplies_bfloat16
-from tasks.pruning.grid import every_pair, parts_of
-from tasks.pruning.precision import settle, settle_on_rows
 
 PARTS = parts_of(every_pair(11, [0.1, 0.2]), 3)
 ROWS = 10
@@ -15,7 +15,7 @@ ROWS = 10
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch):
     """Hardware with bfloat16 products."""
-    monkeypatch.setattr("tasks.pruning.precision.multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr("tasks.method.precision.multiplies_bfloat16", lambda device: True)
 
 
 def run_with(change):
@@ -72,7 +72,7 @@ def test_on_rows():
 
 
 def test_where_it_is_slower_it_is_not_even_tried(monkeypatch):
-    monkeypatch.setattr("tasks.pruning.precision.multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr("tasks.method.precision.multiplies_bfloat16", lambda device: False)
     assert settle("bfloat16", PARTS, lambda parts: 1 / 0, 48).precision == "float32"
     assert settle_on_rows("bfloat16", lambda p: 1 / 0).precision == "float32"
 

@@ -1,0 +1,224 @@
+"""Algorithm 1 of 2507.09185: a model and ten examples go in, the neurons of one layer to silence come out.
+
+1. `score_neurons`: integrated gradients of every neuron on the examples' prompts (Eq. 4 and 5). No label is used.
+2. `search_grid`: accuracy and gold margin of (layer, fraction) pairs on the same examples, with their labels.
+3. `choose`: the most accurate pair; ties are broken by rule.
+4. `make_recipe`: the neurons of that pair. The recipe is the pruned model.
+
+`adapt` does all four in memory. The steps `score`, `search` and `prune` call the same functions, with a `Run` that
+computes the parts of the work on several workers and keeps a journal.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import pandas as pd
+
+from tasks.benchmarks.table import Rows, encode_rows
+from tasks.method.attribute import Part as Layers
+from tasks.method.attribute import assemble as assemble_scores
+from tasks.method.attribute import attributor_on, describe
+from tasks.method.grid import UNPRUNED, Grid, Pairs, Part, Value, assemble, every_pair, parts_of
+from tasks.method.neurons import count, prominent_neurons
+from tasks.method.precision import Settled, settle
+from tasks.method.recipe import AdaptationResult, Recipe, choose
+from tasks.method.scores import Scores
+from tasks.method.strategies import STRATEGIES
+from tasks.models.products import Precision
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.settings import Attribution, Search
+
+
+class Run(Protocol):
+    """Computes parts of the work: in this process (`compute_here`), or on workers with a journal (`run_parts`)."""
+
+    def __call__(self, parts: Sequence[Any], *, advance: Callable[[int], None] = ...) -> Mapping[Any, Any]:
+        """The value of each part; `advance` is called with the number of parts that are done."""
+
+
+def _silently(done: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What `adapt` found.
+
+    Attributes:
+        scores: of all neurons; `scores.values` is float32 [layers, width].
+        grid: one row per (layer, fraction) with `neurons`, `accuracy` and `margin` on the examples; layer -1 is the
+            unpruned model.
+        recipe: the chosen pair and its neurons.
+    """
+
+    scores: Scores
+    grid: pd.DataFrame
+    recipe: Recipe
+
+
+def adapt(
+    model: Any,
+    tokenizer: Any,
+    examples: Iterable[Mapping[str, Any]] | pd.DataFrame,
+    *,
+    attribution: Attribution | None = None,
+    search: Search | None = None,
+    precision: Precision = "float32",
+) -> Adapted:
+    """Scores, grid and recipe for a model in memory, which stays as it is (2507.09185 Algorithm 1).
+
+    Args:
+        model: a causal language model of `transformers` in float32 and eval mode, or a `DecoderStack` of one.
+        examples: rows with `prompt`, `options` (a list of texts) and `gold` (the index of the right one).
+        attribution: by default adaptive integrated gradients, one layer's neurons on one path.
+        search: by default every layer x 5, 10, .. 40 % of its neurons.
+        precision: of the products of pruned runs; bfloat16 is used where it is faster and changes no choice.
+
+    Raises:
+        InputError: the model has no gated MLP, an example does not fit it, or the settings leave nothing to search.
+
+    Example:
+        >>> found = adapt(model, tokenizer, examples)
+        >>> found.recipe.layer, len(found.recipe.neurons)
+        >>> with silenced(model, found.recipe):
+        ...     model.generate(**inputs)
+    """
+    attribution, search = attribution or Attribution(), search or Search()
+    stack = model if isinstance(model, DecoderStack) else DecoderStack(model)
+    table = examples if isinstance(examples, pd.DataFrame) else pd.DataFrame(list(examples))
+    table = table if "id" in table else table.assign(id=[str(number) for number in range(1, len(table) + 1)])
+    rows = encode_rows(table, tokenizer, stack.context)
+
+    scores = score_rows(stack, tokenizer, table, attribution)
+    grid, _ = search_rows(stack, rows, scores, search, precision)
+    return Adapted(scores, grid, make_recipe(grid, scores))
+
+
+def score_neurons(
+    run: Run, parts: Sequence[Layers], header: dict[str, Any], advance: Callable[[int], None] = _silently
+) -> Scores:
+    """The scores of all neurons from those of all parts of an `Attributor`, which `run` computes."""
+    return assemble_scores(list(run(parts, advance=advance).values()), header)
+
+
+def score_rows(stack: DecoderStack, tokenizer: Any, table: pd.DataFrame, attribution: Attribution) -> Scores:
+    """`score_neurons` on the rows of a table, in memory."""
+    rows = [{str(name): value for name, value in row.items()} for row in table.to_dict(orient="records")]
+    attributor = attributor_on(stack, tokenizer, rows, attribution)
+    header = describe(attribution) | {"n": len(table)}
+    return score_neurons(compute_here(attributor), attributor.parts, header)
+
+
+def search_grid(
+    run: Run,
+    sizes: Sequence[int],
+    scores: Scores,
+    search: Search,
+    precision: Precision = "float32",
+    advance: Callable[[int], None] = _silently,
+) -> tuple[pd.DataFrame, Settled]:
+    """The grid over the pairs that `search.strategy` looks at, and the precision it was computed in.
+
+    Args:
+        run: computes parts of a `Grid` of these scores.
+        sizes: of that grid: rows of each of its packs.
+
+    Raises:
+        InputError: the smallest fraction of the neurons is none.
+    """
+    layers, width = scores.values.shape
+    if not count(search.fractions[0], width):
+        raise InputError("search.fractions", f"{search.fractions[0]} of {width} neurons is none; use larger fractions")
+    settled = settle(precision, parts_of(every_pair(layers, search.fractions), len(sizes)), run, width)
+    evaluate = _Evaluate(partial(run, advance=advance), sizes, settled.precision, width)
+    return STRATEGIES[search.strategy](scores.ranked, search.fractions, evaluate), settled
+
+
+def search_rows(
+    stack: DecoderStack,
+    rows: Rows,
+    scores: Scores,
+    search: Search,
+    precision: Precision = "float32",
+    exact: Any = None,
+) -> tuple[pd.DataFrame, Settled]:
+    """`search_grid` on encoded rows, in memory; `exact` as for `Grid`."""
+    grid = Grid(stack, rows.encoded, rows.gold, scores.ranked, scores.projection, exact)
+    return search_grid(compute_here(grid), grid.sizes, scores, search, precision)
+
+
+def make_recipe(
+    grid: pd.DataFrame,
+    scores: Scores,
+    *,
+    by: Any = "accuracy",
+    model: str = "",
+    benchmark: str = "",
+    base_sha256: str | None = None,
+) -> Recipe:
+    """The recipe of the pair that `choose` takes from the grid.
+
+    Args:
+        by: the column of the grid that decides, `accuracy` or `exact_match`.
+        model: names of the model and the benchmark, for the reader of the recipe.
+        base_sha256: hash of the model's directory, without which the recipe applies to models in memory only.
+    """
+    chosen, trail = choose(grid, by)
+    unpruned = grid[grid.layer == UNPRUNED].iloc[0]
+    layers, width = scores.values.shape
+    layer, fraction = int(chosen["layer"]), float(chosen["fraction"])
+    return Recipe(
+        model=model,
+        benchmark=benchmark,
+        base_sha256=base_sha256,
+        projection=scores.projection,
+        layer=layer,
+        fraction=fraction,
+        layers=layers,
+        d_ff=width,
+        neurons=prominent_neurons(scores.ranked[layer], fraction).tolist(),
+        adaptation=AdaptationResult(
+            n=scores.header["n"],
+            accuracy=chosen["accuracy"],
+            margin=chosen["margin"],
+            base_accuracy=unpruned.accuracy,
+            base_margin=unpruned.margin,
+        ),
+        trail=trail,
+    )
+
+
+class _Worker(Protocol):
+    def compute(self, part: Any) -> Any: ...
+
+
+def compute_here(worker: _Worker) -> Run:
+    """Computes parts in this process, without a journal."""
+    return partial(_compute, worker)
+
+
+def _compute(worker: _Worker, parts: Sequence[Any], *, advance: Callable[[int], None] = _silently) -> dict[Any, Any]:
+    values = {}
+    for part in parts:
+        values[part] = worker.compute(part)
+        advance(1)
+    return values
+
+
+@dataclass
+class _Evaluate:
+    """What a strategy asks (`tasks.method.strategies.Evaluate`)."""
+
+    run: Callable[[Sequence[Part]], Mapping[Part, Value]]
+    sizes: Sequence[int]
+    precision: Precision
+    width: int
+
+    def __call__(self, pairs: Pairs, pack: int | None = None) -> pd.DataFrame:
+        parts = parts_of(pairs, len(self.sizes), self.precision)
+        wanted = [part for part in parts if pack in (None, part.pack)]
+        rows = sum(self.sizes) if pack is None else self.sizes[pack]
+        return assemble(self.run(wanted), rows, self.width)

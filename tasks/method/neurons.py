@@ -1,0 +1,31 @@
+"""Which neurons a fraction of a layer is."""
+
+import numpy as np
+
+
+def count(fraction: float, width: int) -> int:
+    """The number of neurons in a fraction of `width`: floor(fraction * width + 0.5). The paper leaves rounding open."""
+    return int(fraction * width + 0.5)
+
+
+def top_neurons(scores: np.ndarray, number: int) -> np.ndarray:
+    """The `number` neurons with the highest scores, best first, int64. Of equal ones, the lower index comes first.
+
+    Args:
+        scores: [width], one layer's `Scores.ranked`.
+    """
+    return np.argsort(-scores, kind="stable")[:number]
+
+
+def prominent_neurons(scores: np.ndarray, fraction: float) -> np.ndarray:
+    """The neurons that a (layer, fraction) silences: the highest-scoring `fraction` of a layer, int64, ascending.
+
+    Args:
+        scores: [width], one layer's `Scores.ranked`.
+    """
+    return np.sort(top_neurons(scores, count(fraction, len(scores))))
+
+
+def random_neurons(width: int, number: int, seed: int) -> np.ndarray:
+    """The paper's random control: `number` neurons drawn without replacement, int64, ascending."""
+    return np.sort(np.random.default_rng(seed).choice(width, number, replace=False))

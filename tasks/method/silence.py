@@ -1,0 +1,76 @@
+"""A recipe on a model in memory: its neurons' rows set to zero in the weights, and back."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tasks.method.recipe import Recipe
+from tasks.models.gated import gated_mlp
+from tasks.models.stack import DecoderStack, Projection
+from tasks.pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Neurons of one layer: what a `Recipe` says without where it comes from."""
+
+    layer: int
+    neurons: Sequence[int] | np.ndarray
+    projection: Projection = "gate_proj"
+
+
+@contextmanager
+def silenced(model: Any, *recipes: Recipe | Neurons) -> Iterator[None]:
+    """The model without the neurons of these recipes; afterwards its weights are as they were, bit for bit.
+
+    Several recipes on one model zero the rows of all of them; nothing guarantees that their gains add up.
+
+    Args:
+        model: a causal language model of `transformers`, or a `DecoderStack` of one.
+
+    Raises:
+        InputError: a recipe is for a model of another shape.
+
+    Example:
+        >>> with silenced(model, recipe):
+        ...     model.generate(**inputs)
+    """
+    with ExitStack() as undo:
+        for recipe in recipes:
+            undo.callback(silence(model, recipe))
+        yield
+
+
+def silence(model: Any, recipe: Recipe | Neurons) -> Callable[[], None]:
+    """Sets the rows of the recipe's neurons to zero in the weights of a model in memory.
+
+    The rows of gate_proj (or up_proj) of a gated MLP y = W_down (act(W_gate x) * W_up x) with act(0) = 0: the neuron is
+    silent. `DecoderStack.logits_without` computes the same without touching the weights.
+
+    Returns:
+        A function that puts the weights back.
+
+    Raises:
+        InputError: the recipe is for a model of another shape.
+    """
+    layers = model.layers if isinstance(model, DecoderStack) else list(model.get_decoder().layers)
+    if recipe.layer >= len(layers) or (isinstance(recipe, Recipe) and recipe.layers != len(layers)):
+        raise InputError("recipe", f"is for another model: layer {recipe.layer} of one with {len(layers)} layers")
+    mlp = gated_mlp(layers[recipe.layer], type(model).__name__)
+    rows = mlp.weight_rows(recipe.projection)
+    if isinstance(recipe, Recipe) and recipe.d_ff != len(rows):
+        raise InputError("recipe", f"is for another model: {recipe.projection} has {len(rows)} rows, not {recipe.d_ff}")
+    chosen = torch.as_tensor(np.asarray(recipe.neurons, dtype=np.int64), device=rows.device)
+    with torch.no_grad():
+        before = rows[chosen].clone()
+        rows[chosen] = 0
+
+    def undo() -> None:
+        with torch.no_grad():
+            rows[chosen] = before
+
+    return undo

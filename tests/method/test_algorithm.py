@@ -1,0 +1,98 @@
+"""Algorithm 1 in memory: the same bytes as the steps, and recipes that are applied and undone in the weights."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.method import Attribution, Search, adapt, silence, silenced
+from tasks.method.recipe import Recipe
+from tasks.method.silence import Neurons
+from tasks.models.gated import PROJECTIONS
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.errors import InputError
+from tests.comparison.grounds import assert_untouched, ground, state
+from tests.tiny import FAMILIES, rows, tiny_model, tiny_tokenizer
+
+EXAMPLES = [
+    {"prompt": f"a {word} film {number} :", "options": [" bad", " good"], "gold": number % 2}
+    for number, word in enumerate(["warm", "dull", "fine", "long", "cold", "short"])
+]
+QUICK = Attribution(quadrature="riemann_right", steps=2)
+
+
+@pytest.mark.parametrize("strategy", ["exhaustive", "coarse_to_fine", "layer_subset", "dropping"])
+def test_the_model_is_left_as_it_was(strategy):
+    given, _ = ground()
+    before = state(given.loaded.model)
+    search = Search(strategy=strategy, fractions=[0.1, 0.3])
+    found = adapt(given.loaded.model, given.loaded.tokenizer, EXAMPLES, attribution=QUICK, search=search)
+    assert_untouched(given.loaded.model, before)
+    assert found.recipe.adaptation.n == len(EXAMPLES)
+    order = np.argsort(-found.scores.ranked[found.recipe.layer], kind="stable")
+    assert found.recipe.neurons == sorted(order[: int(found.recipe.fraction * 48 + 0.5)].tolist())
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_flight_and_in_the_weights_give_the_same_logits(family, projection):
+    model = tiny_model(family)
+    stack = DecoderStack(model)
+    before = state(model)
+    sequence = [3, 17, 90, 41, 5, 8]
+    [packed] = stack.pack([[(sequence, [len(sequence) - 1])]])
+    neurons = np.random.default_rng(0).choice(stack.width(projection), 9, replace=False)
+    for layer in range(len(stack)):
+        [in_flight] = stack.logits_without(stack.clean(packed), layer, [np.sort(neurons)], projection)
+        naive = copy.deepcopy(model)
+        rows(naive, layer, projection)[torch.tensor(neurons)] = 0
+        with silenced(model, Neurons(layer, neurons, projection)):
+            in_weights = model(torch.tensor([sequence])).logits[0, -1]
+        torch.testing.assert_close(in_weights, naive(torch.tensor([sequence])).logits[0, -1], atol=0, rtol=0)
+        torch.testing.assert_close(in_flight[0, 0], in_weights, atol=2e-6, rtol=1e-5)  # Gemma: float32 softmax
+    assert_untouched(model, before)
+
+
+def test_silence_is_undone_bit_for_bit_also_after_an_exception():
+    model = tiny_model("phi3")
+    before = state(model)
+    undo = silence(model, Neurons(1, [0, 5], "up_proj"))
+    assert not rows(model, 1, "up_proj")[[0, 5]].any()
+    undo()
+    assert_untouched(model, before)
+
+    def interrupted():
+        with silenced(model, Neurons(0, [1]), Neurons(2, [3])):
+            assert not rows(model, 2)[3].any()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert_untouched(model, before)
+
+
+def test_recipes_on_the_same_rows_come_back_too():
+    model = tiny_model("llama")
+    before = state(model)
+    with silenced(model, Neurons(0, [1, 2]), Neurons(0, [2, 3])):
+        assert not rows(model, 0)[[1, 2, 3]].any()
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("change", [{"layers": 4}, {"d_ff": 64}, {"layer": 3, "layers": 4}])
+def test_a_recipe_for_a_model_of_another_shape_is_refused(change):
+    result = {"n": 6, "accuracy": 1.0, "margin": 1.0, "base_accuracy": 0.5, "base_margin": 0.1}
+    of = {"model": "m", "benchmark": "b", "layer": 1, "fraction": 0.1, "layers": 3, "d_ff": 48, "neurons": [1]}
+    recipe = Recipe.model_validate(of | {"adaptation": result, "trail": []} | change)
+    model = tiny_model("llama")
+    before = state(model)
+    with pytest.raises(InputError, match=r"^recipe: is for another model"), silenced(model, recipe):
+        pass
+    assert_untouched(model, before)
+
+
+def test_the_smallest_fraction_must_have_a_neuron():
+    given, _ = ground()
+    with pytest.raises(InputError, match=r"^search.fractions: 0.001 of 48 neurons is none"):
+        adapt(given.stack, tiny_tokenizer(), EXAMPLES, attribution=QUICK, search=Search(fractions=[0.001, 0.1]))
