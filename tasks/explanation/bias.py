@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
 
 from tasks.evidence.statistics import mcnemar, standard_error
 
@@ -40,12 +40,9 @@ def area_under_roc(margins: np.ndarray, gold: np.ndarray) -> float | None:
 
     No threshold and so no prior comes into it. None if the rows have one gold option only.
     """
-    positive = int(gold.sum())
-    negative = len(gold) - positive
-    if not positive or not negative:
+    if len(set(gold.tolist())) < 2:
         return None
-    ranks = rankdata(margins)[gold == 1].sum()
-    return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
+    return float(roc_auc_score(gold, margins))
 
 
 def compare(

@@ -9,12 +9,14 @@
 computes the parts of the work on several workers and keeps a journal.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import pandas as pd
+import torch
 
 from tasks.benchmarks.table import Rows, encode_rows
 from tasks.method.attribute import Part as Layers
@@ -71,7 +73,7 @@ def adapt(
     """Scores, grid and recipe for a model in memory, which stays as it is (2507.09185 Algorithm 1).
 
     Args:
-        model: a causal language model of `transformers` in float32 and eval mode, or a `DecoderStack` of one.
+        model: a causal language model of `transformers` in float32, or a `DecoderStack` of one.
         examples: rows with `prompt`, `options` (a list of texts) and `gold` (the index of the right one).
         attribution: by default adaptive integrated gradients, one layer's neurons on one path.
         search: by default every layer x 5, 10, .. 40 % of its neurons.
@@ -88,13 +90,33 @@ def adapt(
     """
     attribution, search = attribution or Attribution(), search or Search()
     stack = model if isinstance(model, DecoderStack) else DecoderStack(model)
+    if stack.model.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            "model", f"is in {stack.model.dtype}, which changes the ranking of neurons; load it in float32"
+        )
     table = examples if isinstance(examples, pd.DataFrame) else pd.DataFrame(list(examples))
     table = table if "id" in table else table.assign(id=[str(number) for number in range(1, len(table) + 1)])
     rows = encode_rows(table, tokenizer, stack.context)
 
-    scores = score_rows(stack, tokenizer, table, attribution)
-    grid, _ = search_rows(stack, rows, scores, search, precision)
+    with _no_gradients(stack.model):
+        scores = score_rows(stack, tokenizer, table, attribution)
+        grid, _ = search_rows(stack, rows, scores, search, precision)
     return Adapted(scores, grid, make_recipe(grid, scores))
+
+
+@contextmanager
+def _no_gradients(model: Any) -> Iterator[None]:
+    """The model in eval mode, its parameters without gradients, which would cost memory; then as it was."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    modules = [module for module in model.modules() if module.training]
+    model.requires_grad_(False).eval()
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad = True
+        for module in modules:
+            module.training = True
 
 
 def score_neurons(

@@ -1,6 +1,10 @@
 """Algorithm 1 in memory: the same bytes as the steps, and recipes that are applied and undone in the weights."""
 
 import copy
+import json
+import re
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from tasks.models.gated import PROJECTIONS
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.errors import InputError
 from tests.comparison.grounds import assert_untouched, ground, state
-from tests.tiny import FAMILIES, rows, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILIES, rows, save_tiny, tiny_model, tiny_tokenizer
 
 EXAMPLES = [
     {"prompt": f"a {word} film {number} :", "options": [" bad", " good"], "gold": number % 2}
@@ -96,3 +100,35 @@ def test_the_smallest_fraction_must_have_a_neuron():
     given, _ = ground()
     with pytest.raises(InputError, match=r"^search.fractions: 0.001 of 48 neurons is none"):
         adapt(given.stack, tiny_tokenizer(), EXAMPLES, attribution=QUICK, search=Search(fractions=[0.001, 0.1]))
+
+
+def test_the_program_in_the_readme(tmp_path, monkeypatch, capsys):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    [program] = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "adapt(" in code]
+    assert len(program.splitlines()) <= 12
+    save_tiny(tmp_path / "data/models/smollm2-135m-instruct")
+    cell = tmp_path / "data/cells/smollm2-135m-instruct/rotten_tomatoes"
+    cell.mkdir(parents=True)
+    (cell / "samples.jsonl").write_text("".join(json.dumps(example) + "\n" for example in EXAMPLES))
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # a program of ten lines leaves its file to be closed
+        exec(program, names)
+    assert capsys.readouterr().out.startswith("A warm film.")
+    assert names["found"].scores.values.shape == (3, 48)
+    assert len(names["found"].grid) == 1 + 3 * 8
+
+
+def test_gradients_and_training_mode_are_as_before():
+    model = tiny_model("llama", torch.float32).train()
+    model.lm_head.requires_grad_(True)
+    adapt(model, tiny_tokenizer(), EXAMPLES, attribution=QUICK, search=Search(fractions=[0.2]))
+    assert all(module.training for module in model.modules())
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["lm_head.weight"]
+
+
+def test_weights_in_bfloat16_are_refused():
+    model = tiny_model("llama", torch.bfloat16)
+    with pytest.raises(InputError, match=r"^model: is in torch.bfloat16"):
+        adapt(model, tiny_tokenizer(), EXAMPLES)
