@@ -100,4 +100,5 @@ def choose(grid: pd.DataFrame) -> tuple[dict[str, Any], list[Step]]:
         trail.append(Step(rule=rule, best=float(value), tied=len(left)))
         if len(left) == 1:
             break
-    return {str(name): value for name, value in left.iloc[0].items()}, trail
+    # Not iloc[0]: a row as a series is all floats, and its layer would be 4.0.
+    return {str(name): value for name, value in left.head(1).to_dict("records")[0].items()}, trail
