@@ -49,7 +49,7 @@ def sentences(cell: Cell) -> list[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, 400, 1280])
 def test_report(browser: Any, tmp_path: Path, scheme: str, width: int) -> None:
     cell = write_cell(tmp_path, text="{i} " + "unbreakable" * 60)
     report(cell)
@@ -67,11 +67,19 @@ def test_report(browser: Any, tmp_path: Path, scheme: str, width: int) -> None:
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert complaints == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+    for figure in page.locator("figure").all():
+        assert figure.evaluate(SMALLEST) >= 7.5, "the text of a figure is too small to read"
+        if width >= 400:
+            assert figure.evaluate("f => f.firstElementChild.scrollWidth <= f.firstElementChild.clientWidth"), "cropped"
     # Every text is far enough from what lies behind it (WCAG AA): the verdict and the captions stand for all.
     for selector in ("h1", "#verdict", "figcaption", "summary"):
         assert page.evaluate(CONTRAST, selector) >= 4.5, selector
     page.close()
 
+
+# Of the figure's texts, in pixels of the screen.
+SMALLEST = """figure => Math.min(...[...figure.querySelectorAll("text")].map(text =>
+  parseFloat(getComputedStyle(text).fontSize) * Math.hypot(text.getScreenCTM().c, text.getScreenCTM().d)))"""
 
 CONTRAST = """selector => {
   const light = text => {

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from tasks.evidence.reading import Evidence
-from tasks.evidence.statistics import standard_error
+from tasks.evidence.statistics import paired_interval, standard_error
 from tasks.evidence.style import ACCENT, INK, LINE, MUTED, STYLE, WARN, svg
 from tasks.method.scores import Scores
 
@@ -24,6 +24,7 @@ _LOW, _HIGH = "#d9650f", "#3b7cf0"  # orange and blue: told apart by every commo
 _DIVERGING = LinearSegmentedColormap.from_list(
     "diverging", [(0.0, to_rgba(_LOW, 1)), (0.5, to_rgba(_LOW, 0)), (0.5, to_rgba(_HIGH, 0)), (1.0, to_rgba(_HIGH, 1))]
 )
+WIDTH = 4.0  # inches: on a phone as wide as the page, with text of its size
 _BINS = 192  # columns of the score map: more than these a screen does not show
 
 
@@ -50,17 +51,30 @@ def figures(evidence: Evidence) -> dict[str, str]:
             chosen=chosen,
             best=(int(best["layer"]), float(best["fraction"])),
         )
-        found["transfer"] = transfer_figure(evidence.grid, evidence.transfer_grid, chosen=chosen)
+        for value in ("accuracy", "margin"):
+            found[f"transfer_{value}"] = transfer_figure(evidence.grid, evidence.transfer_grid, value, chosen=chosen)
     return found
 
 
+def difference_interval(evaluation: dict[str, Any]) -> tuple[float, float]:
+    """95 % interval of the accuracy of the pruned model minus that of the base model, on the same rows."""
+    n, pair = evaluation["n"], evaluation["comparisons"]["pruned_vs_base"]
+    both = sum(row[i] for i, row in enumerate(evaluation["systems"]["pruned"]["confusion"])) - pair["only_first"]
+    neither = n - both - pair["only_first"] - pair["only_second"]
+    return paired_interval(both, pair["only_first"], pair["only_second"], neither)
+
+
 def accuracy_figure(evaluation: dict[str, Any]) -> str:
-    """Accuracy of base, pruned and every random draw with one standard error, and of the majority answer."""
+    """Accuracy of base, pruned and every random draw, each with its standard error, and of the majority answer.
+
+    Below it the paired difference with its interval: the bars above belong to one system each, and both answer the
+    same rows, so that whether they overlap says little about the difference.
+    """
     systems, n = evaluation["systems"], evaluation["n"]
     draws = list(systems["random"]["by_seed"].values())
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(7.2, 1.9), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+        axes, lower = figure.subplots(2, 1, height_ratios=[3, 1])
         for y, name, colour in ((0, "base", INK), (1, "pruned", ACCENT)):
             system = systems[name]
             axes.errorbar(
@@ -72,14 +86,26 @@ def accuracy_figure(evaluation: dict[str, Any]) -> str:
         majority = max(sum(row) for row in systems["base"]["confusion"]) / n
         axes.axvline(majority, color=LINE, lw=1.2, ls=(0, (4, 3)), zorder=0)
         axes.annotate(
-            "majority answer", (majority, 1), (4, 0), xycoords=("data", "axes fraction"),
-            textcoords="offset points", va="top", fontsize=8, color=MUTED,
+            "majority answer", (majority, 1), (0, 2), xycoords=("data", "axes fraction"),
+            textcoords="offset points", ha="center", fontsize=8, color=MUTED,
         )  # fmt: skip
         axes.set_yticks([0, 1, 2], ["base", "pruned", "random"], fontsize=9)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
-        axes.set(ylim=(2.5, -0.7), xlabel=f"accuracy on {n} held-out rows (bars: one standard error)")
-        axes.spines["left"].set_visible(False)
+        axes.set(ylim=(2.5, -0.7), xlabel="accuracy (bars: ± one standard error)")
         axes.margins(x=0.12)
+        difference, (low, high) = (
+            evaluation["comparisons"]["pruned_vs_base"]["difference"],
+            difference_interval(evaluation),
+        )
+        lower.plot([low, high], [0, 0], color=ACCENT, lw=2)
+        lower.plot(difference, 0, "o", ms=8, color=ACCENT)
+        lower.axvline(0, color=LINE, lw=1.2, ls=(0, (4, 3)), zorder=0)
+        lower.set_yticks([0], ["pruned − base"], fontsize=9)
+        lower.set(ylim=(0.7, -0.7), xlabel="paired difference (bar: 95 % interval)")
+        lower.margins(x=0.12)
+        lower.tick_params(axis="y", length=0, labelcolor=INK)
+        for part in (axes, lower):
+            part.spines["left"].set_visible(False)
         return svg(figure, "accuracy")
 
 
@@ -92,6 +118,8 @@ def grid_figure(
     best: tuple[int, float] | None = None,
 ) -> str:
     """Layers x fractions, coloured by the difference from the unpruned model (the row with layer -1).
+
+    Pairs that a cheaper search did not look at stay blank.
 
     Args:
         grid: the columns of grid.parquet.
@@ -111,7 +139,8 @@ def grid_figure(
         norm = Normalize(base - span, base + span)
         image = axes.imshow(values, cmap=_DIVERGING, norm=norm, aspect="auto", interpolation="none")
         for (row, column), cell in np.ndenumerate(values):
-            axes.text(column, row, _short(cell, value), ha="center", va="center", fontsize=7)
+            if not np.isnan(cell):
+                axes.text(column, row, _short(cell, value), ha="center", va="center", fontsize=8)
         for pair, style in ((best, (0, (2, 1.5))), (chosen, "-")):
             if pair is not None:
                 x, y = table.columns.tolist().index(pair[1]), table.index.tolist().index(pair[0])  # type: ignore[arg-type]
@@ -140,7 +169,7 @@ def scores_figure(scores: Scores, *, layer: int, pruned: int) -> str:
     binned = np.stack([part.mean(axis=1) for part in np.array_split(ordered, min(_BINS, d_ff), axis=1)], axis=1)
     top = float(np.abs(binned).max()) or 1.0
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(7.2, max(2.2, 0.13 * layers + 1.1)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, max(2.2, 0.13 * layers + 1.1)), layout="constrained")
         axes = figure.subplots()
         norm = SymLogNorm(linthresh=top / 1000, vmin=-top, vmax=top)
         image = axes.imshow(
@@ -167,7 +196,7 @@ def completeness_figure(scores: Scores) -> str:
     bad = np.isin(layers, scores.unconverged)
     tolerance = scores.header.get("tolerance")
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
         upper.vlines(layers, 1e-6, gaps, color=LINE, lw=1)
         upper.plot(layers[~bad], gaps[~bad], "o", ms=5, color=ACCENT)
@@ -190,14 +219,13 @@ def completeness_figure(scores: Scores) -> str:
         return svg(figure, "completeness")
 
 
-def transfer_figure(grid: pd.DataFrame, transfer_grid: pd.DataFrame, *, chosen: tuple[int, float]) -> str:
-    """Adaptation against test, one point a (layer, fraction) pair: accuracy (area: how many) and mean gold margin."""
+def transfer_figure(grid: pd.DataFrame, transfer_grid: pd.DataFrame, value: str, *, chosen: tuple[int, float]) -> str:
+    """Accuracy or margin, adaptation set against test rows; one point a (layer, fraction) pair, its area: how many."""
     both = grid.merge(transfer_grid, on=["layer", "fraction"], suffixes=("_adaptation", "_test"))
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(7.2, 3.3), layout="constrained")
-        for axes, value in zip(figure.subplots(1, 2), ("accuracy", "margin"), strict=True):
-            _scatter(axes, both, value, chosen)
-        return svg(figure, "transfer")
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+        _scatter(figure.subplots(), both, value, chosen)
+        return svg(figure, f"transfer_{value}")
 
 
 def _scatter(axes: Axes, both: pd.DataFrame, value: str, chosen: tuple[int, float]) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from tasks.evidence import verdict as words
-from tasks.evidence.figures import figures
+from tasks.evidence.figures import difference_interval, figures
 from tasks.evidence.reading import Evidence, read_evidence
 from tasks.evidence.statistics import spearman
 from tasks.evidence.templates import templates
@@ -46,11 +46,13 @@ def _context(cell: Cell, evidence: Evidence) -> dict[str, Any]:
         "evaluation": evaluation,
         "systems": evaluation["systems"],
         "versus_base": evaluation["comparisons"]["pruned_vs_base"],
+        "interval": difference_interval(evaluation),
         "versus_random": evaluation["comparisons"]["pruned_vs_random"],
         "verdict": words.verdict(pruned, evaluation),
         "notes": words.notes(evaluation),
         "trail": words.trail(pruned, pairs),
         "pairs": pairs,
+        "blank": pairs < evidence.grid.layer[evidence.grid.layer >= 0].nunique() * len(cell.settings.search.fractions),
         "options": names,
         "gold": [sum(row) for row in evaluation["systems"]["base"]["confusion"]],
         "figures": {name: Markup(svg) for name, svg in figures(evidence).items()},

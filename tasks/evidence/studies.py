@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from tasks.evidence.style import ACCENT, INK, LINE, MUTED, STYLE, svg
 from tasks.evidence.verdict import p_value
 
+BARS = "bars: one standard error of each alone"
 SHORT = 46  # characters of a label on a plot
 
 
@@ -59,7 +60,7 @@ def plot(result: dict[str, Any], *, x: str) -> str:
                     yerr=[record["stderr"] or 0 for record in of_group],
                     fmt=mark, color=colour, ecolor=colour, ms=5, lw=1.5, elinewidth=1, label=group,
                 )  # fmt: skip
-            axes.set(xlabel=x, ylabel=result["unit"])
+            axes.set(xlabel=f"{x} ({BARS})", ylabel=result["unit"])
             if len(groups) > 1:
                 axes.legend(frameon=False, fontsize=8)
         else:
@@ -72,7 +73,7 @@ def plot(result: dict[str, Any], *, x: str) -> str:
                 axes.axvline(records[0]["value"], color=LINE, lw=1.2, ls=(0, (4, 3)), zorder=0)
             axes.set_yticks(range(len(records)), [_cut(record["label"]) for record in records], fontsize=8)
             axes.tick_params(axis="y", length=0, labelcolor=INK)
-            axes.set(ylim=(len(records) - 0.4, -0.6), xlabel=f"{result['unit']} (bars: one standard error)")
+            axes.set(ylim=(len(records) - 0.4, -0.6), xlabel=f"{result['unit']} ({BARS})")
             axes.spines["left"].set_visible(False)
         axes.margins(x=0.06)
         return svg(figure, f"study_{result['study']}")

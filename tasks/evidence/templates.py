@@ -20,5 +20,14 @@ def templates(*folders: Path) -> jinja2.Environment:
     )
     environment.filters |= {"signed": words.signed, "p_value": words.p_value, "percent": words.percent}
     environment.filters |= {"minus": lambda text: str(text).replace("-", "−"), "counted": words.counted}
+    environment.filters |= {"width": width}
     environment.filters |= {"tight": lambda text: re.sub(r"(±|=|<) |(p) (?=[=<])", "\\1\\2\u00a0", text)}
     return environment
+
+
+def width(svg: str) -> int:
+    """Pixels that a figure of `tasks.evidence.style.svg` is wide where its text has its own size."""
+    found = re.search(r'<svg [^>]*\bwidth="([\d.]+)pt"', svg)
+    if found is None:
+        raise ValueError("not a figure with a width in points")
+    return round(float(found[1]) * 4 / 3)

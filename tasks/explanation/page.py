@@ -8,6 +8,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from tasks.evidence import verdict as words
+from tasks.evidence.figures import WIDTH
 from tasks.evidence.style import ACCENT, INK, LINE, MUTED, STYLE, svg
 from tasks.evidence.templates import templates
 from tasks.explanation.bias import CALIBRATED, ORACLE
@@ -135,7 +136,7 @@ def two(value: float | None) -> str:
 def reliability_figure(calibration: dict[str, Any]) -> str:
     """Accuracy against confidence by bin (area: rows), and how many rows each bin holds, before and after."""
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(7.2, 3.9), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[3, 1])
         for column, (name, colour) in enumerate((("base", INK), ("pruned", ACCENT))):
             bins = [one for one in calibration[name]["bins"] if one["n"]]
@@ -150,7 +151,7 @@ def reliability_figure(calibration: dict[str, Any]) -> str:
             upper.set(xlim=(0, 1), ylim=(-0.03, 1.03), title=f"{name}: ECE {calibration[name]['ece']:.3f}")
             middles = [(b["low"] + b["high"]) / 2 for b in calibration[name]["bins"]]
             lower.bar(middles, [b["n"] for b in calibration[name]["bins"]], width=0.09, color=colour)
-            lower.set(xlabel="probability of the answer, among the options")
+        figure.supxlabel("probability of the answer, among the options", fontsize=9, color=MUTED)
         axes[0, 0].set_ylabel("accuracy")
         axes[1, 0].set_ylabel("rows")
         return svg(figure, "reliability")

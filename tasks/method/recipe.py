@@ -109,4 +109,5 @@ def choose(
         trail.append(Step(rule=rule, best=float(value), tied=len(left)))
         if len(left) == 1:
             break
-    return {str(name): value for name, value in left.iloc[0].items()}, trail
+    # Not iloc[0]: a row as a series is all floats, and its layer would be 4.0.
+    return {str(name): value for name, value in left.head(1).to_dict("records")[0].items()}, trail

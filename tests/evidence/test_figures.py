@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.evidence.figures import figures, grid_figure, scores_figure
+from tasks.evidence.figures import difference_interval, figures, grid_figure, scores_figure
 from tasks.evidence.reading import Evidence, read_evidence
+from tasks.evidence.statistics import paired_interval
 from tasks.method.scores import Scores
 from tests.cells import write_cell
 
@@ -27,7 +28,7 @@ def drawn(evidence: Evidence) -> dict[str, str]:
 
 
 def test_every_figure_is_there_and_the_same_again(evidence: Evidence, drawn: dict[str, str]) -> None:
-    assert set(drawn) == ALWAYS | {"grid_transfer", "transfer"}
+    assert set(drawn) == ALWAYS | {"grid_transfer", "transfer_accuracy", "transfer_margin"}
     assert figures(evidence) == drawn
 
 
@@ -62,6 +63,25 @@ def test_grid_shows_its_numbers(evidence: Evidence, drawn: dict[str, str]) -> No
     pairs = evidence.grid[evidence.grid.layer >= 0]
     assert sum(re.fullmatch(r"\.\d|0|1", text) is not None for text in texts) >= len(pairs)
     assert "unpruned: .6" in texts
+
+
+def test_pairs_that_were_not_looked_at_stay_blank(evidence: Evidence) -> None:
+    grid = evidence.grid
+    few = grid[(grid.layer < 0) | (grid.layer % 2 == 0) | (grid.fraction == 0.05)]
+    texts = re.findall(r">([^<>\s][^<>]*)</text>", grid_figure(few, "margin", "few", chosen=(2, 0.1)))
+    assert "nan" not in texts
+    assert set("012345") <= set(texts)  # the layers
+
+
+def test_the_paired_difference_is_drawn_with_its_interval(evidence: Evidence, drawn: dict[str, str]) -> None:
+    right = {name: evidence.predictions[name] == evidence.predictions["gold"] for name in ("base", "pruned")}
+    low, high = difference_interval(evidence.evaluation)
+    assert low < right["pruned"].mean() - right["base"].mean() < high
+    first, second = right["pruned"], right["base"]
+    table = (first & second, first & ~second, ~first & second, ~first & ~second)
+    assert (low, high) == paired_interval(*(int(which.sum()) for which in table))
+    for text in ("pruned − base", "accuracy (bars: ± one standard error)", "paired difference (bar: 95 % interval)"):
+        assert text in drawn["accuracy"]
 
 
 def test_a_grid_without_any_difference_is_drawn(evidence: Evidence) -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tasks.evidence.figures import difference_interval
 from tasks.evidence.report import render
-from tasks.evidence.verdict import verdict
+from tasks.evidence.verdict import signed, verdict
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import read_json, write_json
+from tasks.pipeline.files import read_json, write_json, write_parquet
 from tasks.report import report
 from tests.cells import write_cell
 
@@ -193,6 +195,25 @@ def test_scores_of_another_kind_are_called_what_they_are(cell: Cell) -> None:
         assert words in shown(layered, path=path, method=method, target="max_logit")
 
 
+def test_a_cheaper_search_leaves_blanks_in_the_map_and_no_decimals_in_layers(cell: Cell) -> None:
+    grid = pd.read_parquet(cell.grid)
+    write_parquet(cell.grid, grid[(grid.layer < 3) | (grid.fraction == 0.05)])
+    text = render(cell)
+    assert ">nan<" not in text
+    assert "Blank: pairs that the search ( exhaustive ) did not look at." in plain(text)
+    assert not re.search(r"layer \d+\.\d", plain(text))
+    assert "Cheaper searches" not in plain(text)
+
+
+def test_the_paired_difference_has_an_interval_and_the_bars_are_said(cell: Cell) -> None:
+    evaluation = read_json(cell.evaluation)
+    low, high = difference_interval(evaluation)
+    shown = plain(render(cell))
+    assert shown.count(f"{signed(low)} to {signed(high)}") == 2  # the tile, the caption
+    assert "one standard error of that system alone, not of a difference" in shown
+    assert "95 % confidence interval" in shown
+
+
 def test_a_missing_file_is_named(cell: Cell) -> None:
     cell.transfer.unlink()
     with pytest.raises(InputError, match=r"tiny-reviews: transfer.json is not there"):
@@ -204,5 +225,6 @@ def test_the_report_says_what_cheaper_searches_would_have_chosen(tmp_path):
     text = render(write_cell(tmp_path))
     for name in ("exhaustive", "coarse_to_fine", "layer_subset"):
         assert f"<code>{name}</code>" in text
+    assert not re.search(r"layer \d+\.", plain(text))
     assert "Regret, test rows" in text
     assert "99.85 % of 3840 predictions" in text

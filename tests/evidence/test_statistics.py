@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tasks.evidence.statistics import mcnemar, spearman, standard_error
+from tasks.evidence.statistics import mcnemar, paired_interval, spearman, standard_error
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,45 @@ def test_mcnemar_by_hand() -> None:
 @pytest.mark.parametrize(("b", "c", "p"), [(0, 0, 1.0), (3, 3, 1.0), (1, 0, 1.0), (10, 0, 2 / 1024), (0, 10, 2 / 1024)])
 def test_mcnemar_p(b: int, c: int, p: float) -> None:
     assert mcnemar(*pairs(7, b, c, 7))["p"] == pytest.approx(p)
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+    """The ends by the formula, with z = Phi^-1(0.975)."""
+    z, p = 1.959963984540054, k / n
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (p + z * z / (2 * n) - half) / (1 + z * z / n), (p + z * z / (2 * n) + half) / (1 + z * z / n)
+
+
+def test_paired_interval_by_hand() -> None:
+    """Newcombe 1998, table II: of 50 pairs (36, 12, 2, 0) the difference 0.20 has the interval 0.0569 to 0.3404."""
+    assert paired_interval(36, 12, 2, 0) == (pytest.approx(0.0569, abs=5e-5), pytest.approx(0.3404, abs=5e-5))
+
+
+def test_paired_interval_joins_two_wilson_intervals_by_phi() -> None:
+    """a d - b c = 30 * 20 - 8 * 2 = 584, less n / 2 = 30, over sqrt(38 * 22 * 32 * 28)."""
+    phi = (584 - 30) / math.sqrt(38 * 22 * 32 * 28)
+    (l1, u1), (l2, u2) = wilson(38, 60), wilson(32, 60)
+    p, q = 38 / 60, 32 / 60
+    low = 0.1 - math.sqrt((p - l1) ** 2 - 2 * phi * (p - l1) * (u2 - q) + (u2 - q) ** 2)
+    high = 0.1 + math.sqrt((u1 - p) ** 2 - 2 * phi * (u1 - p) * (q - l2) + (q - l2) ** 2)
+    assert paired_interval(30, 8, 2, 20) == (pytest.approx(low, abs=1e-12), pytest.approx(high, abs=1e-12))
+
+
+@given(st.tuples(*[st.integers(0, 40)] * 4).filter(any))
+def test_paired_interval_holds_the_difference_and_mirrors(table: tuple[int, int, int, int]) -> None:
+    both, first, second, neither = table
+    low, high = paired_interval(both, first, second, neither)
+    assert low + 1e-12 >= -1
+    assert high <= 1 + 1e-12
+    assert low < (first - second) / sum(table) + 1e-12
+    assert (first - second) / sum(table) < high + 1e-12
+    assert high - low > 0  # also where the two never disagree
+    assert paired_interval(both, second, first, neither) == (pytest.approx(-high), pytest.approx(-low))
+
+
+def test_no_rows_no_interval() -> None:
+    with pytest.raises(ValueError, match="no rows"):
+        paired_interval(0, 0, 0, 0)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))

@@ -42,6 +42,7 @@ def frame(*rows):
 def test_tie_break(rows, chosen, trail):
     row, steps = choose(frame(*rows))
     assert (row["layer"], row["fraction"]) == chosen
+    assert (type(row["layer"]), type(row["neurons"])) == (int, int)
     assert [step.tied for step in steps] == trail
     rules = ["accuracy", "mean gold margin", "smaller fraction", "lower layer"]
     assert [step.rule for step in steps] == rules[: len(trail)]
