@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from filelock import FileLock, Timeout
@@ -233,16 +234,26 @@ def run_action(step: str, model: str, benchmark: str) -> str:
 
 
 def show(cell: Cell, result: Result) -> None:
-    """The result as a Prefect artifact: table and links."""
-    uri = tracking_uri(cell.root)
-    mlflow = f"[{uri}]({uri})" if uri.startswith("http") else f"`{uri}` (see it with `dsm ui`)"
+    """The result as a Prefect artifact: the table, and where the rest is."""
     create_markdown_artifact(
         key=f"{cell.model}-{cell.benchmark}".lower().replace("_", "-"),
         description=f"{cell.model} on {cell.benchmark}",
         markdown=f"{as_markdown([result])}\n\n"
         f"± standard error; p: exact McNemar test, pruned against base; random: mean over "
-        f"{result.random_seeds} seeds\n\n"
-        f"- report: [{cell.report}]({cell.report.as_uri()})\n"
-        f"- recipe: [{cell.pruned}]({cell.pruned.as_uri()})\n"
-        f"- MLflow: {mlflow}\n",
+        f"{result.random_seeds} seeds\n\n{what_there_is(cell)}",
+    )
+
+
+def what_there_is(cell: Cell) -> str:
+    """A list in Markdown: files as plain paths, since no browser follows a `file:` link from Prefect's pages."""
+    uri = urlsplit(tracking_uri(cell.root))
+    registered = f"see it with `dsm ui`, as {cell.name}"
+    if uri.scheme in ("http", "https"):
+        address = f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}{uri.path.rstrip('/')}"  # without a password
+        registered = f"[{cell.name}]({address}/#/models/{cell.name})"
+    return (
+        f"- report: `{cell.report}`\n"
+        f"- recipe: `{cell.pruned}`\n"
+        f"- weights: `dsm export --model {cell.model} --benchmark {cell.benchmark} --out DIR`\n"
+        f"- MLflow: {registered}\n"
     )

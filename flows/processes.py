@@ -1,5 +1,6 @@
 """Child processes that are never left behind: each in a session of its own, ended as a whole group."""
 
+import codecs
 import errno
 import fcntl
 import os
@@ -24,6 +25,7 @@ from flows.environment import child_environment
 SIGNALS = ((signal.SIGINT, 5.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 10.0))  # and the seconds each is given
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours and cursor movements
+UNFINISHED = re.compile(r"\x1b(\[[0-9;?]*)?\Z")
 
 SHOW_CURSOR = b"\x1b[?25h"
 
@@ -175,30 +177,76 @@ def _read(
     source: int, lines: list[str], line: Callable[[str], None], show: Callable[[bytes], None] | None = None
 ) -> None:
     """Splits a stream into `lines`; each goes to `line`, or raw to `show`, which gets unfinished lines too."""
-    rest = b""  # of the line not yet ended
-    shown = 0  # how much of it
-    while data := _more(source):
-        *whole, rest_now = (rest + data).split(b"\n")
-        for raw in whole:
-            text = _text(raw)
-            lines.append(text)
-            if not HELD_BACK.match(text):
-                if show:
-                    show(raw[shown:] + b"\n")
-                else:
-                    line(text)
-            shown = 0
-        rest = rest_now
-        if show and shown < len(rest) and len(_text(rest)) >= LONGEST_PREFIX and not HELD_BACK.match(_text(rest)):
-            show(rest[shown:])
-            shown = len(rest)
-    if rest:
-        lines.append(_text(rest))
-        if not HELD_BACK.match(lines[-1]):
+    current = _Line()
+    hidden = bytearray()  # what `show` has not been given yet: it may begin an error line
+
+    def take(raw: bytes) -> None:
+        current.add(raw)
+        if show:
+            hidden.extend(raw)
+
+    def end(newline: bytes) -> None:
+        text = current.text()
+        lines.append(text)
+        if not HELD_BACK.match(text):
             if show:
-                show(rest[shown:])
+                show(bytes(hidden) + newline)
             else:
-                line(lines[-1])
+                line(text)
+        hidden.clear()
+
+    while data := _more(source):
+        *ended, open_end = data.split(b"\n")
+        for raw in ended:
+            take(raw)
+            end(b"\n")
+            current = _Line()
+        take(open_end)
+        if show and hidden and len(current.start()) >= LONGEST_PREFIX and not HELD_BACK.match(current.start()):
+            show(bytes(hidden))
+            hidden.clear()
+    if current.begun:
+        end(b"")
+
+
+class _Line:
+    """A line that comes in pieces: what a terminal shows of it.
+
+    Each byte is decoded once and only what the last carriage return left visible is kept: a progress bar is one line of
+    many thousand refreshes.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._unfinished = ""  # a control sequence whose end has not come yet
+        self._before = ""  # what the last carriage return was given after; shown until something follows it
+        self._parts: list[str] = []  # what followed
+        self._start = ""  # of it, as much as tells an error line
+
+    def add(self, data: bytes, final: bool = False) -> None:
+        self.begun = self.begun or bool(data)
+        text = self._unfinished + self._decoder.decode(data, final)
+        unfinished = None if final else UNFINISHED.search(text)
+        self._unfinished = unfinished[0] if unfinished else ""
+        text = CONTROL.sub("", text.removesuffix(self._unfinished))
+        *ended, last = text.split("\r")
+        if ended:
+            ended[0] = "".join([*self._parts, ended[0]])
+            self._before = next(filter(None, reversed(ended)), self._before)
+            self._parts, self._start = [], ""
+        self._parts.append(last)
+        if len(self._start) < LONGEST_PREFIX:
+            self._start += last[:LONGEST_PREFIX]
+
+    def start(self) -> str:
+        """The first characters of what is visible now."""
+        return self._start or self._before
+
+    def text(self) -> str:
+        """What is visible in the end."""
+        self.add(b"", final=True)
+        return "".join(self._parts) or self._before
 
 
 def _more(source: int) -> bytes:
@@ -212,8 +260,3 @@ def _more(source: int) -> bytes:
 
 def _ignore(text: str) -> None:
     pass
-
-
-def _text(raw: bytes) -> str:
-    """What a terminal would show of the line in the end."""
-    return CONTROL.sub("", raw.decode(errors="replace")).rstrip("\r").rsplit("\r", 1)[-1]

@@ -1,5 +1,6 @@
 """What a person sees, in a real browser: the report, and the tracker's pages of a registered cell."""
 
+import json
 import os
 import shutil
 import socket
@@ -10,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,6 +22,7 @@ from tasks.register import FLOW
 from tasks.registry import tracking_uri
 from tasks.report import report
 from tests.cells import servable_cell, write_cell
+from tests.servers import Server, free_port
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(
@@ -142,6 +145,8 @@ def test_tracker_shows_the_run_its_metrics_and_the_model(browser: Any, tracked: 
     address, cell = tracked
     page = browser.new_page(viewport={"width": 1500, "height": 1200})
     page.set_default_timeout(PATIENCE)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     page.goto(f"{address}/#/experiments/1/runs?workflowType=machine_learning")
     flow = page.get_by_role("link", name=FLOW_RUN).first
     flow.wait_for()
@@ -161,4 +166,41 @@ def test_tracker_shows_the_run_its_metrics_and_the_model(browser: Any, tracked: 
     page.get_by_role("link", name=cell.name).last.click()  # the registered model
     page.get_by_text("@ challenger").first.wait_for()
     page.get_by_text(sentences(cell)[1]).first.wait_for()
+    assert elsewhere(asked) == set()
     page.close()
+
+
+def elsewhere(asked: list[str]) -> set[str | None]:
+    """The hosts of these addresses that are not this machine."""
+    return {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} - {"127.0.0.1"}
+
+
+def test_prefects_pages_ask_no_other_host(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server as docs/operations.md starts it, in a directory with the project's settings; no variable helps."""
+    for name in [name for name in os.environ if name.startswith("PREFECT_")] + ["DO_NOT_TRACK"]:
+        monkeypatch.delenv(name, raising=False)
+    shutil.copy(Path(__file__).parents[1] / "pyproject.toml", tmp_path)
+    port = free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    home, ours = str(tmp_path / "prefect"), f"http://127.0.0.1:{port}/api"
+    server = Server(
+        command, port=port, alive="/api/health", where=tmp_path, PREFECT_HOME=home, PREFECT_UI_API_URL=ours,
+        DO_NOT_TRACK="0",
+    )  # fmt: skip
+    asked: list[str] = []
+    try:
+        with urllib.request.urlopen(f"{ours}/admin/settings", timeout=30) as settings:
+            assert json.load(settings)["server"]["analytics_enabled"] is False
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("request", lambda request: asked.append(request.url))
+        for path in ("/", "/runs", "/deployments"):
+            page.goto(server.address + path)
+            page.wait_for_load_state("networkidle")
+            assert "/v2" not in page.url
+        page.get_by_text("Deployments").first.wait_for()
+        page.close()
+    finally:
+        server.end()
+    assert any(url.startswith(ours) for url in asked)
+    assert elsewhere(asked) == set()

@@ -31,8 +31,8 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
         now = time.monotonic()
         if now - last >= EVERY and done < total:
             last = now
-            to_go = (now - start) / done * (total - done)
-            print(f"{description}: {done}/{total}, about {to_go:.0f} s to go", file=sys.stderr, flush=True)
+            to_go = f", about {(now - start) / done * (total - done):.0f} s to go" if done else ""
+            print(f"{description}: {done}/{total}{to_go}", file=sys.stderr, flush=True)
 
     yield advance
     print(f"{description}: {done}/{total} in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)

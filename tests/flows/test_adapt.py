@@ -8,6 +8,7 @@ import pytest
 
 from flows.environment import prepare
 from flows.stages import STEPS, Busy, StepFailed
+from tasks.pipeline.cell import open_cell
 from tasks.pipeline.errors import InputError
 from tests.flows.project import cell_project, ran
 
@@ -72,7 +73,33 @@ def test_the_flow_runs_what_is_stale_and_shows_it(
     shown = [artifact["data"] for artifact in artifacts if artifact["key"] == "tiny-reviews"]
     assert len(shown) == 2
     assert f"{result.pruned:.3f}" in shown[-1]
-    assert "report.html" in shown[-1]
+    assert f"`{project / 'data/cells/tiny/reviews/report.html'}`" in shown[-1]
+    assert "file:" not in shown[-1]  # a browser follows no such link from a page that came over http
+    assert "](" not in shown[-1]  # without a tracking server there is nothing to link to
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        (None, "see it with `dsm ui`"),
+        ("http://127.0.0.1:5000/", "[tiny-reviews](http://127.0.0.1:5000/#/models/tiny-reviews)"),
+        ("http://me:secret@tracker:5000", "[tiny-reviews](http://tracker:5000/#/models/tiny-reviews)"),
+        ("postgresql://me:secret@tracker/mlflow", "see it with `dsm ui`"),
+    ],
+)
+def test_the_artifact_has_no_link_that_leads_nowhere(
+    project: Path, monkeypatch: pytest.MonkeyPatch, uri: str | None, told: str
+) -> None:
+    from flows.adapt import what_there_is
+
+    if uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    cell_project(project)
+    text = what_there_is(open_cell("tiny", "reviews"))
+    assert told in text
+    assert "`dsm export --model tiny --benchmark reviews --out DIR`" in text
+    assert "secret" not in text
+    assert "file:" not in text
 
 
 @pytest.mark.usefixtures("_prefect")

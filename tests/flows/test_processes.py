@@ -1,11 +1,18 @@
 """What the person at a terminal sees of a child process; how children end is in test_stages."""
 
+import itertools
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows import processes
 from flows.processes import run
 from tests.flows.project import REAL
 
@@ -66,3 +73,73 @@ def test_elsewhere_every_line_but_errors_is_told(project: Path) -> None:
     finished = run([sys.executable, "child.py"], cwd=project, timeout=30, line=told.append)
     assert sorted(told) == ["on stdout", "search  20 %", "the end"]
     assert finished.stderr[1] == "error: model: bad"
+
+
+def read(chunks: list[bytes], *, terminal: bool) -> tuple[list[str], bytes, list[str]]:
+    """The lines of a stream that comes in these chunks; what a terminal was shown of it; which lines were told."""
+    lines: list[str] = []
+    told: list[str] = []
+    shown: list[bytes] = []
+    coming = iter([*chunks, b""])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "_more", lambda source: next(coming))
+        processes._read(0, lines, told.append, shown.append if terminal else None)
+    return lines, b"".join(shown), told
+
+
+def in_the_end(raw: bytes) -> str:
+    """What a terminal shows of a whole line."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw.decode(errors="replace")).rstrip("\r").rsplit("\r", 1)[-1]
+
+
+PIECES = [
+    b"\r",
+    b"\r",
+    b"\n",
+    b"\n",
+    b"ab",
+    b"error: x",
+    b"ERROR: ",
+    b"err",
+    b"or: y",
+    "\u00e9\u2501".encode(),
+    b"\xff",
+]
+PIECES += [b"\x1b[31m", b"\x1b[2K", b"\x1b", b"[", b"1;", b"K", b"seven l"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=20).map(b"".join), st.data())
+def test_how_a_stream_is_cut_changes_no_line(stream: bytes, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=10)))
+    chunks = [stream[a:b] for a, b in itertools.pairwise([0, *cuts, len(stream)]) if a < b]
+    *whole, last = stream.split(b"\n")
+    expected = [in_the_end(raw) for raw in (*whole, *([last] if last else []))]
+    lines, _, told = read(chunks, terminal=False)
+    assert lines == expected
+    assert told == [line for line in expected if not line.startswith(("error: ", "ERROR: "))]
+    lines, shown, _ = read(chunks, terminal=True)
+    assert lines == expected
+    if b"r" not in stream.lower():  # no error line: everything is shown as it is
+        assert shown == stream
+
+
+@pytest.mark.parametrize("end", [b"\r", b"\x1b[2K\r", b"\r\x1b[K", b""])  # b"": dots, one after the other
+@pytest.mark.parametrize("terminal", [True, False])
+def test_each_refresh_of_a_bar_is_decoded_once(monkeypatch: pytest.MonkeyPatch, end: bytes, terminal: bool) -> None:
+    decoded = 0
+
+    class Counting:
+        def sub(self, by: str, text: str) -> str:
+            nonlocal decoded
+            decoded += len(text)
+            return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", by, text)
+
+    monkeypatch.setattr(processes, "CONTROL", Counting())
+    # The work of the first 2,000 refreshes tells quadratic from linear; the other 98,000 are for a linear one only.
+    for count in (2_000, 100_000):
+        decoded = 0
+        chunks = [end + f"search {n:6d}".encode() for n in range(count)]
+        lines, shown, _ = read(chunks, terminal=terminal)
+        assert decoded <= 2 * sum(map(len, chunks))
+        assert lines == [f"search {count - 1:6d}" if end else b"".join(chunks).decode()]
+        assert shown == (b"".join(chunks) if terminal else b"")
