@@ -225,20 +225,26 @@ def validate() -> None:
 
 @app.command()
 def verify() -> None:
-    """Hash all results and models, and their copies in DVC's cache: do they have the bytes of dvc.lock?"""
-    from flows.integrity import damaged_in_cache, is_altered, outputs_of
+    """Hash all results and models, and their copies in DVC's cache: do they have the bytes of dvc.lock?
+
+    Ends with 1 where a file is damaged or is in neither place, and where there is nothing to verify.
+    """
+    from flows.integrity import look_at, outputs_of, summary
     from flows.stages import StepFailed, cache_directory
 
     root = Path.cwd()
     outputs = outputs_of(None, root)
+    if not outputs:  # not 0: nothing was found to be whole
+        raise StepFailed("verify", "there is nothing to verify: dvc.lock names no outputs; `dsm run` makes some")
     cache = cache_directory(root)
-    found = [root / output.path for output in outputs if is_altered(output, root)]
-    found += [path for output in outputs for path in damaged_in_cache(output, cache)]
-    for path in found:
-        print(path)
-    if found:
-        raise StepFailed("verify", f"{len(found)} of these have other bytes than dvc.lock says; remove them")
-    print(f"{len(outputs)} outputs have the bytes that dvc.lock says")
+    found = []
+    for output in outputs:
+        found.append(look_at(output, root, cache))
+        for line in found[-1].lines():
+            print(line)
+    if any(one.damaged or one.lost for one in found):
+        raise StepFailed("verify", summary(found))
+    print(summary(found))
 
 
 @benchmarks.command("ls")

@@ -8,11 +8,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import yaml
+from tasks.pipeline.errors import InputError
+from tasks.pipeline.yamltext import read_yaml
 
+LOCK = "dvc.lock"
 DIRECTORY = ".dir"
 
 
@@ -26,11 +29,21 @@ class Output:
 
 def outputs_of(stages: Sequence[str] | None, root: Path) -> list[Output]:
     """The outputs of these stages that dvc.lock knows; None: of all."""
-    path = root / "dvc.lock"
-    lock = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
-    locked = (lock or {}).get("stages") or {}
+    locked = _locked(root)
     names = list(locked) if stages is None else [stage for stage in stages if stage in locked]
-    return [Output(out["path"], out["md5"]) for name in names for out in locked[name].get("outs", ())]
+    try:
+        return [Output(str(out["path"]), str(out["md5"])) for name in names for out in locked[name].get("outs", ())]
+    except (AttributeError, KeyError, TypeError):
+        raise InputError(LOCK, "holds a stage whose outs have no path and md5; take it from git again") from None
+
+
+def _locked(root: Path) -> dict[str, Any]:
+    path = root / LOCK
+    lock = read_yaml(path.read_text(encoding="utf-8"), field=LOCK) if path.exists() else None
+    stages = lock.get("stages") or {} if isinstance(lock, dict) else {} if lock is None else None
+    if not isinstance(stages, dict):
+        raise InputError(LOCK, "holds no mapping of stages; take it from git again")
+    return stages
 
 
 def is_altered(output: Output, root: Path) -> bool:
@@ -66,6 +79,108 @@ def discard(output: Output, root: Path, cache: Path) -> None:
         path.unlink()
 
 
+@dataclass
+class Found:
+    """What was found of an output, file by file.
+
+    Attributes:
+        damaged: files with other bytes, here or in the cache, or that do not belong to it; each with what is wrong.
+        restorable: not here, but in the cache.
+        lost: in neither place.
+        uncached: whether the cache lacks something that is here.
+    """
+
+    damaged: dict[Path, str] = field(default_factory=dict)
+    restorable: list[Path] = field(default_factory=list)
+    lost: list[Path] = field(default_factory=list)
+    uncached: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it is here and has the bytes of dvc.lock."""
+        return not (self.damaged or self.restorable or self.lost)
+
+    def lines(self) -> list[str]:
+        """A line for each file that is not as it should be."""
+        told = [f"{path}: {problem}" for path, problem in self.damaged.items()]
+        told += [f"{path}: not here, but in DVC's cache" for path in self.restorable]
+        return told + [f"{path}: neither here nor in DVC's cache" for path in self.lost]
+
+
+OTHER = "has other bytes than dvc.lock says"
+
+
+def look_at(output: Output, root: Path, cache: Path) -> Found:
+    """Hashes an output and its copy in DVC's cache."""
+    found, path, copy = Found(), root / output.path, _object(cache, output.md5)
+    here = _hashes(path)
+    intact = here is not None and _md5_of(here) == output.md5
+    kept = copy.is_file() and _md5(copy) == output.md5.removesuffix(DIRECTORY)
+    if copy.is_file() and not kept:
+        found.damaged[copy] = OTHER
+    if intact and here is not None:
+        wanted = here
+    elif not output.md5.endswith(DIRECTORY):
+        wanted = {"": output.md5}
+    elif kept and not path.is_file():
+        wanted = {entry["relpath"]: entry["md5"] for entry in json.loads(copy.read_bytes())}
+    else:  # which files it had is not known any more
+        if here is None:
+            found.lost.append(path)
+        else:
+            found.damaged[path] = OTHER
+        return found
+    found.uncached = not kept
+    for name, md5 in wanted.items():
+        member = _object(cache, md5)
+        whole = kept if member == copy else member.is_file() and _md5(member) == md5
+        if member.is_file() and not whole:
+            found.damaged[member] = OTHER
+        if here is not None and name in here:
+            found.uncached |= not whole
+            if here[name] != md5:
+                found.damaged[path / name] = OTHER
+        elif here is not None and not name:  # a directory where a file was
+            found.damaged[path] = OTHER
+        else:
+            (found.restorable if whole and kept else found.lost).append(path / name)
+    if "" not in wanted:
+        strangers = (path / name for name in here or () if name not in wanted)
+        found.damaged |= dict.fromkeys(strangers, f"does not belong to {output.path}")
+    if here is None and not found.lost:
+        found.restorable = [path]
+    return found
+
+
+def summary(found: Sequence[Found]) -> str:
+    """How many outputs are whole, and what has become of the others."""
+    whole, total = sum(one.whole for one in found), len(found)
+    told = f"{total} outputs have" if whole == total else f"{whole} of {total} outputs have"
+    told += " the bytes that dvc.lock says"
+    damaged, lost = (sum(bool(getattr(one, kind)) for one in found) for kind in ("damaged", "lost"))
+    restorable = sum(bool(one.restorable) and not one.damaged and not one.lost for one in found)
+    if damaged or lost:
+        told += (
+            f"; {damaged} with damaged files, to be removed; {lost} with files that are neither here nor in DVC's cache"
+        )
+    if restorable:
+        told += f"; {restorable} that `dvc checkout` or `dsm run` brings back"
+    uncached = sum(one.whole and one.uncached for one in found)
+    return told + (f"; DVC's cache lacks {uncached} of them" if uncached else "")
+
+
+def _hashes(path: Path) -> dict[str, str] | None:
+    """MD5 by name of the files of a directory; of a file under the name ""; None where nothing is there."""
+    if path.is_file():
+        return {"": _md5(path)}
+    return _members(path) if path.is_dir() else None
+
+
+def _md5_of(hashes: dict[str, str]) -> str:
+    """The MD5 in dvc.lock of what has these hashes."""
+    return hashes[""] if "" in hashes else _listed(hashes)
+
+
 def _object(cache: Path, md5: str) -> Path:
     return cache / "files" / "md5" / md5[:2] / md5[2:]
 
@@ -77,6 +192,13 @@ def _md5(path: Path) -> str:
 
 def _listing(directory: Path) -> str:
     """The MD5 that DVC gives a directory."""
-    files = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
-    entries = [{"md5": _md5(files[name]), "relpath": name} for name in sorted(files)]
+    return _listed(_members(directory))
+
+
+def _members(directory: Path) -> dict[str, str]:
+    return {path.relative_to(directory).as_posix(): _md5(path) for path in directory.rglob("*") if path.is_file()}
+
+
+def _listed(hashes: dict[str, str]) -> str:
+    entries = [{"md5": hashes[name], "relpath": name} for name in sorted(hashes)]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + DIRECTORY
