@@ -18,6 +18,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from tasks.export import apply, export
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json, write_json, write_parquet, write_text
@@ -197,6 +198,22 @@ def test_loads_by_alias_without_pickle_from_any_directory(cell: Cell, tmp_path: 
     assert list(answers) == ["option", "p(negative)", "p(positive)"]
     assert answers["option"].tolist() == [["negative", "positive"][i] for i in expected["pruned"]]
     assert (answers[["p(negative)", "p(positive)"]].sum(axis=1) - 1).abs().max() < 1e-6
+
+
+@on_a_file
+def test_what_is_exported_and_registered_is_as_readable_as_the_umask_says(cell: Cell) -> None:
+    cell.scores.chmod(0o644)  # the fixture's file, which no step wrote
+    before = os.umask(0o022)
+    try:
+        register(cell)
+        export(cell, cell.root / "exported")
+        apply(cell.pruned, cell.model_dir, cell.root / "applied")
+    finally:
+        os.umask(before)
+    for name in ("mlartifacts", "exported", "applied"):
+        files = [path for path in (cell.root / name).rglob("*") if path.is_file()]
+        assert "model.safetensors" in {path.name for path in files}
+        assert {path.name: path.stat().st_mode & 0o777 for path in files} == {path.name: 0o644 for path in files}
 
 
 def test_alias_stays_when_the_model_answers_otherwise(cell: Cell) -> None:
