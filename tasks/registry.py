@@ -109,6 +109,10 @@ def _experiment(client: Any, root: Path, uri: str) -> str:
     return str(known.experiment_id)
 
 
+class OtherOptions(InputError):
+    """A version cannot be asked these rows, ever: it was made for other options."""
+
+
 def options_of(cell: Cell, rows: pd.DataFrame) -> list[list[str]]:
     """The options of each of these test rows, which have an `id`."""
     if fixed := fixed_options(cell.benchmark_spec):
@@ -128,7 +132,8 @@ def probabilities(name: str, version: int, rows: pd.DataFrame, options: list[lis
         float64 [options] for each row, of sum 1.
 
     Raises:
-        InputError: the version answers other options.
+        OtherOptions: the version answers other options.
+        InputError: it cannot be loaded, or cannot answer one of the rows.
     """
     import mlflow
 
@@ -142,7 +147,7 @@ def probabilities(name: str, version: int, rows: pd.DataFrame, options: list[lis
     if own is None:
         return [np.array(p, dtype=np.float64) for p in model.answer(prompts, options)["p"]]
     if other := next((row for row in options if row != own), None):
-        raise InputError(f"version {version} of {name}", f"answers {own}, and the test rows now have {other}")
+        raise OtherOptions(f"version {version} of {name}", f"answers {own}, and the test rows now have {other}")
     return list(model.answer(prompts).drop(columns="option").to_numpy(dtype=np.float64))
 
 
