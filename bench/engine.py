@@ -37,7 +37,7 @@ from tasks.models.loading import load
 from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell, open_cell
-from tasks.pipeline.files import read_jsonl
+from tasks.pipeline.files import read_jsonl, replacing
 from tasks.pipeline.settings import Attribution
 
 SPREAD = [2, 10, 19, 27]  # of 30 layers: as deep on average as all of them
@@ -154,10 +154,10 @@ def bench_scores(bench: Bench, prompts: list[list[int]]) -> None:
 def keep(bench: Bench, name: str, results: dict[int, Any]) -> None:
     """Leaves the score matrix of a rule for `python -m bench.quadrature`."""
     path = bench.cell.root / KEPT / f"{name}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
     names = ("gap", "difference", "error", "nodes")
     few = {name: torch.tensor([getattr(result, name) for result in results.values()]) for name in names}
-    save_file({"scores": torch.stack([result.scores for result in results.values()]).float(), **few}, path)
+    with replacing(path) as temporary:
+        save_file({"scores": torch.stack([result.scores for result in results.values()]).float(), **few}, temporary)
 
 
 def bench_grid(bench: Bench, rows: Rows, layers: list[int], few: int, name: str) -> None:

@@ -5,7 +5,7 @@ rows. A challenger that is not promoted leaves the champion where it was, and th
 """
 
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tasks.registry import (
     CHALLENGER,
     CHAMPION,
     Move,
+    OtherOptions,
     check_answers,
     move_champion,
     moves,
@@ -34,6 +35,7 @@ from tasks.registry import (
 
 JUDGED = "judged"  # the tag of a version that says what it was judged against
 REASON = "reason"  # the tag of a version that says what came of it
+JUDGEMENT = "judgement."  # tags of a registered model: one for each comparison of a version on the same test rows
 MISSING = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code for what it does not have
 CHECKED = 8  # rows that a version must answer as written before a person's choice becomes champion
 
@@ -42,40 +44,60 @@ Right = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the challenger is promoted, why in words, and the paired tests (of `mcnemar`) that the words rest on."""
+    """Whether the challenger is promoted, why in words, the paired tests (of `mcnemar`) that the words rest on, and
+    the level below which their p counts as a difference found; None where nothing could be compared.
+    """
 
     promoted: bool
     reason: str
     versus_base: dict[str, Any]
     versus_champion: dict[str, Any] | None
+    level: float | None
 
 
-def decide(challenger: Right, base: Right, champion: Right | None, rule: Promotion) -> Decision:
+def level(alpha: float, judgement: int, tests: int) -> float:
+    """The level of each test of the k-th judgement on the same rows: alpha / (k (k + 1)), shared by its tests.
+
+    The more challengers are judged on the same rows, the more of them look better by chance. 1/2 + 1/6 + 1/12 + .. is
+    never more than 1: the probability that any of these tests finds a difference that is not there is at most alpha,
+    however many judgements there will be.
+    """
+    return alpha / (judgement * (judgement + 1)) / tests
+
+
+def decide(challenger: Right, base: Right, champion: Right | None, rule: Promotion, judgement: int = 1) -> Decision:
     """The rule. A challenger is promoted if it is detectably better than the champion; or if its accuracy is at most
     `margin` below the champion's, not detectably so, and detectably above the unpruned model's. Without a champion, if
     it is detectably better than the unpruned model.
 
-    Detectably: the exact McNemar test on the same rows gives p < alpha.
+    Detectably: the exact McNemar test on the same rows gives p < `level`.
 
     Args:
         challenger, base, champion: [n] which rows each got right; None: there is no champion.
+        judgement: how many challengers have been judged on these rows, with this one.
     """
+    alpha = level(rule.alpha, judgement, 1 if champion is None else 2)
+    decision = _decide(challenger, base, champion, rule.margin, alpha)
+    return replace(decision, reason=f"{decision.reason}; judgement {judgement} on these test rows: level {alpha:.2g}")
+
+
+def _decide(challenger: Right, base: Right, champion: Right | None, margin: float, alpha: float) -> Decision:
     to_base = mcnemar(challenger, base)
-    beats_base = _detected(to_base, rule.alpha) > 0
+    beats_base = _detected(to_base, alpha) > 0
     base_told = f"than the unpruned model {_numbers(to_base)}"
     if champion is None:
         verb = "better" if beats_base else "not detectably better"
-        return Decision(beats_base, f"no champion yet; {verb} {base_told}", to_base, None)
+        return Decision(beats_base, f"no champion yet; {verb} {base_told}", to_base, None, alpha)
     to_champion = mcnemar(challenger, champion)
-    sign = _detected(to_champion, rule.alpha)
+    sign = _detected(to_champion, alpha)
     told = f"than the champion {_numbers(to_champion)}"
     if sign > 0:
-        return Decision(True, f"better {told}", to_base, to_champion)
-    if sign < 0 or to_champion["difference"] < -rule.margin:
-        return Decision(False, f"worse {told}", to_base, to_champion)
+        return Decision(True, f"better {told}", to_base, to_champion, alpha)
+    if sign < 0 or to_champion["difference"] < -margin:
+        return Decision(False, f"worse {told}", to_base, to_champion, alpha)
     told = f"not detectably better {told}"
     told += f", but no worse, and better {base_told}" if beats_base else f", nor {base_told}"
-    return Decision(beats_base, told, to_base, to_champion)
+    return Decision(beats_base, told, to_base, to_champion, alpha)
 
 
 def _detected(comparison: dict[str, Any], alpha: float) -> int:
@@ -92,7 +114,8 @@ def judge(cell: Cell) -> None:
     """Compares the cell's challenger with its champion, writes down what was decided, and moves `champion` last.
 
     Raises:
-        InputError: nothing is registered, or a registered version does not answer as predictions.parquet says.
+        InputError: nothing is registered, a registered version does not answer as predictions.parquet says, or one
+            cannot be loaded or asked. Nothing is recorded then: the next call judges again.
     """
     with store(cell.root) as (client, _):
         aliases = _aliases(client, cell.name)
@@ -120,16 +143,33 @@ def _judged(client: Any, cell: Cell, version: int, champion: int | None) -> str:
     try:
         if champion is not None:
             right["champion"] = _right(probabilities(cell.name, champion, rows, options), rows)
-        decision = decide(right["challenger"], right["base"], right.get("champion"), rule)
-        _write_down(client, cell, challenger, champion, right, decision)
-    except InputError as error:  # the champion was made for other options: no row to compare it on
-        decision = Decision(False, f"cannot be compared: {error}", {}, None)
+    except OtherOptions as error:  # there is no row to compare them on
+        decision = Decision(False, f"cannot be compared: {error}", {}, None, None)
+    else:
+        judgement = _judgement(client, cell, f"{version}.{key[:16]}")
+        decision = decide(right["challenger"], right["base"], right.get("champion"), rule, judgement)
+        _write_down(client, cell, challenger, champion, right, decision, judgement)
     client.set_model_version_tag(cell.name, str(version), REASON, decision.reason)
     if decision.promoted:
         move_champion(client, cell.name, version, f"{decision.reason}; rule: {rule.model_dump()}", by_rule=True)
         return f"version {version} is the champion now: {decision.reason}"
     client.set_model_version_tag(cell.name, str(version), JUDGED, key)
     return f"version {version} stays challenger: {decision.reason}"
+
+
+def _judgement(client: Any, cell: Cell, name: str) -> int:
+    """The number of this judgement among all on the same test rows (prompts and gold options), from 1.
+
+    It goes on record before the decision, so that one that is cut off counts too; made again, it keeps its number.
+    """
+    rows = pd.read_parquet(cell.predictions, columns=["prompt", "gold"])
+    asked = f"{JUDGEMENT}{sha256_json(sorted(zip(rows['prompt'], rows['gold'].tolist(), strict=True)))[:16]}."
+    tags = client.get_registered_model(cell.name).tags
+    if known := tags.get(asked + name):
+        return int(known)
+    number = 1 + sum(tag.startswith(asked) for tag in tags)
+    client.set_registered_model_tag(cell.name, asked + name, str(number))
+    return number
 
 
 def _last_move(client: Any, name: str, version: int) -> Move | None:
@@ -173,7 +213,13 @@ def _right(answers: list[npt.NDArray[np.float64]], rows: pd.DataFrame) -> Right:
 
 
 def _write_down(
-    client: Any, cell: Cell, version: Any, champion: int | None, right: dict[str, Right], decision: Decision
+    client: Any,
+    cell: Cell,
+    version: Any,
+    champion: int | None,
+    right: dict[str, Right],
+    decision: Decision,
+    judgement: int,
 ) -> None:
     """Rule, numbers and decision, into the run of the challenger."""
     n = len(right["challenger"])
@@ -182,6 +228,7 @@ def _write_down(
         "challenger": int(version.version),
         "champion": champion,
         "rule": cell.settings.retrain.promotion.model_dump(),
+        "judgement": judgement,
         "n": n,
         "accuracy": {name: {"accuracy": a, "stderr": standard_error(a, n)} for name, a in accuracy.items()},
         **asdict(decision),

@@ -143,8 +143,10 @@ def _log_run(experiment: str, cell: Cell, content: str, *, with_model: bool = Tr
         run_name=cell.name,
         tags=tags | _git(cell.root) | _dvc(cell),
         description=_description(cell),
-        parent_run_id=_parent(client, experiment),
+        nested=True,  # whoever calls may have a run open: ours is not in it
+        log_system_metrics=False,
     ) as run:
+        _put_under(_parent(client, experiment), client, run)
         mlflow.log_params(_parameters(cell, evidence.pruned))
         mlflow.log_metrics(_metrics(cell))
         client.log_batch(run.info.run_id, metrics=_system_metrics(cell))
@@ -302,6 +304,16 @@ def _parent(client: Any, experiment: str) -> str | None:
     run = client.create_run(experiment, run_name=name, tags={FLOW: flow_run})
     client.set_terminated(run.info.run_id)  # it holds no work of its own, so it is never left running
     return str(run.info.run_id)
+
+
+def _put_under(parent: str | None, client: Any, run: Any) -> None:
+    """Makes `parent` what the run belongs to, whatever MLflow took for it; None: the run stands alone."""
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+    if parent:
+        client.set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, parent)
+    elif MLFLOW_PARENT_RUN_ID in run.data.tags:
+        client.delete_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID)
 
 
 def _git(root: Path) -> dict[str, str]:

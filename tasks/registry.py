@@ -30,6 +30,11 @@ CHAMPION = "champion"
 CONTENT = "content"  # the tag of a run and of a model version that says what is in it
 PROMOTION = "promotion."  # tags of a registered model: one for every move of its champion
 TOLERANCE = 1e-3  # of a probability: the same float32 model in other batches
+# What tells MLflow about the run of whoever calls, such as `mlflow run`: ours are runs of their own.
+OF_THE_CALLER = (
+    "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT", "MLFLOW_ACTIVE_MODEL_ID",
+    "_MLFLOW_ACTIVE_MODEL_ID", "MLFLOW_ENABLE_ASYNC_LOGGING", "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING",
+)  # fmt: skip
 
 
 def tracking_uri(root: Path) -> str:
@@ -53,7 +58,7 @@ def store(root: Path) -> Iterator[tuple[Any, str]]:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    with FileLock(root / "mlflow.db.lock"):
+    with FileLock(root / "mlflow.db.lock"), _apart_from_the_caller():
         import mlflow
 
         uri = tracking_uri(root)
@@ -65,6 +70,27 @@ def store(root: Path) -> Iterator[tuple[Any, str]]:
             experiment = _experiment(client, root, uri)
         with troubles_told(uri, "failed on the way; what it has is kept, and the next call goes on from it"):
             yield client, experiment
+
+
+@contextmanager
+def _apart_from_the_caller() -> Iterator[None]:
+    """Hides run, experiment and model of the caller from MLflow; at the end it has them back, and its own store."""
+    hidden = {name: os.environ.pop(name) for name in OF_THE_CALLER if name in os.environ}
+    import mlflow
+
+    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    own = mlflow.is_tracking_uri_set() or mlflow.active_run() is not None
+    tracking, registry = (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) if own else ("", "")
+    try:
+        yield
+    finally:
+        if own:  # else this process goes on with ours: it had none
+            mlflow.set_tracking_uri(tracking)
+            mlflow.set_registry_uri(registry)
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                os.environ.update({} if value is None else {name: value})
+        os.environ.update(hidden)
 
 
 def _experiment(client: Any, root: Path, uri: str) -> str:
@@ -81,6 +107,10 @@ def _experiment(client: Any, root: Path, uri: str) -> str:
             if not known:  # no other machine was faster
                 raise
     return str(known.experiment_id)
+
+
+class OtherOptions(InputError):
+    """A version cannot be asked these rows, ever: it was made for other options."""
 
 
 def options_of(cell: Cell, rows: pd.DataFrame) -> list[list[str]]:
@@ -102,7 +132,8 @@ def probabilities(name: str, version: int, rows: pd.DataFrame, options: list[lis
         float64 [options] for each row, of sum 1.
 
     Raises:
-        InputError: the version answers other options.
+        OtherOptions: the version answers other options.
+        InputError: it cannot be loaded, or cannot answer one of the rows.
     """
     import mlflow
 
@@ -116,7 +147,7 @@ def probabilities(name: str, version: int, rows: pd.DataFrame, options: list[lis
     if own is None:
         return [np.array(p, dtype=np.float64) for p in model.answer(prompts, options)["p"]]
     if other := next((row for row in options if row != own), None):
-        raise InputError(f"version {version} of {name}", f"answers {own}, and the test rows now have {other}")
+        raise OtherOptions(f"version {version} of {name}", f"answers {own}, and the test rows now have {other}")
     return list(model.answer(prompts).drop(columns="option").to_numpy(dtype=np.float64))
 
 

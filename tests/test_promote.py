@@ -14,9 +14,9 @@ from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json, read_jsonl, write_json, write_jsonl, write_parquet, write_text
 from tasks.pipeline.settings import Promotion
-from tasks.promote import REASON, decide, judge, promote, versions
+from tasks.promote import JUDGED, JUDGEMENT, REASON, decide, judge, level, promote, versions
 from tasks.register import register
-from tasks.registry import tracking_uri
+from tasks.registry import probabilities, tracking_uri
 from tests.test_register import NAME, cell, master, on_a_file, pytestmark  # noqa: F401 - fixtures, and warnings of mlflow
 
 RULE = Promotion()
@@ -41,7 +41,7 @@ def hits(right: int, n: int = 100, start: int = 0) -> np.ndarray:
         (hits(79), hits(80), hits(60), RULE, False, "worse than the champion (−0.010"),
         (hits(79), hits(80), hits(60), Promotion(margin=0.02), True, "no worse"),
         (hits(70), hits(80), hits(40), Promotion(margin=0.2), False, "worse than the champion"),  # detectably
-        (hits(62), hits(60), hits(60), Promotion(alpha=1.0), True, "better than the champion (+0.020"),
+        (hits(65), hits(60), hits(60), Promotion(alpha=1.0), True, "better than the champion (+0.050"),
     ],
 )
 def test_the_rule(
@@ -51,6 +51,36 @@ def test_the_rule(
     assert decision.promoted is promoted
     assert reason in decision.reason
     assert (decision.versus_champion is None) is (champion is None)
+
+
+def test_the_levels_of_all_judgements_add_up_to_alpha() -> None:
+    """With one test each 1/2 + 1/6 + .. + 1/(k (k + 1)) = k / (k + 1); with two tests each, the two share it."""
+    for tests in (1, 2):
+        spent = sum(tests * level(0.05, judgement, tests) for judgement in range(1, 1001))
+        assert spent == pytest.approx(0.05 * 1000 / 1001)
+
+
+@pytest.mark.parametrize(
+    ("difference", "judgement", "champion", "promoted"),
+    [
+        # Of so many rows where the two differ, all for the challenger: p = 2 / 2^n. The levels are 0.05 over 2, 6, 12..
+        (7, 1, False, True),  # 0.0156 < 0.025
+        (7, 2, False, False),  # 0.0156 > 0.0083
+        (8, 2, False, True),  # 0.0078
+        (8, 3, False, False),  # 0.0078 > 0.0042
+        (9, 3, False, True),  # 0.0039
+        (7, 1, True, False),  # 0.0156 > 0.0125, since it is compared with two
+        (8, 1, True, True),  # 0.0078
+    ],
+)
+def test_every_further_judgement_on_the_same_rows_needs_a_smaller_p(
+    difference: int, judgement: int, champion: bool, promoted: bool
+) -> None:
+    challenger, other = hits(60 + difference), hits(60)
+    decision = decide(challenger, other, other if champion else None, RULE, judgement)
+    assert decision.promoted is promoted
+    assert decision.level == pytest.approx(0.05 / judgement / (judgement + 1) / (2 if champion else 1))
+    assert f"; judgement {judgement} on these test rows: level {decision.level:.2g}" in decision.reason
 
 
 def client_of(made: Cell) -> MlflowClient:
@@ -98,6 +128,7 @@ def test_a_challenger_that_is_not_better_stays_one(cell: Cell, capsys: pytest.Ca
     assert version.tags[REASON] in told
     written = read_json(Path(client_of(cell).download_artifacts(version.run_id, "promotion.json", str(cell.root))))
     assert (written["promoted"], written["rule"]) == (False, {"alpha": 0.05, "margin": 0.0})
+    assert (written["judgement"], written["level"]) == (1, 0.025)
     assert written["n"] == len(pd.read_parquet(cell.predictions))
 
     def fail(*_: Any) -> None:
@@ -192,6 +223,71 @@ def test_a_champion_with_other_options_is_not_compared(cell: Cell, capsys: pytes
         "cannot be compared: version 1 of tiny-reviews: answers [' negative', ' positive']" in capsys.readouterr().out
     )
     assert champion_of(made) == 1
+
+
+@on_a_file
+@pytest.mark.parametrize("broken", ["it cannot be loaded", "it cannot be asked"])
+def test_a_failure_to_judge_is_told_and_tried_again(
+    cell: Cell,  # noqa: F811
+    broken: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    favour(cell, "base")
+    register(cell)
+    promote(cell, 1, "the first one")
+    change(cell)
+
+    def fail(name: str, version: int, *rest: Any) -> Any:
+        if version == 1:
+            raise InputError("DSM_DEVICE", broken)
+        return probabilities(name, version, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.promote.probabilities", fail)
+        for _ in range(2):
+            with pytest.raises(InputError, match=f"DSM_DEVICE: {broken}"):
+                judge(cell)
+    version = client_of(cell).get_model_version(NAME, "2")
+    assert not {JUDGED, REASON} & set(version.tags)
+    assert not [tag for tag in client_of(cell).get_registered_model(NAME).tags if tag.startswith(JUDGEMENT)]
+    judge(cell)
+    assert {JUDGED, REASON} <= set(client_of(cell).get_model_version(NAME, "2").tags)
+
+
+@on_a_file
+def test_judgements_on_the_same_rows_are_counted(cell: Cell, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    def told() -> str:
+        capsys.readouterr()
+        judge(cell)
+        return capsys.readouterr().out
+
+    favour(cell, "base")
+    register(cell)
+    with pytest.MonkeyPatch.context() as patch:  # cut off after it went on record
+        patch.setattr("tasks.promote._write_down", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            judge(cell)
+    assert "; judgement 1 on these test rows: level 0.025" in told()
+    assert "judged before" in told()
+    change(cell)
+    assert "; judgement 2 on these test rows: level 0.0083" in told()
+    with_rule(cell, alpha=0.1)
+    made = open_cell(root=cell.root)
+    judge(made)  # the same version by another rule
+    assert "; judgement 3 on these test rows: level 0.0083" in capsys.readouterr().out
+    written = read_json(
+        Path(
+            client_of(made).download_artifacts(
+                client_of(made).get_model_version(NAME, "2").run_id, "promotion.json", str(made.root)
+            )
+        )
+    )
+    assert (written["judgement"], written["level"]) == (3, pytest.approx(0.1 / 12))
+    rows = pd.read_parquet(made.predictions)
+    write_parquet(made.predictions, rows.iloc[:-1])  # other rows: nothing has been judged on them
+    judge(made)
+    assert "; judgement 1 on these test rows: level 0.05\n" in capsys.readouterr().out
+    assert len([tag for tag in client_of(made).get_registered_model(NAME).tags if tag.startswith(JUDGEMENT)]) == 4
 
 
 def test_what_is_not_registered_is_told(cell: Cell) -> None:  # noqa: F811

@@ -18,9 +18,11 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from tasks.export import apply, export
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json, write_json, write_parquet, write_text
+from tasks.promote import judge
 from tasks.register import _example, register
 from tasks.registry import EXPERIMENT, tracking_uri
 from tasks.report import report
@@ -197,6 +199,95 @@ def test_loads_by_alias_without_pickle_from_any_directory(cell: Cell, tmp_path: 
     assert list(answers) == ["option", "p(negative)", "p(positive)"]
     assert answers["option"].tolist() == [["negative", "positive"][i] for i in expected["pruned"]]
     assert (answers[["p(negative)", "p(positive)"]].sum(axis=1) - 1).abs().max() < 1e-6
+
+
+def callers_run(uri: str) -> tuple[MlflowClient, Any]:
+    """A run that somebody else has begun."""
+    client = MlflowClient(uri, uri)
+    mine = client.create_experiment("of the caller")
+    run = client.create_run(mine, run_name="of the caller", tags={"a": "b"})
+    client.log_param(run.info.run_id, "benchmark", "another")
+    return client, client.get_run(run.info.run_id)
+
+
+def told_of(run: Any) -> tuple[Any, ...]:
+    data = run.data
+    return dict(run.info), data.params, data.metrics, data.tags, run.outputs.model_outputs if run.outputs else []
+
+
+@pytest.mark.parametrize("where", ["the same store", "another store"])
+def test_the_run_of_the_caller_is_left_alone(
+    cell: Cell, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = tracking_uri(cell.root)
+    if where == "another store":
+        shutil.copy(cell.root / "mlflow.db", tmp_path / "other.db")
+        uri = f"sqlite:///{tmp_path / 'other.db'}"
+    client, run = callers_run(uri)
+    variables = {
+        "MLFLOW_RUN_ID": run.info.run_id,
+        "MLFLOW_EXPERIMENT_ID": run.info.experiment_id,
+        "MLFLOW_EXPERIMENT_NAME": "of somebody else",
+        "MLFLOW_RUN_CONTEXT": '{"of": "the caller", "cell": "another"}',
+        "MLFLOW_ACTIVE_MODEL_ID": "m-of-the-caller",
+        "MLFLOW_ENABLE_ASYNC_LOGGING": "true",
+        "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    register(cell)
+    first = read_json(cell.pruned)
+    write_json(cell.pruned, first | {"adaptation": first["adaptation"] | {"margin": 0.5}})
+    register(cell)
+    judge(cell)
+    assert {name: os.environ.get(name) for name in variables} == variables
+    assert told_of(client.get_run(run.info.run_id)) == told_of(run)
+    client, runs, versions = store(cell)
+    assert len(versions) == len(runs) == 2
+    assert {made.info.status for made in runs} == {"FINISHED"}
+    assert all(made.data.tags["cell"] == NAME and "of" not in made.data.tags for made in runs)
+    assert all(made.data.params["benchmark"] == "reviews" for made in runs)
+    assert {model.source_run_id for model in client.search_logged_models([runs[0].info.experiment_id])} == {
+        made.info.run_id for made in runs
+    }
+
+
+@on_a_file
+@pytest.mark.parametrize("where", ["the same store", "another store"])
+def test_a_run_that_is_open_in_this_process_goes_on(cell: Cell, where: str, tmp_path: Path) -> None:
+    uri = tracking_uri(cell.root)
+    if where == "another store":
+        shutil.copy(cell.root / "mlflow.db", tmp_path / "other.db")
+        uri = f"sqlite:///{tmp_path / 'other.db'}"
+        mlflow.set_tracking_uri(uri)
+        os.environ.pop("MLFLOW_TRACKING_URI")  # the address is that of this process, not of the steps
+    mlflow.set_tracking_uri(uri)
+    with mlflow.start_run() as run:
+        register(cell)
+        assert mlflow.active_run().info.run_id == run.info.run_id
+        mlflow.log_metric("of the caller", 1.0)
+    left = MlflowClient(uri, uri).get_run(run.info.run_id)
+    assert left.info.status == "FINISHED"
+    assert (left.data.params, left.data.metrics) == ({}, {"of the caller": 1.0})
+    _, (made,), (version,) = store(cell)
+    assert version.run_id == made.info.run_id != run.info.run_id
+    assert "mlflow.parentRunId" not in made.data.tags
+
+
+@on_a_file
+def test_what_is_exported_and_registered_is_as_readable_as_the_umask_says(cell: Cell) -> None:
+    cell.scores.chmod(0o644)  # the fixture's file, which no step wrote
+    before = os.umask(0o022)
+    try:
+        register(cell)
+        export(cell, cell.root / "exported")
+        apply(cell.pruned, cell.model_dir, cell.root / "applied")
+    finally:
+        os.umask(before)
+    for name in ("mlartifacts", "exported", "applied"):
+        files = [path for path in (cell.root / name).rglob("*") if path.is_file()]
+        assert "model.safetensors" in {path.name for path in files}
+        assert {path.name: path.stat().st_mode & 0o777 for path in files} == {path.name: 0o644 for path in files}
 
 
 def test_alias_stays_when_the_model_answers_otherwise(cell: Cell) -> None:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_IMODE
 from typing import IO, Any
 
 import pandas as pd
@@ -66,12 +67,15 @@ def replacing(target: Path) -> Iterator[Path]:
     """Yields a temporary path beside `target`; on success what was written there becomes `target`, in one step.
 
     The body may create a file or a directory at the temporary path. On any error it is removed and `target` keeps
-    its old content.
+    its old content. Permissions follow the umask, whatever library wrote the files.
     """
     with scratch_beside(target) as scratch:
         temporary = scratch / target.name
         yield temporary
+        of_files, of_directories = (S_IMODE(path.stat().st_mode) for path in (scratch.parent / ALIVE, scratch))
         for path in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+            # safetensors makes its files for their owner alone, as Python's tempfile does.
+            path.chmod(of_directories if path.is_dir() else of_files)
             _fsync(path)
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)  # a directory cannot be replaced in one step; DVC has removed its outputs already

@@ -127,7 +127,7 @@ class Promotion(Strict):
     """When a challenger becomes champion; `tasks.promote.decide` applies it, all on the same test rows.
 
     Attributes:
-        alpha: the level of the exact McNemar test from which a difference counts as found.
+        alpha: the level of the exact McNemar tests, all judgements on the same test rows together.
         margin: by how much accuracy a challenger that is better than the base may stay below the champion.
     """
 

@@ -5,10 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 
 from tasks.pipeline.files import (
     read_json,
@@ -63,6 +66,25 @@ def test_a_new_directory_takes_the_place_of_the_old(tmp_path):
             (temporary / "deep" / name).write_text(name)
     assert [path.name for path in (target / "deep").iterdir()] == ["b"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(("umask", "of_files", "of_directories"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
+def test_permissions_follow_the_umask(tmp_path, umask, of_files, of_directories):
+    """Whoever wrote the files: safetensors and Python's tempfile make them for their owner alone."""
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "a.safetensors") as temporary:
+            save_file({"a": np.zeros(1)}, temporary)
+        with replacing(tmp_path / "model") as temporary:
+            Path(tempfile.mkdtemp(dir=temporary.parent)).rename(temporary)
+            save_file({"a": np.zeros(1)}, temporary / "model.safetensors")
+            Path(tempfile.mkdtemp(dir=temporary)).rename(temporary / "deep")
+            Path(tempfile.mkstemp(dir=temporary / "deep")[1]).rename(temporary / "deep" / "b")
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert len(modes) == 5
+    assert modes == {path: of_directories if path.is_dir() else of_files for path in modes}
 
 
 def test_nothing_written_is_an_error(tmp_path):
