@@ -3,7 +3,8 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +20,8 @@ from tasks.pipeline.errors import InputError
 
 Row = dict[str, Any]  # column -> value
 
-# What a Parquet file may hold: repeated values take no room in it, but do in memory.
-VALUES_LIMIT = 20_000_000
-BYTES_LIMIT = 2 << 30
+VALUES_LIMIT = 20_000_000  # of a Parquet file: repeated values take no room in it, but do in memory
+BYTES_LIMIT = 2 << 30  # of any file, and of what a Parquet file holds
 
 MISSING = ("-1", "")  # what data sets put where a label is not published
 BY_WHERE, UNLABELLED, AMBIGUOUS = "left out by `where`", "without a label", "with an option twice"  # reasons
@@ -58,12 +58,14 @@ def read_rows(path: Path, *, name: str, field: str) -> list[Row]:
     """All rows of a file, by its ending. `name` is what the user calls the file, `field` its source in params.yaml.
 
     Raises:
-        InputError: the ending is not known, or the file is damaged.
+        InputError: the ending is not known, or the file is damaged or too large.
     """
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise InputError(field, f"{name} is not a .jsonl, .csv or .parquet file")
     try:
+        if (size := path.stat().st_size) > BYTES_LIMIT:
+            raise ValueError(f"holds {size} bytes; {BYTES_LIMIT} are the limit")
         return readers[path.suffix](path)
     except UnicodeDecodeError as error:
         raise InputError(field, f"{name} is not UTF-8 text (byte {error.start})") from None
@@ -104,7 +106,7 @@ def _no_number(text: str) -> Any:
 
 def _read_csv(path: Path) -> list[Row]:
     """Every value is text: a CSV file has no types, and a guessed one turns "007" into 7."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file, _long_csv_values():
         lines = csv.reader(file, strict=True)
         header = next(lines, [])
         if len(set(header)) != len(header):
@@ -117,6 +119,16 @@ def _read_csv(path: Path) -> list[Row]:
                 raise ValueError(f"line {lines.line_num} has {len(values)} values for {len(header)} columns")
             rows.append(dict(zip(header, values, strict=True)))
     return rows
+
+
+@contextmanager
+def _long_csv_values() -> Iterator[None]:
+    """Lets a CSV value have more than the usual 131,072 characters. The limit is one of the whole process."""
+    before = csv.field_size_limit(BYTES_LIMIT)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _read_parquet(path: Path) -> list[Row]:

@@ -1,5 +1,6 @@
 """Rows: files to examples to splits; every mistake is one line. The step that puts it together is tested here too."""
 
+import csv
 import hashlib
 import json
 import re
@@ -44,6 +45,23 @@ def test_the_three_formats_hold_the_same_rows(tmp_path):
 def test_a_csv_value_stays_the_text_that_it_is(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfid,text\r\n007,NA\r\n1e3,\r\n")
     assert read(tmp_path / "a.csv") == [{"id": "007", "text": "NA"}, {"id": "1e3", "text": ""}]
+
+
+def test_a_csv_value_may_be_long(tmp_path):
+    row = {"text": "word " * 60_000 + 'and a "quoted",\nbroken line', "label": "1"}
+    pd.DataFrame([row]).to_csv(tmp_path / "a.csv", index=False)
+    before = csv.field_size_limit()
+    assert read(tmp_path / "a.csv") == [row]
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_text_file_over_the_limit_is_refused_unread(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("tasks.benchmarks.rows.BYTES_LIMIT", 1000)
+    (tmp_path / name).write_text("text\n" + "x" * 1000)
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / name)
+    assert str(caught.value) == f"{FIELD}.train.source: rows: holds 1005 bytes; 1000 are the limit"
 
 
 @pytest.mark.parametrize(
