@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 import yaml
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
@@ -135,3 +136,55 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"^model: its weights cannot be read or written: .*No space left"):
         apply(cell.pruned, cell.model_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# Families whose layers the view does not re-run: parallel residuals, state spaces, attention of their own.
+REFUSED = {
+    "cohere": lambda: transformers.CohereForCausalLM(transformers.CohereConfig(**SIZES)),
+    "cohere2": lambda: transformers.Cohere2ForCausalLM(transformers.Cohere2Config(**SIZES)),
+    "falcon_h1": lambda: transformers.FalconH1ForCausalLM(
+        transformers.FalconH1Config(**SIZES, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8)
+    ),
+    "qwen3_5": lambda: transformers.Qwen3_5ForCausalLM(
+        transformers.Qwen3_5TextConfig(
+            **SIZES, head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
+            linear_value_head_dim=8,
+        )
+    ),
+    "gemma3n": lambda: transformers.Gemma3nForCausalLM(
+        transformers.Gemma3nTextConfig(
+            **SIZES, head_dim=8, vocab_size_per_layer_input=257, hidden_size_per_layer_input=8, laurel_rank=4,
+            activation_sparsity_pattern=[0.0] * 3, num_kv_shared_layers=0,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        )
+    ),
+    "doge": lambda: transformers.DogeForCausalLM(transformers.DogeConfig(**SIZES)),
+    "deepseek_v3": lambda: transformers.DeepseekV3ForCausalLM(
+        transformers.DeepseekV3Config(**SIZES, first_k_dense_replace=3)
+    ),
+    "glm4": lambda: transformers.Glm4ForCausalLM(transformers.Glm4Config(**SIZES, head_dim=8)),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_family_that_cannot_be_re_run_is_refused_by_its_class_and_the_reason(family):
+    torch.manual_seed(0)
+    model = REFUSED[family]().eval().requires_grad_(False)
+    reason = "(cannot be re-run one by one: |has no post_attention_layernorm|re-running its layers does not give)"
+    with pytest.raises(InputError, match=rf"^model: {type(model).__name__}: .*{reason}.* is not supported$") as caught:
+        DecoderStack(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_norm_before_the_mlp_alone_is_known_by_its_name():
+    """VaultGemma: pre_feedforward_layernorm without one after the MLP."""
+    torch.manual_seed(0)
+    config = transformers.VaultGemmaConfig(**SIZES, head_dim=8, sliding_window=4)
+    model = transformers.VaultGemmaForCausalLM(config).eval().requires_grad_(False)
+    stack = DecoderStack(model)
+    sequence = list(range(3, 12))
+    [packed] = stack.pack([[(sequence, [len(sequence) - 1])]])
+    [logits] = torch.cat(list(stack.silenced(stack.clean(packed), 1, [np.array(SILENT)])))
+    rows(model, 1)[torch.tensor(SILENT)] = 0
+    torch.testing.assert_close(logits[0], model(torch.tensor([sequence])).logits[0, -1], atol=1e-4, rtol=1e-4)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from tasks.models.checks import one_line
 from tasks.models.memory import keep_freed_memory
 from tasks.models.weights import weight_files
 from tasks.pipeline.errors import InputError
@@ -41,16 +41,17 @@ def load(directory: Path) -> Loaded:
     Raises:
         InputError: the directory is not there, has no safetensors weights, or quantized ones, or cannot be loaded.
     """
+    weights = weight_files(directory)
     if not (directory / "config.json").is_file():
         raise InputError("model", f"{directory} is not a model directory: it has no config.json")
-    if not weight_files(directory):
+    if not weights:
         raise InputError(
             "model", f"{directory} has no model.safetensors and no index of shards; no other format is read"
         )
     keep_freed_memory()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it prints a table of what is refused below
-    try:
+    with one_line("model", f"{directory} cannot be loaded"):
         if "quantization_config" in read_json(directory / "config.json"):
             raise InputError(
                 "model", f"{directory} has quantized weights, whose rows cannot be zeroed; use the full ones"
@@ -61,6 +62,7 @@ def load(directory: Path) -> Loaded:
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            ignore_mismatched_sizes=True,  # else it raises a table of them; they are refused below
             output_loading_info=True,
         )
         model, report = loaded
@@ -68,7 +70,5 @@ def load(directory: Path) -> Loaded:
             if report[problem]:
                 raise InputError("model", f"{directory}: {problem} in its safetensors: {sorted(report[problem])[:3]}")
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, OSError, SafetensorError) as error:
-        raise InputError("model", f"{directory} cannot be loaded: {error}") from None
     model.eval().requires_grad_(False).to(device())
     return Loaded(model, tokenizer)

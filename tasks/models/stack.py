@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tasks.models.attention import NAME as TREE_ATTENTION
 from tasks.models.calls import Arguments, KeysAndValues, LayerCalls, Stop
+from tasks.models.checks import check_finite, check_logits, one_line
 from tasks.models.gated import LOOKED_FOR, PROJECTIONS, Projection, gated_mlp
 from tasks.models.memory import forward_tokens
 from tasks.models.packing import Pack, Unit, pack
@@ -55,6 +56,12 @@ class DecoderStack:
 
     def __init__(self, model: Any):
         self.model = model
+        # A family that nobody tried may raise anything where it is taken apart.
+        cannot = f"{type(model).__name__}: its layers cannot be re-run one by one"
+        with one_line("model", cannot, "; this family is not supported"):
+            self._take_apart(model)
+
+    def _take_apart(self, model: Any) -> None:
         self._body = model.get_decoder()  # of a model that takes images too, the part that reads text
         self.layers: list[Any] = list(getattr(self._body, "layers", None) or [])
         kind = type(model).__name__
@@ -62,6 +69,7 @@ class DecoderStack:
             raise InputError("model", f"{kind} has no gated MLP: {LOOKED_FOR} in model.layers")
         if any(parameter.is_meta for parameter in model.parameters()):
             raise InputError("model", f"{kind}: some weights are offloaded; all of them must be in memory")
+        check_finite(model)
         self.mlps = [gated_mlp(layer, kind) for layer in self.layers]
         self.d_ff: int = self.mlps[0].d_ff
         self.d_model: int = self.mlps[0].down.out_features
@@ -87,10 +95,17 @@ class DecoderStack:
 
     def _norms(self, layer: Any) -> tuple[Any, Any]:
         """(norm before the MLP or None, norm after it or None). Every family that has them names them so."""
-        after = getattr(layer, "post_feedforward_layernorm", None)
-        if after is None:
-            return layer.post_attention_layernorm, None
-        return getattr(layer, "pre_feedforward_layernorm", None), after
+        before, after = (getattr(layer, f"{place}_feedforward_layernorm", None) for place in ("pre", "post"))
+        if before is None and after is None:
+            before = getattr(layer, "post_attention_layernorm", None)
+            if before is None:
+                raise InputError(
+                    "model",
+                    f"{type(self.model).__name__}: a {type(layer).__name__} has no post_attention_layernorm and no "
+                    "pre_feedforward_layernorm, through which the residual that attention leaves enters the MLP (with "
+                    "parallel residuals it does not); this family is not supported",
+                )
+        return before, after
 
     def gate_and_up(self, index: int, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Pre-activations g = W_gate x and u = W_up x of layer `index`, each [..., d_ff]."""
@@ -311,6 +326,7 @@ class DecoderStack:
         plain = torch.stack(
             [self.model(torch.tensor([s], device=self.device), use_cache=False).logits[0, -1] for s in sequences]
         )
+        check_logits(self.model, plain)
         unedited = torch.ones(1, self.d_ff, device=self.device, dtype=self.model.dtype)
         residuals = self.clean(packed)
         for logits in (residuals.logits, *(self.scaled(residuals, i, unedited)[0] for i in (0, len(self) - 1))):

@@ -12,6 +12,7 @@ from tasks.pipeline.sources import CHUNK, MODEL_FILES
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 HEADER_LIMIT = 32 << 20  # bytes: 200 000 tensors; the format allows more than three times as much
 
 
@@ -32,8 +33,9 @@ def weight_files(directory: Path) -> list[Path]:
     Other safetensors files beside them (`consolidated.safetensors`) are copies of the same weights.
 
     Raises:
-        InputError: the index cannot be read, or names a shard that is not there.
+        InputError: the index cannot be read, or names a shard that is not there; or there is an adapter.
     """
+    _refuse_adapter(directory)
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
     index = directory / INDEX
@@ -53,6 +55,19 @@ def weight_files(directory: Path) -> list[Path]:
         ):
             raise InputError("model", f"{INDEX} names the shard {name!r}, which is not in {directory}")
     return [directory / name for name in names]
+
+
+def _refuse_adapter(directory: Path) -> None:
+    """Transformers adds an adapter to the weights beside it, and another tool that merged it may have left it there."""
+    if not (directory / ADAPTER).is_file():
+        return
+    if (directory / WEIGHTS).is_file() or (directory / INDEX).is_file():
+        held = f"has an adapter ({ADAPTER}) beside the weights of a model, and may mean either"
+        advice = f"merge it into them, or take {ADAPTER} away to use the weights as they are"
+    else:
+        held = f"has only an adapter ({ADAPTER}), not the weights of a model"
+        advice = "merge it into its base model"
+    raise InputError("model", f"{directory} {held}; {advice} (peft: merge_and_unload, then save_pretrained)")
 
 
 def model_files(directory: Path) -> list[Path]:

@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tasks.export import apply
+from tasks.models.conversion import write_model
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
 from tasks.models.weights import model_files, tensors, weight_files
+from tasks.pipeline.declared import PathSource
 from tasks.pipeline.errors import InputError
 from tests.method.test_recipe import GOOD
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -85,3 +87,44 @@ def test_a_damaged_base_is_refused_by_apply_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"^model: .*model\.safetensors is not a safetensors file: "):
         apply(recipe, directory, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("adapter", [True, False])
+def test_an_adapter_is_refused_with_what_to_do(tmp_path, weights, adapter):
+    """transformers would add it to the weights; a tool that merged it may have left it there."""
+    directory = save_tiny(tmp_path / "in")
+    (directory / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "owner/base"}')
+    if adapter:
+        save_file({"lora_A.weight": torch.zeros(1)}, directory / "adapter_model.safetensors")
+    if not weights:
+        (directory / "model.safetensors").unlink()
+        (directory / "config.json").unlink()
+    which = r"beside the weights .* or take adapter_config\.json away" if weights else "only .* merge it into its base"
+    source = PathSource(kind="path", path=str(directory), sha256="0" * 64)
+    for use in (
+        load,
+        sha256_directory,
+        lambda path: write_model(source, tmp_path / "out", field="f", root=tmp_path, work=tmp_path),
+    ):
+        with pytest.raises(InputError, match=rf"^model: .* \(adapter_config\.json\).*{which}" if weights else which):
+            use(directory)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tensor_of_another_shape_is_told_in_one_line(tmp_path):
+    directory = save_tiny(tmp_path)
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].clone()
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"^model: .*: mismatched_keys .*model\.norm\.weight"):
+        load(directory)
+
+
+@pytest.mark.parametrize("change", [{"hidden_act": "no_such"}, {"model_type": "no_such"}, {"num_attention_heads": 0}])
+def test_a_config_that_no_model_can_be_built_of_is_told_in_one_line(tmp_path, change):
+    config = save_tiny(tmp_path) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(InputError, match=r"^model: .* cannot be loaded: \w+") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
