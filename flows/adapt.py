@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,11 +21,14 @@ from prefect import flow, get_client, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.exceptions import MissingContextError
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows import keeper
+from flows.cells import has_result, list_cell
 from flows.environment import step_timeout
+from flows.removal import taken_back_without_result
 from flows.results import Result, as_markdown, read_result
 from flows.stages import (
     Busy,
@@ -44,6 +47,8 @@ from tasks.registry import tracking_uri
 # Another process may hold a stage for as long as a download takes; for longer, a person should decide.
 RETRIES = 60
 RETRY_DELAY = 10.0  # seconds
+# The steps that give an entry of params.yaml its result, and its section.
+RESULTS = {"evaluate": "pipeline.cells", "study": "studies", "nsa": "nsa", "sparsify": "sparse"}
 KILLED = 2  # times that a step which something killed is tried again: memory may be free by then
 
 
@@ -100,8 +105,9 @@ def _is_worth_another(task: Any, task_run: Any, state: State[Any]) -> bool:
 
 
 def say(name: str, what: str) -> None:
-    """One line for the person who watches, and for the run's log on the server."""
-    get_run_logger().info("%s: %s", name, what)
+    """One line for the person who watches, and for the log of the run, if there is one yet, on the server."""
+    with suppress(MissingContextError):
+        get_run_logger().info("%s: %s", name, what)
     print(f"{name:<9} {what}", flush=True)
 
 
@@ -196,12 +202,30 @@ def alone(cell: Cell) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def listed(cell: Cell, list_more: Callable[[], str | None] = lambda: None) -> Iterator[None]:
+    """Has the cell in `pipeline.cells`, and keeps other flows away from it. What was added goes if the body fails.
+
+    Args:
+        list_more: adds a further entry, and returns what it added.
+
+    Raises:
+        InputError: what would be added would be wrong.
+        Busy: as `alone`.
+    """
+    with alone(cell), taken_back_without_result(cell.root):
+        for line in [*list_cell(cell.root, cell.model, cell.benchmark), list_more()]:
+            if line:
+                print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
+        yield
+
+
 @flow(name="adapt", flow_run_name="{model} {benchmark}", validate_parameters=False)
 def adapt(model: str, benchmark: str) -> Result:
     """Brings every stage of the cell up to date, registers the result and shows it in Prefect.
 
-    The project is the working directory, as for `dvc`; both names are declared in its params.yaml and stand in its
-    pipeline lists.
+    The project is the working directory, as for `dvc`; the cell stands in `pipeline.cells` of its
+    params.yaml.
 
     Raises:
         InputError: a step found bad input.
@@ -226,6 +250,8 @@ def run_step(stage: str, *, readers: Sequence[str] = (), force: bool = False) ->
     """Brings a stage up to date, as a task that the run graph shows by step and cell."""
     step, _, of_what = stage.partition("@")
     bring_up_to_date.with_options(name=step, task_run_name=f"{step} {of_what}")(step, stage, readers, force)
+    if step in RESULTS:
+        has_result(RESULTS[step], of_what)
 
 
 def run_action(step: str, model: str, benchmark: str) -> str:

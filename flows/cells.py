@@ -1,9 +1,14 @@
-"""The cells of params.yaml: `pipeline.models` x `pipeline.benchmarks`, and benchmarks taken from the library."""
+"""What commands add to params.yaml: cells, benchmarks of the library, entries of studies, nsa and sparse.
+
+DVC needs an entry before it can run its stage. So it is written first, and taken out again (`flows.removal`) where the
+run ends before the entry has a result.
+"""
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +17,65 @@ from filelock import FileLock
 from tasks.pipeline import library
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import write_text
-from tasks.pipeline.settings import PARAMS, load_settings, parse_settings
+from tasks.pipeline.settings import PARAMS, ListedCell, Settings, load_settings, parse_settings
 from tasks.pipeline.sources import existing
 
 
+def named_cells(
+    settings: Settings, models: Sequence[str] | None, benchmarks: Sequence[str] | None, *, field: str
+) -> list[ListedCell]:
+    """The cells of the pipeline that have one of these models and one of these benchmarks; all if none are named.
+
+    Raises:
+        InputError: naming `field`, if there are names and no cell has them.
+    """
+    found = settings.pipeline.chosen(models, benchmarks)
+    if not found and (models or benchmarks):
+        named = f"{', '.join(models or ['a model'])} on {', '.join(benchmarks or ['a benchmark'])}"
+        raise InputError(field, f"no cell of the pipeline is {named}; there are {sorted(settings.pipeline.cells)}")
+    return found
+
+
 def list_cell(root: Path, model: str, benchmark: str) -> list[str]:
-    """Adds the two declared names to the lists of the pipeline that lack them; comments and layout stay.
+    """Adds the cell of two declared names to `pipeline.cells`, and the names to the lists of the pipeline.
 
     Returns:
         What was added, such as "pipeline.benchmarks: boolq".
+
+    Raises:
+        InputError: another cell has the same name, or the file would be wrong.
     """
-    added = []
+    cell = ListedCell(model=model, benchmark=benchmark)
     with edited(root) as document:
-        for section, name in (("models", model), ("benchmarks", benchmark)):
-            names = document["pipeline"][section]
-            if name not in names:
-                names.append(name)
+        added = _list_names(document, models=[model], benchmarks=[benchmark])
+        cells = _section(document["pipeline"], "cells")
+        if cell.name not in cells:
+            cells[cell.name] = _one_line(cell.model_dump())
+            added.append(f"pipeline.cells: {cell.name}")
+        elif (listed := cells[cell.name]) != cell.model_dump():
+            raise InputError(
+                f"pipeline.cells.{cell.name}",
+                f"is {listed['model']} on {listed['benchmark']}; {model} on {benchmark} would have the same name",
+            )
+    return added
+
+
+def list_names(root: Path, *, models: Sequence[str] = (), benchmarks: Sequence[str] = ()) -> list[str]:
+    """Adds declared names to the lists of the pipeline that lack them, so that DVC has a stage for each.
+
+    Returns:
+        What was added.
+    """
+    with edited(root) as document:
+        return _list_names(document, models=models, benchmarks=benchmarks)
+
+
+def _list_names(document: Any, *, models: Sequence[str], benchmarks: Sequence[str]) -> list[str]:
+    added = []
+    for section, names in (("models", models), ("benchmarks", benchmarks)):
+        for name in names:
+            if name not in document["pipeline"][section]:
+                document["pipeline"][section].append(name)
                 added.append(f"pipeline.{section}: {name}")
     return added
 
@@ -41,12 +89,8 @@ def list_entry(root: Path, section: str, key: str, entry: dict[str, Any]) -> str
     Raises:
         InputError: the line would be wrong.
     """
-    from ruamel.yaml.comments import CommentedMap
-
     with edited(root) as document:
-        if not document.get(section):
-            document[section] = CommentedMap()
-        document[section][key] = _one_line(entry)
+        _section(document, section)[key] = _one_line(entry)
     return f"{section}.{key}: {json.dumps(entry, ensure_ascii=False)}"
 
 
@@ -81,6 +125,15 @@ def declare(root: Path, benchmark: str, *, model: str | None, data: str | None) 
     return f"benchmarks.{benchmark}: {json.dumps(entry, ensure_ascii=False)}"
 
 
+def _section(document: Any, name: str) -> Any:
+    """A mapping of the document to add to: `{}` in the file becomes one of a line per entry."""
+    from ruamel.yaml.comments import CommentedMap
+
+    if not document.get(name):
+        document[name] = CommentedMap()
+    return document[name]
+
+
 def _one_line(value: dict[str, Any]) -> Any:
     from ruamel.yaml.comments import CommentedMap
 
@@ -89,25 +142,80 @@ def _one_line(value: dict[str, Any]) -> Any:
     return line
 
 
+@dataclass
+class Additions:
+    """What this process has added to params.yaml and has no result of yet, as (section, name).
+
+    `before` is the text before the first addition; `written` the one after the last, None if somebody else has written
+    in between.
+    """
+
+    entries: set[tuple[str, str]] = field(default_factory=set)
+    before: str | None = None
+    written: str | None = None
+
+
+_additions: Additions | None = None  # of the innermost context: a process runs one command
+
+
+@contextmanager
+def additions() -> Iterator[Additions]:
+    """Notes what `edited` adds until the body ends, but for what a context inside this one notes."""
+    global _additions
+    outer, _additions = _additions, Additions()
+    try:
+        yield _additions
+    finally:
+        _additions = outer
+
+
+def has_result(section: str, name: str) -> None:
+    """Says that an entry has a result: it stays, whatever becomes of the run that added it."""
+    if _additions is not None:
+        _additions.entries.discard((section, name))
+
+
 @contextmanager
 def edited(root: Path) -> Iterator[Any]:
     """The document of params.yaml; what was changed in it is checked and written at the end, comments as they were."""
     from ruamel.yaml import YAML
 
-    path = root / PARAMS
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 2**31  # a prompt stays on its line
-    scratch = root / "data" / "scratch"
-    scratch.mkdir(parents=True, exist_ok=True)
-    with FileLock(scratch / f"{PARAMS}.lock"):  # of two runs that start at once, neither loses the other's name
-        before = path.read_text(encoding="utf-8")
+    with locked(root):  # of two runs that start at once, neither loses the other's name
+        before = (root / PARAMS).read_text(encoding="utf-8")
         document = yaml.load(before)
-        unchanged = io.StringIO()
+        unchanged, named = io.StringIO(), _entries(document)
         yaml.dump(document, unchanged)
         yield document
         text = io.StringIO()
         yaml.dump(document, text)
         if text.getvalue() != unchanged.getvalue():
-            parse_settings(text.getvalue())  # refuses two cells of one name before anything is written
-            write_text(path, text.getvalue())
+            parse_settings(text.getvalue())  # refuses what would be wrong before anything is written
+            write_text(root / PARAMS, text.getvalue())
+            _note(_entries(document) - named, before, text.getvalue())
+
+
+def locked(root: Path) -> FileLock:
+    """The lock that a writer of params.yaml holds."""
+    scratch = root / "data" / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    return FileLock(scratch / f"{PARAMS}.lock", is_singleton=True)  # who holds it may edit
+
+
+def _note(added: set[tuple[str, str]], before: str, written: str) -> None:
+    if _additions is None:
+        return
+    if _additions.before is None:
+        _additions.before, _additions.written = before, written
+    else:
+        _additions.written = written if _additions.written == before else None
+    _additions.entries |= added
+
+
+def _entries(document: Any) -> set[tuple[str, str]]:
+    """The names in every section that a command may add to."""
+    places = [(f"pipeline.{name}", document["pipeline"].get(name)) for name in ("models", "benchmarks", "cells")]
+    places += [(name, document.get(name)) for name in ("studies", "nsa", "sparse", "benchmarks")]
+    return {(section, name) for section, names in places for name in names or ()}

@@ -71,32 +71,30 @@ def run(model: Model = None, benchmark: Runnable = None, data: Data = None) -> N
     """Bring every step of a cell up to date, register the result and show it."""
     from flows.cells import declare
     from flows.environment import prepare, step_timeout
+    from flows.removal import taken_back_without_result
     from tasks.benchmarks.rows import check_templates
     from tasks.pipeline.cell import open_cell
 
     step_timeout()
     if data is not None and benchmark is None:
         raise InputError("data", "is for a benchmark that is taken from the library; name it with --benchmark")
-    if benchmark is not None and (line := declare(Path.cwd(), benchmark, model=model, data=data)):
-        print(f"added to params.yaml: {line}", flush=True)
-    cell = open_cell(model, benchmark)
-    check_templates(cell.benchmark_spec, field=f"benchmarks.{cell.benchmark}")
-    prepare()
-
-    from flows.cells import list_cell
-
-    for added in list_cell(cell.root, cell.model, cell.benchmark):
-        print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {added}", flush=True)
-    server = os.environ.get("PREFECT_API_URL", "a temporary Prefect server, which takes some seconds to start")
-    print(f"{cell.model} on {cell.benchmark}, with {server}", flush=True)
-
-    from flows.adapt import adapt, start_server
-    from flows.results import as_table
-
-    # An orderly end on `kill` too: it stops the temporary server, which Python's default would leave running.
+    # An orderly end on `kill` too: it takes back what was added, and stops the temporary server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    start_server()
-    result = adapt(cell.model, cell.benchmark)
+    with taken_back_without_result(Path.cwd()):
+        if benchmark is not None and (line := declare(Path.cwd(), benchmark, model=model, data=data)):
+            print(f"added to params.yaml: {line}", flush=True)
+        cell = open_cell(model, benchmark)
+        check_templates(cell.benchmark_spec, field=f"benchmarks.{cell.benchmark}")
+        prepare()
+        server = os.environ.get("PREFECT_API_URL", "a temporary Prefect server, which takes some seconds to start")
+        print(f"{cell.model} on {cell.benchmark}, with {server}", flush=True)
+
+        from flows.adapt import adapt, listed, start_server
+        from flows.results import as_table
+
+        with listed(cell):
+            start_server()
+            result = adapt(cell.model, cell.benchmark)
     print_table(as_table([result]))
     names = f"--model {cell.model} --benchmark {cell.benchmark}"
     for what, where in (
@@ -107,6 +105,18 @@ def run(model: Model = None, benchmark: Runnable = None, data: Data = None) -> N
         ("all results", "dsm show"),
     ):
         print(f"{what + ':':<29}{where}")
+
+
+@app.command("rm")
+def remove(
+    cell: Annotated[str, typer.Argument(help="A name under pipeline.cells in params.yaml, such as MODEL-BENCHMARK.")],
+) -> None:
+    """Take a cell out of params.yaml: it is not kept up to date any more. Its results stay where they are."""
+    from flows.removal import remove_cell
+
+    for line in remove_cell(Path.cwd(), cell):
+        print(f"taken out of params.yaml: {line}")
+    print("left as they are: its files in data/, their copies in DVC's cache and remotes, its registered versions")
 
 
 @app.command()

@@ -5,17 +5,19 @@ from typing import Annotated, Any
 import typer
 
 Model = Annotated[
-    str | None, typer.Option(help="A name under models in params.yaml; default: the first of pipeline.models.")
+    str | None,
+    typer.Option(help="A name under models in params.yaml; default: that of the first cell with this benchmark."),
 ]
 Benchmark = Annotated[
-    str | None, typer.Option(help="A name under benchmarks in params.yaml; default: the first of pipeline.benchmarks.")
+    str | None,
+    typer.Option(help="A name under benchmarks in params.yaml; default: that of the first cell with this model."),
 ]
 
 Runnable = Annotated[
     str | None,
     typer.Option(
         help="A name under benchmarks in params.yaml, or one of the library (`dsm benchmarks ls`), which is added "
-        "there; default: the first of pipeline.benchmarks."
+        "there; default: that of the first cell with this model."
     ),
 ]
 Data = Annotated[str | None, typer.Option(help="A directory with the files of the library's benchmarks.")]

@@ -21,6 +21,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.schedules import Cron
 from pydantic import ValidationError
 
+from flows.cells import named_cells
 from flows.environment import HEARTBEAT, child_environment, operated
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import write_text
@@ -39,8 +40,9 @@ FLOWS = ["adapt", "nsa", "retrain", "retrain cell", "sparsify", "study"]  # all 
 
 
 def check_schedules(settings: Settings) -> None:
-    """Raises InputError for a cron line that Prefect does not take."""
+    """Raises InputError for a cron line that Prefect does not take, and for names that no cell has."""
     for name, schedule in settings.retrain.schedules.items():
+        named_cells(settings, schedule.models, schedule.benchmarks, field=f"retrain.schedules.{name}")
         try:
             CronSchedule(cron=schedule.cron, timezone=schedule.timezone)
         except ValidationError:

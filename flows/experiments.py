@@ -3,13 +3,16 @@
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.console import Benchmark, Data, Model, Runnable, print_table
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.names import STUDIES, WEIGHT_METHODS
+
+if TYPE_CHECKING:
+    from tasks.pipeline.cell import Cell
 
 app = typer.Typer()
 
@@ -36,8 +39,9 @@ def study(
     data: Data = None,
 ) -> None:
     """Bring a study of a cell up to date, and the cell before it, and show its table."""
-    from flows.cells import declare, list_cell
+    from flows.cells import declare
     from flows.environment import prepare, step_timeout
+    from flows.removal import taken_back_without_result
     from tasks.pipeline.cell import open_cell
     from tasks.pipeline.settings import load_settings
 
@@ -47,25 +51,22 @@ def study(
     root = Path.cwd()
     known = load_settings(root).benchmarks
     texts = [other for other in on or () if name == "calibration" and (root / other).is_file()]
-    for wanted in filter(None, (benchmark, *(other for other in on or () if other not in texts))):
-        if line := declare(root, wanted, model=model, data=None if wanted in known else data):
-            print(f"added to params.yaml: {line}", flush=True)
-    cell = open_cell(model, benchmark)
-    prepare()
-
-    from flows.adapt import start_server
-    from flows.study import as_table, list_study
-    from flows.study import study as run_study
-
-    added = [
-        list_study(root, name, cell.model, cell.benchmark, on or (), full=full),
-        *list_cell(root, cell.model, cell.benchmark),
-    ]
-    for line in filter(None, added):
-        print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    start_server()
-    print_table(as_table(run_study(name, cell.model, cell.benchmark)))
+    with taken_back_without_result(root):
+        for wanted in filter(None, (benchmark, *(other for other in on or () if other not in texts))):
+            if line := declare(root, wanted, model=model, data=None if wanted in known else data):
+                print(f"added to params.yaml: {line}", flush=True)
+        cell = open_cell(model, benchmark)
+        prepare()
+
+        from flows.adapt import listed, start_server
+        from flows.study import as_table, list_study
+        from flows.study import study as run_study
+
+        with listed(cell, lambda: list_study(root, name, cell.model, cell.benchmark, on or (), full=full)):
+            start_server()
+            result = run_study(name, cell.model, cell.benchmark)
+    print_table(as_table(result))
     print(f"plot: {(cell.study(name) / 'plot.svg').relative_to(root)}")
 
 
@@ -94,7 +95,7 @@ def explain(
     timeout = step_timeout()
     cell = open_cell(model, benchmark)
     if nsa:
-        _explain_meanings(cell.root, cell.model, cell.benchmark)
+        _explain_meanings(cell)
         return
 
     from flows.stages import run_command
@@ -104,22 +105,20 @@ def explain(
     print((cell.directory / "explanation.html").relative_to(cell.root))
 
 
-def _explain_meanings(root: Path, model: str, benchmark: str) -> None:
+def _explain_meanings(cell: "Cell") -> None:
     from flows.environment import prepare
 
     prepare()
 
-    from flows.adapt import start_server
-    from flows.cells import list_cell
+    from flows.adapt import listed, start_server
     from flows.study import list_nsa
     from flows.study import nsa as flow
 
-    lines = [list_nsa(root, model, benchmark), *list_cell(root, model, benchmark)]
-    for line in filter(None, lines):
-        print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    start_server()
-    print(flow(model, benchmark).relative_to(root))
+    with listed(cell, lambda: list_nsa(cell.root, cell.model, cell.benchmark)):
+        start_server()
+        page = flow(cell.model, cell.benchmark)
+    print(page.relative_to(cell.root))
 
 
 @app.command()
@@ -143,12 +142,13 @@ def sparsify(
         str | None,
         typer.Option(
             help="A benchmark of params.yaml, whose train prompts are taken, or a file of texts (JSONL with a `text` "
-            "each, or plain text); default: the first of pipeline.benchmarks."
+            "each, or plain text); default: that of the first cell."
         ),
     ] = None,
 ) -> None:
     """Prune single weights of all layers: a recipe and its masks, for `dsm apply`."""
     from flows.environment import prepare, step_timeout
+    from flows.removal import taken_back_without_result
 
     step_timeout()
     prepare()
@@ -157,10 +157,11 @@ def sparsify(
     from flows.sparsify import list_sparse
     from flows.sparsify import sparsify as flow
 
-    key, line = list_sparse(Path.cwd(), method, target, model, calibration)
-    if line:
-        print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    start_server()
-    told = flow(key)
+    with taken_back_without_result(Path.cwd()):
+        key, line = list_sparse(Path.cwd(), method, target, model, calibration)
+        if line:
+            print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
+        start_server()
+        told = flow(key)
     print(f"{told}: `dsm apply {told}/sparse.json --model BASE --out DIR` makes the weights")

@@ -154,10 +154,10 @@ def _statuses(cell: Cell) -> dict[str, Status]:
     pipeline = cell.settings.pipeline
     stages = stages_of(cell.model, cell.benchmark)
     plan: dict[str, Status] = dict.fromkeys(stages, "run")
-    model, data = cell.model in pipeline.models, cell.benchmark in pipeline.benchmarks
-    if model and data:
+    if cell.name in pipeline.cells:
         return plan_stages(stages, cell.root)
-    # `dsm run` will add the cell to the pipeline; until then DVC knows at most one of its halves.
+    # `dsm run` will add the cell to the pipeline; until then DVC knows at most its model and its rows.
+    model, data = cell.model in pipeline.models, cell.benchmark in pipeline.benchmarks
     for known, stage in ((model, stages[0]), (data, stages[1])):
         if known:
             plan |= plan_stages([stage], cell.root)

@@ -8,6 +8,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.adapt import adapt, alone, run_action, run_step, say
+from flows.cells import named_cells
 from flows.notify import tell
 from flows.refresh import is_unpinned, refresh
 from flows.stages import StepFailed
@@ -47,26 +48,24 @@ def retrain_cell(model: str, benchmark: str) -> str:
     validate_parameters=False,
 )
 def retrain(models: list[str] | None = None, benchmarks: list[str] | None = None) -> dict[str, str]:
-    """Retrains every model x every benchmark, those of the pipeline if none are named. One that fails does not keep
-    the others from their turn.
+    """Retrains the cells of the pipeline that have one of these models and one of these benchmarks; all if none are
+    named. One that fails does not keep the others from their turn.
 
     Returns:
         What was decided for each cell.
 
     Raises:
+        InputError: no cell has one of the names.
         StepFailed: at the end, if a cell failed.
     """
-    pipeline = load_settings(Path.cwd()).pipeline
     decided: dict[str, str] = {}
     failed: dict[str, str] = {}
-    for model in models or pipeline.models:
-        for benchmark in benchmarks or pipeline.benchmarks:
-            state: Any = retrain_cell(model, benchmark, return_state=True)
-            name = f"{model}-{benchmark}"
-            if state.is_completed():
-                decided[name] = state.result()
-            else:
-                failed[name] = str(state.message)
+    for cell in named_cells(load_settings(Path.cwd()), models, benchmarks, field="retrain"):
+        state: Any = retrain_cell(cell.model, cell.benchmark, return_state=True)
+        if state.is_completed():
+            decided[cell.name] = state.result()
+        else:
+            failed[cell.name] = str(state.message)
     create_table_artifact(
         key="retrained",
         description="What became of each cell's challenger",

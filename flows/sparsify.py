@@ -7,14 +7,12 @@ from typing import Any
 from prefect import flow
 
 from flows.adapt import run_step
-from flows.cells import list_cell, list_entry
+from flows.cells import list_entry, list_names
 from tasks.pipeline.cell import open_cell
 from tasks.pipeline.declared import NAME
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.names import WEIGHT_METHODS
-from tasks.pipeline.settings import load_settings
-
-BENCHMARKS = "data/benchmarks/"
+from tasks.pipeline.settings import BENCHMARKS, load_settings
 
 
 def list_sparse(
@@ -45,10 +43,10 @@ def list_sparse(
     key = "-".join([method, target.replace(":", "of").replace(".", "_"), cell.model, re.sub(r"[^\w-]", "_", kind)])
     if not NAME.fullmatch(key):
         raise InputError("calibration", f"{name!r} gives no name; write the entry into `sparse` in params.yaml")
-    if key in cell.settings.sparse:
-        return key, None
-    line = list_entry(root, "sparse", key, entry)
-    list_cell(root, cell.model, name if declared else cell.benchmark)  # or model and rows have no stage
+    line = None if key in cell.settings.sparse else list_entry(root, "sparse", key, entry)
+    run = load_settings(root).sparse[key]
+    read = run.calibration.removeprefix(BENCHMARKS) if run.calibration.startswith(BENCHMARKS) else None
+    list_names(root, models=[run.model], benchmarks=[read] if read else [])  # or they have no stage
     return key, line
 
 

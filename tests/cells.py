@@ -18,11 +18,20 @@ OPTIONS = [" negative", " positive"]
 SHA = "0123456789abcdef" * 4
 
 
+def pipeline(*cells: tuple[str, str]) -> dict[str, Any]:
+    """The section `pipeline` of params.yaml with these cells, each a model and a benchmark."""
+    return {
+        "models": sorted({model for model, _ in cells}),
+        "benchmarks": sorted({benchmark for _, benchmark in cells}),
+        "cells": {f"{model}-{benchmark}": {"model": model, "benchmark": benchmark} for model, benchmark in cells},
+    }
+
+
 def settings(*, transfer: int = 40) -> dict[str, Any]:
     """The content of a params.yaml with one cell: `tiny` on `reviews`."""
     source = {"kind": "path", "path": "reviews.csv", "sha256": SHA}
     return {
-        "pipeline": {"models": ["tiny"], "benchmarks": ["reviews"]},
+        "pipeline": pipeline(("tiny", "reviews")),
         "adaptation": {"size": 10, "seed": 0, "selection": "random"},
         "attribution": {"quadrature": "adaptive", "steps": 20, "tolerance": 0.01, "max_nodes": 32},
         "search": {"fractions": FRACTIONS},

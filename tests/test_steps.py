@@ -33,6 +33,7 @@ from tasks.sample import sample
 from tasks.score import attributor, score
 from tasks.search import search
 from tasks.transfer import transfer
+from tests.cells import pipeline
 from tests.tiny import save_tiny, tiny_tokenizer
 
 STEPS = [sample, score, search, prune, evaluate, transfer]
@@ -47,7 +48,7 @@ def write_project(root, **sections):
     (root / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"kind": "path", "path": "reviews.jsonl", "sha256": sha256_file(root / "reviews.jsonl")}
     params = {
-        "pipeline": {"models": ["tiny"], "benchmarks": ["reviews"]},
+        "pipeline": pipeline(("tiny", "reviews")),
         "adaptation": {"size": 6, "seed": 0, "selection": "random"},
         "attribution": {"quadrature": "adaptive", "steps": 20, "tolerance": 0.01, "max_nodes": 12},
         "search": {"fractions": [0.1, 0.2, 0.4]},
@@ -368,7 +369,7 @@ def quiz_cell(root):
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["models"]["tiny"]["source"]["sha256"] = sha256_directory(root / "source")
     params["benchmarks"] |= yaml.safe_load(QUIZ.replace("SHA", sha256_file(root / "quiz.jsonl")))
-    params["pipeline"]["benchmarks"] = ["quiz"]
+    params["pipeline"] = pipeline(("tiny", "quiz"))
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     cell = open_cell(root=root)
     for step in [model, data, *STEPS]:

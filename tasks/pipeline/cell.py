@@ -112,15 +112,24 @@ def _declared(section: str, name: str, declared: dict[str, object]) -> None:
 def open_cell(model: str | None = None, benchmark: str | None = None, root: Path | None = None) -> Cell:
     """The named cell of the project in `root` (default: the working directory).
 
-    Without a name, the first of `pipeline.models` and of `pipeline.benchmarks`.
+    Without names, the first of `pipeline.cells`; with one of them, the first that has it. A model or benchmark without
+    a cell gets the other name from the first cell there is, or else the first name there is.
 
     Raises:
-        InputError: params.yaml is wrong, or a name is not declared in it.
+        InputError: params.yaml is wrong, a name is not declared in it, or there are neither names nor cells.
     """
     root = root or Path.cwd()
     settings = load_settings(root)
-    model = model or settings.pipeline.models[0]
-    benchmark = benchmark or settings.pipeline.benchmarks[0]
+    if not model or not benchmark:
+        pipeline = settings.pipeline
+        cells = [
+            *pipeline.chosen([model] if model else None, [benchmark] if benchmark else None),
+            *pipeline.cells.values(),
+        ]
+        if not (model or benchmark or cells):
+            raise InputError("pipeline.cells", "is empty; name a model and a benchmark")
+        model = model or [*(cell.model for cell in cells), *pipeline.models, *settings.models][0]
+        benchmark = benchmark or [*(cell.benchmark for cell in cells), *pipeline.benchmarks, *settings.benchmarks][0]
     _declared("models", model, dict(settings.models))
     _declared("benchmarks", benchmark, dict(settings.benchmarks))
     return Cell(root, model, benchmark, settings)

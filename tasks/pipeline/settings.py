@@ -3,6 +3,8 @@
 Only what can change a result stands in params.yaml. Device, threads and tracking address come from the environment.
 """
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import available_timezones
@@ -10,6 +12,7 @@ from zoneinfo import available_timezones
 from pydantic import (
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -21,6 +24,7 @@ from tasks.pipeline.names import STUDIES, SYSTEMS, WEIGHT_METHODS
 from tasks.pipeline.yamltext import read_yaml
 
 PARAMS = "params.yaml"
+BENCHMARKS = "data/benchmarks/"  # a calibration set that begins with it is the train prompts of a benchmark
 
 
 class Adaptation(Strict):
@@ -108,7 +112,7 @@ class Evaluation(Strict):
 
 
 class Schedule(Strict):
-    """When which cells are retrained; the cells of the pipeline where no names are given."""
+    """When which cells of the pipeline are retrained: those with one of the names given; all where none are."""
 
     cron: str
     timezone: str = "UTC"
@@ -260,11 +264,57 @@ class SparseRun(Strict):
         return self
 
 
-class Pipeline(Strict):
-    """The cells that `dvc repro` keeps up to date: every model x every benchmark named here."""
+class ListedCell(Strict):
+    """One model on one benchmark, both in the lists of the pipeline."""
 
-    models: list[str] = Field(min_length=1)
-    benchmarks: list[str] = Field(min_length=1)
+    model: str
+    benchmark: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.benchmark}"
+
+
+class Pipeline(Strict):
+    """What `dvc repro` keeps up to date: models and benchmarks are fetched, cells adapted. A cell's key is its name."""
+
+    models: list[str]
+    benchmarks: list[str]
+    cells: dict[str, ListedCell] = Field(default=None, validate_default=True)
+
+    @field_validator("models", "benchmarks")
+    @classmethod
+    def _distinct(cls, value: list[str]) -> list[str]:
+        if twice := [name for name in value if value.count(name) > 1]:
+            raise ValueError(f"{twice[0]!r} is there twice")
+        return value
+
+    @field_validator("cells", mode="before")
+    @classmethod
+    def _is_there(cls, value: Any, info: ValidationInfo) -> Any:
+        """Says what to write in a file of the time when every model x every benchmark was a cell."""
+        if value is not None:
+            return value
+        models, benchmarks = info.data.get("models", ()), info.data.get("benchmarks", ())
+        listed = (ListedCell(model=model, benchmark=benchmark) for model in models for benchmark in benchmarks)
+        written = json.dumps({cell.name: cell.model_dump() for cell in listed})
+        raise ValueError(f"is missing; write those that you want of cells: {written}")
+
+    @field_validator("cells")
+    @classmethod
+    def _are_named_after_both(cls, value: dict[str, ListedCell]) -> dict[str, ListedCell]:
+        for key, cell in value.items():
+            if key != cell.name:
+                raise ValueError(f"{key}: must be named {cell.name!r}")
+        return value
+
+    def chosen(self, models: Sequence[str] | None, benchmarks: Sequence[str] | None) -> list[ListedCell]:
+        """The cells with one of these models and one of these benchmarks; with any where none are named."""
+        return [
+            cell
+            for cell in self.cells.values()
+            if (not models or cell.model in models) and (not benchmarks or cell.benchmark in benchmarks)
+        ]
 
 
 class Settings(Strict):
@@ -296,6 +346,11 @@ class Settings(Strict):
                 for name in names:
                     if name not in declared:
                         raise ValueError(f"{place}.{section}: {name!r} is not declared; there are {sorted(declared)}")
+        for key, cell in self.pipeline.cells.items():
+            for section, name in (("models", cell.model), ("benchmarks", cell.benchmark)):
+                if name not in getattr(self.pipeline, section):
+                    listed = sorted(getattr(self.pipeline, section))
+                    raise ValueError(f"pipeline.cells.{key}: {name!r} is not in pipeline.{section}; there are {listed}")
         runs: list[tuple[str, str, StudyRun | NsaRun, list[str]]] = [
             *(("studies", key, study, [study.benchmark, *study.benchmarks]) for key, study in self.studies.items()),
             *(("nsa", key, nsa, [nsa.benchmark]) for key, nsa in self.nsa.items()),
@@ -314,10 +369,6 @@ class Settings(Strict):
                 raise ValueError(
                     f"sparse.{key}.model: {sparse.model!r} is not declared; there are {sorted(self.models)}"
                 )
-        cells = [f"{model}-{benchmark}" for model in self.pipeline.models for benchmark in self.pipeline.benchmarks]
-        for name in cells:
-            if cells.count(name) > 1:
-                raise ValueError(f"pipeline: two cells would both be named {name!r}; rename a model or a benchmark")
         return self
 
 

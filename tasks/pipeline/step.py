@@ -30,8 +30,8 @@ def run_step(step: Callable[..., None], *, description: str, argument: str | Non
     name = step.__module__ if step.__module__ != "__main__" else sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
     name = name.rsplit(".", 1)[-1]
     parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}", description=description)
-    parser.add_argument("--model", help="a name under models in params.yaml (default: the first of pipeline.models)")
-    parser.add_argument("--benchmark", help="a name under benchmarks (default: the first of pipeline.benchmarks)")
+    parser.add_argument("--model", help="a name under models in params.yaml (default: that of a cell: see `open_cell`)")
+    parser.add_argument("--benchmark", help="a name under benchmarks (default: that of a cell)")
     if argument:
         parser.add_argument(f"--{argument}", required=True)
     arguments = parser.parse_args()

@@ -372,10 +372,10 @@ def test_the_recipe_of_the_readme(tmp_path):
     (block,) = [block for block in blocks if "quiz.jsonl" in block]
     rows = [{**{key: row[key] for key in ("question", *"abcd")}, "right": row["answer"]} for row in QUIZ]
     source = write_rows(tmp_path / "quiz.jsonl", rows)
-    from tests.cells import settings
+    from tests.cells import pipeline, settings
 
     params = settings() | yaml.safe_load(block.replace("<sha256sum quiz.jsonl>", source["sha256"]))
-    params["pipeline"]["benchmarks"] = ["quiz"]
+    params["pipeline"] = pipeline(("tiny", "quiz"))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     cell = open_cell(root=tmp_path)
     data.store(cell)

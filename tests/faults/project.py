@@ -10,6 +10,7 @@ import yaml
 from tasks.models.hashing import sha256_directory
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.files import sha256_file
+from tests.cells import pipeline
 from tests.flows.project import REAL
 from tests.tiny import save_tiny
 
@@ -32,7 +33,7 @@ def params(root: Path) -> dict:
     """The content of params.yaml for the files in `root`."""
     source = {"kind": "path", "path": "reviews.jsonl", "sha256": sha256_file(root / "reviews.jsonl")}
     return {
-        "pipeline": {"models": ["tiny"], "benchmarks": ["reviews"]},
+        "pipeline": pipeline(("tiny", "reviews")),
         "adaptation": {"size": 3, "seed": 0, "selection": "random"},
         "attribution": {"quadrature": "adaptive", "tolerance": 0.01, "max_nodes": 4},
         "search": {"fractions": [0.1, 0.4]},

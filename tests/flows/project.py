@@ -50,21 +50,20 @@ def script(root: Path, name: str, text: str) -> str:
 
 
 def cell_project(root: Path) -> Path:
-    """A project with the stages, matrices and files of the real dvc.yaml, for the cell `tiny` on `reviews`."""
+    """A project with the stages and files of the real dvc.yaml, for the cell `tiny` on `reviews`."""
     run = script(root, "stand_in.py", STAND_IN)
     real = yaml.safe_load((REAL / "dvc.yaml").read_text())["stages"]
     stages = {}
     for step, stage in real.items():
-        if "foreach" in stage:  # no part of a cell
-            continue
-        outs = [*stage.get("outs", []), *stage.get("metrics", [])]
-        stages[step] = {
-            "matrix": stage["matrix"],
+        body = stage.get("do", stage)
+        outs = [*body.get("outs", []), *body.get("metrics", [])]
+        stood_in = {
             "cmd": " ".join([run, step, *outs]),
             # The code of the real steps is not here; what they read is.
-            "deps": ["stand_in.py", *(dep for dep in stage["deps"] if dep.startswith("data/"))],
+            "deps": ["stand_in.py", *(dep for dep in body["deps"] if dep.startswith(("data/", "${")))],
             "outs": outs,
-        } | ({"params": stage["params"]} if step in ("sample", "evaluate") else {})
+        } | ({"params": body["params"]} if step in ("sample", "evaluate") else {})
+        stages[step] = {"matrix": stage["matrix"]} | stood_in if "matrix" in stage else stage | {"do": stood_in}
     make_project(root, stages)
     cell = write_cell(root / "made")
     (root / "params.yaml").write_text((cell.root / "params.yaml").read_text())

@@ -133,12 +133,16 @@ def test_a_new_cell_is_added_to_params_and_nothing_else_changes(project: Path) -
     text = (REAL / "params.yaml").read_text()
     declared = parse_settings(text)
     other = next(name for name in declared.benchmarks if name not in declared.pipeline.benchmarks)
-    listed = next(line for line in text.splitlines() if line.startswith("  benchmarks: ["))
+    (model,) = declared.pipeline.models
+    (listed,) = declared.pipeline.benchmarks
     (project / "params.yaml").write_text(text)
-    assert list_cell(project, declared.pipeline.models[0], other) == [f"pipeline.benchmarks: {other}"]
-    expected = text.replace(listed, f"{listed[:-1]}, {other}]")
+    name = f"{model}-{other}"
+    assert list_cell(project, model, other) == [f"pipeline.benchmarks: {other}", f"pipeline.cells: {name}"]
+    line = f"    {model}-{listed}: {{model: {model}, benchmark: {listed}}}\n"
+    expected = text.replace(f"  benchmarks: [{listed}]  #", f"  benchmarks: [{listed}, {other}] #")
+    expected = expected.replace(line, line + line.replace(listed, other))
     assert (project / "params.yaml").read_text() == expected
-    assert list_cell(project, declared.pipeline.models[0], other) == []
+    assert list_cell(project, model, other) == []
     assert (project / "params.yaml").read_text() == expected
 
 

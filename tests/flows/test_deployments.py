@@ -12,7 +12,7 @@ import flows
 from flows.deployments import FLOWS, check_schedules, prefect_yaml, served
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.settings import Settings, load_settings, parse_settings
-from tests.cells import settings
+from tests.cells import pipeline, settings
 from tests.flows.project import REAL
 from tests.flows.test_cli import call
 
@@ -49,6 +49,14 @@ def test_a_deployment_for_each_schedule() -> None:
 def test_a_cron_line_that_is_none(cron: str) -> None:
     with pytest.raises(InputError, match=r"^retrain.schedules.nightly.cron: must have the five fields of cron"):
         check_schedules(with_schedule(cron=cron))
+
+
+def test_names_that_no_cell_has() -> None:
+    params = settings() | {"pipeline": pipeline(), "retrain": {"schedules": {"n": {"cron": "0 3 * * 1"}}}}
+    check_schedules(parse_settings(yaml.safe_dump(params)))  # an empty pipeline has nothing to do, and is no mistake
+    params["retrain"]["schedules"]["n"]["benchmarks"] = ["reviews"]
+    with pytest.raises(InputError, match=r"^retrain.schedules.n: no cell of the pipeline is a model on reviews; there"):
+        check_schedules(parse_settings(yaml.safe_dump(params)))
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,15 @@ PART = {"package": "p", "version": "1", "file": "f"}
         (put(-1, "adaptation", "seed"), "adaptation.seed: Input should be greater than or equal to 0, not -1"),
         (put(["huge"], "pipeline", "models"), "pipeline.models: 'huge' is not declared; there are ['tiny']"),
         (put(["sst"], "pipeline", "benchmarks"), "pipeline.benchmarks: 'sst' is not declared; there are ['reviews']"),
+        (put(["tiny", "tiny"], "pipeline", "models"), "pipeline.models: 'tiny' is there twice"),
+        (put([], "pipeline", "benchmarks"), "pipeline.cells.tiny-reviews: 'reviews' is not in pipeline.benchmarks"),
+        (put({"model": "tiny", "benchmark": "reviews"}, "pipeline", "cells", "t"), "must be named 'tiny-reviews'"),
+        (put({"model": "tiny"}, "pipeline", "cells", "t"), "pipeline.cells.t.benchmark: Field required"),
+        (put(["tiny-reviews"], "pipeline", "cells"), "pipeline.cells: Input should be a valid dictionary"),
+        (
+            lambda params: params["pipeline"].pop("cells"),
+            'pipeline.cells: is missing; write those that you want of cells: {"tiny-reviews": {"model": "tiny", ',
+        ),
         (source("ftp"), "models.tiny.source: "),
         (source("wheel", package="p", version="1"), "models.tiny.source.file: Field required"),
         (source("wheels", file="a.gguf", parts=[], sha256="0" * 64), "models.tiny.source.parts: "),
@@ -111,6 +120,20 @@ PART = {"package": "p", "version": "1", "file": "f"}
 )
 def test_a_mistake_is_one_line_that_names_the_field(change, match):
     refused(change, match)
+
+
+def test_no_cell_at_all_is_valid():
+    params = settings() | {"pipeline": {"models": [], "benchmarks": [], "cells": {}}}
+    assert parse_settings(yaml.safe_dump(params)).pipeline.chosen(None, None) == []
+
+
+def test_what_the_message_says_to_write_is_valid():
+    params = settings()
+    del params["pipeline"]["cells"]
+    with pytest.raises(InputError) as caught:
+        parse_settings(yaml.safe_dump(params))
+    params["pipeline"] |= yaml.safe_load(str(caught.value).partition("that you want of ")[2])
+    assert list(parse_settings(yaml.safe_dump(params)).pipeline.cells) == ["tiny-reviews"]
 
 
 def test_a_hub_source_takes_a_commit():
