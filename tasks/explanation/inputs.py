@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.benchmarks.encoding import Encoded, encode
+from tasks.benchmarks.encoding import Chat, Encoded, encode
 from tasks.benchmarks.scoring import answers_unedited
 from tasks.method.quadrature import Evaluate, Integral, adaptive
 from tasks.method.silence import Neurons, silenced
@@ -141,7 +141,7 @@ def before_and_after(
     neurons: Sequence[int],
     *,
     projection: Projection = "gate_proj",
-    chat: bool = False,
+    chat: Chat = False,
     moved: range | None = None,
     rule: Rule = near_zero,
 ) -> InputAttribution:
