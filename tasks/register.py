@@ -26,6 +26,8 @@ from tasks.registry import CHALLENGER, CONTENT, check_answers, options_of, proba
 EVIDENCE = "evidence"  # the tag of a run that says which report and transfer check it holds
 PROJECT = "project"  # the tag of a run that says which directory of which machine it comes from
 FLOW = "DSM_FLOW_RUN"  # id and name of the flow run that this step is part of; a tag of the run that stands for it
+# What `git_dirty` is about; not dvc.lock and files of data.
+CODE_AND_SETTINGS = ("tasks", "flows", "dvc.yaml", "params.yaml", "pyproject.toml", "constraints.txt")
 CHECKED = 8  # test rows that a version must answer as `evaluate` did before the alias moves
 LAST_SAMPLES = 450  # of the machine's use, twice as many metrics: a call of MLflow takes a thousand
 # What the served model needs (serving.py and the packages below it); the exact versions that are installed here.
@@ -317,7 +319,7 @@ def _put_under(parent: str | None, client: Any, run: Any) -> None:
 
 
 def _git(root: Path) -> dict[str, str]:
-    """The commit, and whether the work tree differs from it; empty outside a git checkout."""
+    """The commit, and whether code and settings differ from it; empty outside a git checkout."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -327,9 +329,10 @@ def _git(root: Path) -> dict[str, str]:
         return done.stdout.strip()
 
     commit = git("rev-parse", "HEAD")
-    return (
-        {} if commit is None else {"git_commit": commit, "git_dirty": str(bool(git("status", "--porcelain"))).lower()}
-    )
+    if commit is None:
+        return {}
+    changed = git("status", "--porcelain", "--untracked-files=all", "--", *CODE_AND_SETTINGS)
+    return {"git_commit": commit, "git_dirty": str(bool(changed)).lower()}
 
 
 def _dvc(cell: Cell) -> dict[str, str]:

@@ -23,7 +23,7 @@ from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json, write_json, write_parquet, write_text
 from tasks.promote import judge
-from tasks.register import _example, register
+from tasks.register import _example, _git, register
 from tasks.registry import EXPERIMENT, tracking_uri
 from tasks.report import report
 from tests.cells import servable_cell
@@ -316,11 +316,35 @@ def test_tags_name_the_commit_and_the_locked_hashes(cell: Cell) -> None:
     register(cell)
     tags = store(cell)[1][0].data.tags
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert (tags["git_commit"], tags["git_dirty"]) == (head, "true")
+    assert (tags["git_commit"], tags["git_dirty"]) == (head, "false")  # dvc.lock and the results are not committed
     assert {key: value for key, value in tags.items() if key.startswith("dvc.")} == {
         "dvc.scores.safetensors": "1a",
         "dvc.data/models/tiny": "2b.dir",
     }
+
+
+@pytest.mark.parametrize(
+    ("path", "dirty"),
+    [
+        ("params.yaml", "true"),
+        ("tasks/score.py", "true"),
+        ("tasks/new.py", "true"),
+        ("flows/cli.py", "true"),
+        ("constraints.txt", "true"),
+        ("dvc.lock", "false"),
+        ("rows.jsonl", "false"),
+        ("docs/studies.md", "false"),
+    ],
+)
+def test_dirty_is_about_code_and_settings(tmp_path: Path, path: str, dirty: str) -> None:
+    for name in ("params.yaml", "dvc.lock", "tasks/score.py", "flows/cli.py", "docs/studies.md"):
+        write_text(tmp_path / name, "before")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *arguments], check=True)
+    assert _git(tmp_path)["git_dirty"] == "false"
+    write_text(tmp_path / path, "after")
+    assert _git(tmp_path)["git_dirty"] == dirty
 
 
 @on_a_file

@@ -77,6 +77,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         step(cell)
     under_git(root)
     dvc(root, "commit", "--force")  # what `dvc repro` would have written into dvc.lock and the cache
+    git(root, "add", "--force", "dvc.lock")  # for a team; without the rest of the lines, which name a remote
     return root
 
 
