@@ -75,27 +75,26 @@ def run(model: Model = None, benchmark: Runnable = None, data: Data = None) -> N
     from tasks.pipeline.cell import open_cell
 
     step_timeout()
+    prepare()
     if data is not None and benchmark is None:
         raise InputError("data", "is for a benchmark that is taken from the library; name it with --benchmark")
     if benchmark is not None and (line := declare(Path.cwd(), benchmark, model=model, data=data)):
         print(f"added to params.yaml: {line}", flush=True)
     cell = open_cell(model, benchmark)
     check_templates(cell.benchmark_spec, field=f"benchmarks.{cell.benchmark}")
-    prepare()
 
     from flows.cells import list_cell
 
     for added in list_cell(cell.root, cell.model, cell.benchmark):
         print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {added}", flush=True)
-    server = os.environ.get("PREFECT_API_URL", "a temporary Prefect server, which takes some seconds to start")
-    print(f"{cell.model} on {cell.benchmark}, with {server}", flush=True)
 
-    from flows.adapt import adapt, start_server
+    from flows.adapt import adapt
     from flows.results import as_table
+    from flows.server import start_server
 
     # An orderly end on `kill` too: it stops the temporary server, which Python's default would leave running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    start_server()
+    start_server(f"{cell.model} on {cell.benchmark}")
     result = adapt(cell.model, cell.benchmark)
     print_table(as_table([result]))
     names = f"--model {cell.model} --benchmark {cell.benchmark}"
@@ -207,7 +206,7 @@ def validate() -> None:
 
     settings = load_settings(Path.cwd())
     if settings.retrain.schedules:
-        prepare()
+        prepare(places=False)
 
         from flows.deployments import check_schedules
 

@@ -42,6 +42,7 @@ def study(
     from tasks.pipeline.settings import load_settings
 
     step_timeout()
+    prepare()
     if name not in STUDIES:
         raise InputError("study", f"{name!r} is none of {', '.join(STUDIES)}")
     root = Path.cwd()
@@ -51,9 +52,8 @@ def study(
         if line := declare(root, wanted, model=model, data=None if wanted in known else data):
             print(f"added to params.yaml: {line}", flush=True)
     cell = open_cell(model, benchmark)
-    prepare()
 
-    from flows.adapt import start_server
+    from flows.server import start_server
     from flows.study import as_table, list_study
     from flows.study import study as run_study
 
@@ -64,7 +64,7 @@ def study(
     for line in filter(None, added):
         print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    start_server()
+    start_server(f"{name} of {cell.model} on {cell.benchmark}")
     print_table(as_table(run_study(name, cell.model, cell.benchmark)))
     print(f"plot: {(cell.study(name) / 'plot.svg').relative_to(root)}")
 
@@ -109,8 +109,8 @@ def _explain_meanings(root: Path, model: str, benchmark: str) -> None:
 
     prepare()
 
-    from flows.adapt import start_server
     from flows.cells import list_cell
+    from flows.server import start_server
     from flows.study import list_nsa
     from flows.study import nsa as flow
 
@@ -118,7 +118,7 @@ def _explain_meanings(root: Path, model: str, benchmark: str) -> None:
     for line in filter(None, lines):
         print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    start_server()
+    start_server(f"nsa of {model} on {benchmark}")
     print(flow(model, benchmark).relative_to(root))
 
 
@@ -153,7 +153,7 @@ def sparsify(
     step_timeout()
     prepare()
 
-    from flows.adapt import start_server
+    from flows.server import start_server
     from flows.sparsify import list_sparse
     from flows.sparsify import sparsify as flow
 
@@ -161,6 +161,6 @@ def sparsify(
     if line:
         print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    start_server()
+    start_server(key)
     told = flow(key)
     print(f"{told}: `dsm apply {told}/sparse.json --model BASE --out DIR` makes the weights")
