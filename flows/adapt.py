@@ -3,11 +3,6 @@
 DVC decides what is stale; the flow decides when it runs, what is tried again, and shows it.
 """
 
-import os
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,7 +20,6 @@ from prefect.exceptions import MissingContextError
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows import keeper
 from flows.cells import has_result, list_cell
 from flows.environment import step_timeout
 from flows.removal import taken_back_without_result
@@ -50,45 +44,6 @@ RETRY_DELAY = 10.0  # seconds
 # The steps that give an entry of params.yaml its result, and its section.
 RESULTS = {"evaluate": "pipeline.cells", "study": "studies", "nsa": "nsa", "sparsify": "sparse"}
 KILLED = 2  # times that a step which something killed is tried again: memory may be free by then
-
-
-_keepers: "list[subprocess.Popen[bytes]]" = []  # kept, since its pipe is closed with the object
-
-
-def start_server() -> None:
-    """Starts Prefect's temporary server, unless PREFECT_API_URL names a real one.
-
-    Prefect does so by itself, but in the terminal's process group: Ctrl-C would end the server together with the
-    steps, and Prefect then waits for it for more than a minute. The server inherits the blocked signal of this thread.
-
-    Raises:
-        StepFailed: it does not answer. Prefect ends it when this process ends.
-    """
-    failures: list[RuntimeError] = []
-    if "PREFECT_API_URL" not in os.environ:
-        os.environ[keeper.MARK] = str(os.getpid())
-        # In a session of its own it outlives us; it ends when the pipe does, which is when we do.
-        _keepers.append(
-            subprocess.Popen(
-                [sys.executable, str(Path(keeper.__file__)), str(os.getpid())],
-                stdin=subprocess.PIPE,
-                start_new_session=True,
-            )
-        )
-
-    def start() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            with get_client(sync_client=True):
-                pass
-        except RuntimeError as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=start, daemon=True)
-    thread.start()
-    thread.join()
-    if failures:  # a second attempt would leave the first server behind
-        raise StepFailed("prefect", str(failures[0]))
 
 
 def _is_worth_another(task: Any, task_run: Any, state: State[Any]) -> bool:

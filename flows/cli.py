@@ -76,6 +76,7 @@ def run(model: Model = None, benchmark: Runnable = None, data: Data = None) -> N
     from tasks.pipeline.cell import open_cell
 
     step_timeout()
+    prepare()
     if data is not None and benchmark is None:
         raise InputError("data", "is for a benchmark that is taken from the library; name it with --benchmark")
     # An orderly end on `kill` too: it takes back what was added, and stops the temporary server.
@@ -85,15 +86,13 @@ def run(model: Model = None, benchmark: Runnable = None, data: Data = None) -> N
             print(f"added to params.yaml: {line}", flush=True)
         cell = open_cell(model, benchmark)
         check_templates(cell.benchmark_spec, field=f"benchmarks.{cell.benchmark}")
-        prepare()
-        server = os.environ.get("PREFECT_API_URL", "a temporary Prefect server, which takes some seconds to start")
-        print(f"{cell.model} on {cell.benchmark}, with {server}", flush=True)
 
-        from flows.adapt import adapt, listed, start_server
+        from flows.adapt import adapt, listed
         from flows.results import as_table
+        from flows.server import start_server
 
         with listed(cell):
-            start_server()
+            start_server(f"{cell.model} on {cell.benchmark}")
             result = adapt(cell.model, cell.benchmark)
     print_table(as_table([result]))
     names = f"--model {cell.model} --benchmark {cell.benchmark}"
@@ -217,7 +216,7 @@ def validate() -> None:
 
     settings = load_settings(Path.cwd())
     if settings.retrain.schedules:
-        prepare()
+        prepare(places=False)
 
         from flows.deployments import check_schedules
 

@@ -1,6 +1,5 @@
 """From `retrain.schedules` in params.yaml to Prefect: prefect.yaml, a server's deployments, and what ends dead runs."""
 
-import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -153,12 +152,3 @@ def watch_for_dead_runs() -> None:
             client.update_automation(known[0].id, automation)
         else:
             client.create_automation(automation)
-
-
-def needs_server() -> None:
-    """Raises InputError if no Prefect server is named: a temporary one ends with the command that started it."""
-    if not os.environ.get("PREFECT_API_URL"):
-        raise InputError(
-            "PREFECT_API_URL",
-            "is not set; start `prefect server start --host 127.0.0.1` and set it to http://127.0.0.1:4200/api",
-        )

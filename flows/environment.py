@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+from flows.places import check_places
 from tasks.pipeline.errors import InputError
 
 # Nothing that is started here calls home.
@@ -24,16 +25,25 @@ def operated() -> dict[str, str]:
     return QUIET | {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT)}
 
 
-def prepare() -> None:
+def prepare(*, places: bool = True) -> None:
     """Settings that Prefect reads when it is imported; what the caller's environment says stands.
 
     The run is logged to Prefect's server in full; the terminal shows the flow's own lines instead.
+
+    Args:
+        places: look at the directories that a run writes to.
+
+    Raises:
+        InputError: one of them cannot be used.
     """
+    if places:
+        check_places(Path.cwd())
     for name, value in operated().items():
         os.environ.setdefault(name, value)
     for handler in ("CONSOLE", "DEBUG"):
         os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")
-    if "PREFECT_API_URL" not in os.environ:
+    if not os.environ.get("PREFECT_API_URL"):
+        os.environ.pop("PREFECT_API_URL", None)
         os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
         # Its first start on a machine creates its database, which can take longer than Prefect's own 20 seconds.
         os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")

@@ -46,6 +46,7 @@ def study(
     from tasks.pipeline.settings import load_settings
 
     step_timeout()
+    prepare()
     if name not in STUDIES:
         raise InputError("study", f"{name!r} is none of {', '.join(STUDIES)}")
     root = Path.cwd()
@@ -57,14 +58,14 @@ def study(
             if line := declare(root, wanted, model=model, data=None if wanted in known else data):
                 print(f"added to params.yaml: {line}", flush=True)
         cell = open_cell(model, benchmark)
-        prepare()
 
-        from flows.adapt import listed, start_server
+        from flows.adapt import listed
+        from flows.server import start_server
         from flows.study import as_table, list_study
         from flows.study import study as run_study
 
         with listed(cell, lambda: list_study(root, name, cell.model, cell.benchmark, on or (), full=full)):
-            start_server()
+            start_server(f"{name} of {cell.model} on {cell.benchmark}")
             result = run_study(name, cell.model, cell.benchmark)
     print_table(as_table(result))
     print(f"plot: {(cell.study(name) / 'plot.svg').relative_to(root)}")
@@ -110,13 +111,14 @@ def _explain_meanings(cell: "Cell") -> None:
 
     prepare()
 
-    from flows.adapt import listed, start_server
+    from flows.adapt import listed
+    from flows.server import start_server
     from flows.study import list_nsa
     from flows.study import nsa as flow
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with listed(cell, lambda: list_nsa(cell.root, cell.model, cell.benchmark)):
-        start_server()
+        start_server(f"nsa of {cell.model} on {cell.benchmark}")
         page = flow(cell.model, cell.benchmark)
     print(page.relative_to(cell.root))
 
@@ -153,7 +155,7 @@ def sparsify(
     step_timeout()
     prepare()
 
-    from flows.adapt import start_server
+    from flows.server import start_server
     from flows.sparsify import list_sparse
     from flows.sparsify import sparsify as flow
 
@@ -162,6 +164,6 @@ def sparsify(
         key, line = list_sparse(Path.cwd(), method, target, model, calibration)
         if line:
             print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
-        start_server()
+        start_server(key)
         told = flow(key)
     print(f"{told}: `dsm apply {told}/sparse.json --model BASE --out DIR` makes the weights")

@@ -20,10 +20,10 @@ def retrain(model: Model = None, benchmark: Benchmark = None) -> None:
     cell = open_cell(model, benchmark)
     prepare()
 
-    from flows.adapt import start_server
     from flows.retrain import retrain as flow
+    from flows.server import start_server
 
-    start_server()
+    start_server(f"{cell.model} on {cell.benchmark}")
     for name, decided in flow([cell.model], [cell.benchmark]).items():
         print(f"{name}: {decided}")
 
@@ -42,7 +42,8 @@ def serve() -> None:
 
     from prefect import serve as serve_all
 
-    from flows.deployments import check_schedules, needs_server, served, watch_for_dead_runs
+    from flows.deployments import check_schedules, served, watch_for_dead_runs
+    from flows.server import needs_server
 
     needs_server()
     check_schedules(settings)
@@ -62,7 +63,7 @@ def deploy() -> None:
     prepare()
 
     from flows.deployments import deploy as bring_in_line
-    from flows.deployments import needs_server
+    from flows.server import needs_server
 
     needs_server()
     for line in bring_in_line(Path.cwd(), settings):

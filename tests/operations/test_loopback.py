@@ -10,8 +10,8 @@ RUN = """
 import http.server, sys
 from flows.environment import prepare
 prepare()
-from flows.adapt import start_server
-start_server()
+from flows.server import start_server
+start_server("a test")
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.SimpleHTTPRequestHandler).serve_forever()
 """
 
