@@ -70,7 +70,8 @@ def _declared_line(name: str, spec: BenchmarkSpec, raw: dict[str, Any], root: Pa
         facts = library.origin(raw["spec"], field=name, kind=raw.get("source"), data=raw.get("data"))[2]
         template = raw.get("template", library.DEFAULT_TEMPLATE)
     if "spec" not in raw or "test" in raw:  # held out of train in a way that no fact is about
-        facts = library.Facts(test=spec.test.split if isinstance(spec.test, HeldOut) else None)
+        split = spec.test.split if isinstance(spec.test, HeldOut) else None
+        facts = library.Facts(test=split if isinstance(split, int) else None)  # of a fraction it is not known
     source = spec.train.source
     if source.kind == "local":
         where = _found(source.paths, root)

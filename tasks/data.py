@@ -16,8 +16,8 @@ from tasks.benchmarks.rows import (
     examples,
     frame,
     read_rows,
-    splits,
 )
+from tasks.benchmarks.splits import splits
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.declared import HeldOut, HubSource, LocalSource, RowsSource, WheelSource
 from tasks.pipeline.files import replacing
@@ -36,7 +36,7 @@ def store(cell: Cell) -> None:
 
 
 def rows_of(cell: Cell) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-    """Train and test rows, and how many there were: no prompt twice, none in both, the test rows in random order."""
+    """Train and test rows, and how many there were: no prompt twice, none in both, test in an order by hashes."""
     spec, field = cell.benchmark_spec, f"benchmarks.{cell.benchmark}"
     check_templates(spec, field=field)
     with tempfile.TemporaryDirectory() as work:

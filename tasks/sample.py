@@ -5,6 +5,7 @@ import json
 import pandas as pd
 
 from tasks.benchmarks.scoring import answers_unedited
+from tasks.benchmarks.splits import place
 from tasks.benchmarks.table import encode_rows, read_split
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
@@ -17,9 +18,10 @@ from tasks.pipeline.step import run_step
 
 
 def sample(cell: Cell) -> None:
-    """Writes `adaptation.size` rows of the train split, in the order of a seeded permutation.
+    """Writes the `adaptation.size` rows of the train split with the smallest seeded hashes of what they ask.
 
-    With `selection: correct` or `wrong`, those that the unpruned model gets right or wrong, in the same order.
+    With `selection: correct` or `wrong`, those that the unpruned model gets right or wrong, in the same order. Rows
+    that are added to the split or removed change the set by no more than their number.
 
     Raises:
         InputError: as `draw`; or a test row that `evaluate` or `transfer` will read does not fit the model.
@@ -39,7 +41,9 @@ def draw(train: pd.DataFrame, stack: DecoderStack, tokenizer: object, settings: 
     Raises:
         InputError: there are too few rows of the kind, or one of them cannot be used.
     """
-    train = train.sample(frac=1, random_state=settings.seed).reset_index(drop=True)
+    asked = zip(train["prompt"], train["options"], strict=True)
+    places = [place("adaptation", settings.seed, prompt, list(options)) for prompt, options in asked]
+    train = train.iloc[sorted(range(len(train)), key=places.__getitem__)].reset_index(drop=True)
     if settings.selection == "random":
         chosen = train.head(settings.size)
     else:

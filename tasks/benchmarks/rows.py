@@ -1,4 +1,4 @@
-"""A benchmark's rows: from a JSONL, CSV or Parquet file to a train and a test split with rendered prompts."""
+"""A benchmark's rows: from a JSONL, CSV or Parquet file to examples with rendered prompts."""
 
 import csv
 import json
@@ -272,66 +272,6 @@ def _why_empty(rows: int, left_out: Counter[str]) -> str:
     if left_out[UNLABELLED]:
         return f"{left_out[UNLABELLED]} of the source's {rows} rows have no label (-1 or nothing): none is published"
     return f"the source has {rows} rows, and none is left after `where`"
-
-
-# -- examples to splits -----------------------------------------------------------------------------------------------
-
-
-def splits(
-    spec: BenchmarkSpec, train: list[Example], test: list[Example] | None, *, field: str
-) -> tuple[list[Example], list[Example]]:
-    """(train, test) in which no prompt occurs twice; `test` is None if it is to be drawn from `train`.
-
-    Of several examples with one prompt (and the same options) the first is kept, whatever the gold options of the
-    others; a prompt of both splits stays in test, and so does a group. Test comes in random order, since files are
-    often sorted by label and `limits` takes the first rows; train keeps its order. `field` is the benchmark's place in
-    params.yaml.
-
-    Raises:
-        InputError: nothing would be left for train or test.
-    """
-    train = _first_of_each(train)
-    if isinstance(spec.test, HeldOut):
-        if spec.test.split >= len(train):
-            raise InputError(f"{field}.test.split", f"must be less than {len(train)}, the number of different prompts")
-        test = _drawn(train, spec.test)
-        if not test:
-            raise InputError(f"{field}.test.split", f"every group has more than {spec.test.split} rows")
-    else:
-        test = _shuffled(_first_of_each(test or []), 0)
-    tested = {example.asked for example in test}
-    groups = {example.group for example in test} - {None}
-    train = [example for example in train if example.asked not in tested and example.group not in groups]
-    if not train:
-        raise InputError(f"{field}.train", "is empty: the test split has every prompt of it too")
-    return train, test
-
-
-def _drawn(found: list[Example], held: HeldOut) -> list[Example]:
-    """The held-out rows in random order; a group is taken whole, if it fits."""
-    shuffled = _shuffled(found, held.seed)
-    sizes = Counter(example.group for example in found)
-    room, taken = held.split, set()
-    for example in shuffled:
-        if example.group is not None and example.group not in taken and sizes[example.group] <= room:
-            taken.add(example.group)
-            room -= sizes[example.group]
-    return [example for example in shuffled if example.group in taken] if taken else _ungrouped(shuffled, held.split)
-
-
-def _ungrouped(shuffled: list[Example], size: int) -> list[Example]:
-    return [example for example in shuffled if example.group is None][:size]
-
-
-def _shuffled(found: list[Example], seed: int) -> list[Example]:
-    return [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
-
-
-def _first_of_each(found: list[Example]) -> list[Example]:
-    first: dict[tuple[str, tuple[str, ...]], Example] = {}
-    for example in found:
-        first.setdefault(example.asked, example)
-    return list(first.values())
 
 
 def frame(found: list[Example], split: str, *, chat: str | bool = False) -> pd.DataFrame:

@@ -30,7 +30,7 @@ class Rows:
 
 
 def read_split(path: Path, limit: int | None = None) -> pd.DataFrame:
-    """One split, or its first `limit` rows; the `data` step has put the test rows in random order."""
+    """One split, or its first `limit` rows; the `data` step has put the test rows in the order of hashes."""
     return pd.read_parquet(path).head(limit) if limit else pd.read_parquet(path)
 
 

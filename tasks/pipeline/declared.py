@@ -110,10 +110,21 @@ class Rows(Strict):
     gold: str
 
 
-class HeldOut(Strict):
-    """A test split drawn from the train rows: `split` rows (at most, where rows are in groups), with this seed."""
+def _kind_of_split(value: Any) -> str:
+    return "fraction" if isinstance(value, float) else "count"
 
-    split: Count
+
+class HeldOut(Strict):
+    """A test split drawn from the train rows by hashes of what they ask, with this seed: see `benchmarks.splits`.
+
+    Attributes:
+        split: how many rows (at most, where rows are in groups), or about which fraction of them. A fraction moves no
+            row from one split to the other when rows are added or removed; a count moves as many as it must.
+    """
+
+    split: Annotated[
+        Annotated[Count, Tag("count")] | Annotated[Fraction, Tag("fraction")], Discriminator(_kind_of_split)
+    ]
     seed: Seed = 0
 
 

@@ -378,6 +378,7 @@ def _line(error: dict[str, Any]) -> tuple[str, str]:
     several = ("one", "several")
     kinds = ("wheel", "wheels", "hub", "path", "local")
     tags = {"source": kinds, "test": ("Rows", "HeldOut"), "options": several, "labels": several}
+    tags["split"] = ("count", "fraction")
     loc = [str(part) for part in error["loc"]]
     parts = [part for before, part in zip(["", *loc], loc, strict=False) if part not in tags.get(before, ())]
     problem = error["msg"].removeprefix("Value error, ")

@@ -11,7 +11,8 @@ import jinja2
 import pytest
 import yaml
 
-from tasks.benchmarks.rows import check_templates, examples, read_rows, splits
+from tasks.benchmarks.rows import check_templates, examples, read_rows
+from tasks.benchmarks.splits import splits
 from tasks.pipeline import library
 from tasks.pipeline.declared import BenchmarkSpec, HeldOut, LocalSource, WheelSource
 from tasks.pipeline.errors import InputError

@@ -4,20 +4,16 @@ import csv
 import hashlib
 import json
 import re
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tasks import data
-from tasks.benchmarks.rows import Example, read_rows, select, splits
+from tasks.benchmarks.rows import read_rows, select
 from tasks.pipeline.cell import Cell, open_cell
-from tasks.pipeline.declared import DATE, BenchmarkSpec
+from tasks.pipeline.declared import DATE
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.settings import load_settings
 
@@ -102,77 +98,6 @@ def test_where_with_a_column_that_no_row_has():
     with pytest.raises(InputError) as caught:
         select([{"a": 1}, {"b": 1}], {"c": [1]}, field=f"{FIELD}.train")
     assert str(caught.value) == "benchmarks.b.train.where.c: no such column; there are ['a', 'b']"
-
-
-# -- splits -----------------------------------------------------------------------------------------------------------
-
-
-def spec(test):
-    templates = {
-        "source": {"kind": "path", "path": "train.jsonl", "sha256": "0" * 64},
-        "fields": {"text": "{{ text }}"},
-        "gold": "{{ label }}",
-    }
-    return BenchmarkSpec(
-        train=templates,
-        test=test or templates,
-        prompt="{{ text }}?",
-        options=[" no", " yes"],
-        labels=["0", "1"],
-        limits={"test": 1, "transfer": 0},
-    )
-
-
-EXAMPLES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1)), min_size=1, max_size=40).map(
-    lambda pairs: [Example(i, f"prompt {p}", gold) for i, (p, gold) in enumerate(pairs, start=1)]
-)
-
-
-def check_disjoint(train, test, first):
-    """No prompt twice, in neither split; each example is the first of its prompt in its source."""
-    prompts = [example.prompt for example in train + test]
-    assert len(set(prompts)) == len(prompts)
-    assert [example.number for example in train] == sorted(example.number for example in train)
-    assert all(first[example.prompt] == example for example in train)
-
-
-@given(EXAMPLES, st.integers(1, 10), st.integers(0, 3))
-def test_held_out_rows(found, size, seed):
-    different = {example.prompt: example for example in reversed(found)}
-    held = spec({"split": size, "seed": seed})
-    if size >= len(different):
-        with pytest.raises(InputError, match=rf"b\.test\.split: must be less than {len(different)}, the number of"):
-            splits(held, found, None, field=FIELD)
-        return
-    train, test = splits(held, found, None, field=FIELD)
-    assert len(test) == size
-    assert len(train) + len(test) == len(different)
-    check_disjoint(train, test, different)
-    assert splits(held, found, None, field=FIELD) == (train, test)
-
-
-@given(EXAMPLES, EXAMPLES)
-def test_a_given_test_split(found, given_test):
-    first = {example.prompt: example for example in reversed(given_test)}
-    if {example.prompt for example in found} <= set(first):
-        with pytest.raises(InputError, match=r"b\.train: is empty: the test split has every prompt of it too"):
-            splits(spec(None), found, given_test, field=FIELD)
-        return
-    train, test = splits(spec(None), found, given_test, field=FIELD)
-    assert sorted(test, key=lambda example: example.number) == sorted(first.values(), key=lambda e: e.number)
-    check_disjoint(train, test, {example.prompt: example for example in reversed(found)})
-
-
-def test_other_seeds_hold_out_other_rows():
-    found = [Example(i, str(i), 0) for i in range(100)]
-    drawn = [frozenset(splits(spec({"split": 10, "seed": s}), found, None, field=FIELD)[1]) for s in range(5)]
-    assert len(set(drawn)) == 5
-
-
-def test_the_first_test_rows_of_a_sorted_file_are_not_all_of_one_label():
-    found = [Example(i, f"test {i}", int(i >= 500)) for i in range(1000)]
-    _, test = splits(spec(None), [Example(1, "train", 0)], found, field=FIELD)
-    assert 0.3 < np.mean([example.gold for example in test[:100]]) < 0.7
 
 
 # -- the step ---------------------------------------------------------------------------------------------------------
@@ -436,27 +361,6 @@ def test_one_prompt_with_other_options_is_another_example(project):
     cell = project(quiz(), [*rows, rows[0]])
     data.store(cell)
     assert len(pd.read_parquet(cell.train)) == 55
-
-
-@given(st.lists(st.integers(0, 9), min_size=12, max_size=40), st.integers(4, 11), st.integers(0, 3))
-def test_groups_are_never_split(groups, size, seed):
-    found = [Example(i, f"{i}", 0, group=str(group)) for i, group in enumerate(groups)]
-    held = spec({"split": size, "seed": seed})
-    if min(Counter(groups).values()) > size:
-        with pytest.raises(InputError, match=r"b\.test\.split: every group has more than"):
-            splits(held, found, None, field=FIELD)
-        return
-    train, test = splits(held, found, None, field=FIELD)
-    assert 0 < len(test) <= size
-    assert len(train) + len(test) == len(found)
-    assert not {example.group for example in train} & {example.group for example in test}
-
-
-def test_a_group_of_a_given_test_split_leaves_train():
-    train = [Example(i, f"train {i}", 0, group=str(i % 3)) for i in range(6)]
-    kept, test = splits(spec(None), train, [Example(1, "test", 0, group="2")], field=FIELD)
-    assert [example.group for example in kept] == ["0", "1"] * 2
-    assert len(test) == 1
 
 
 def test_the_chat_template_is_a_column_of_the_rows(project):

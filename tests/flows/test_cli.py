@@ -226,6 +226,12 @@ def test_benchmarks_ls(sst2: Path) -> None:
     assert declared[2:7] == ["6,920", "1,821", "2", "0.501", "sadi"]
     assert declared[8] == "rows/sst2/train.jsonl"
     assert "hub SetFit/sst5" in lines["sst5"]
+    params = yaml.safe_load((sst2 / "params.yaml").read_text())
+    params["benchmarks"]["reviews"]["test"]["split"] = 0.25
+    (sst2 / "params.yaml").write_text(yaml.safe_dump(params))
+    _, out, _ = call("benchmarks", "ls")
+    (line,) = (line for line in out.splitlines() if "params.yaml: reviews" in line)
+    assert [cell.strip() for cell in line.split("│")][3] == "?"  # rows of a fraction are not known before they are read
     (sst2 / "params.yaml").unlink()
     assert call("benchmarks", "ls")[0] == 0
 

@@ -33,6 +33,14 @@ def test_the_real_file_is_valid():
     assert parsed.pipeline.models[0] in parsed.models
 
 
+@pytest.mark.parametrize("split", [30, 0.25])
+def test_a_test_split_is_a_count_or_a_fraction(split):
+    params = settings()
+    params["benchmarks"]["reviews"]["test"]["split"] = split
+    held = parse_settings(yaml.safe_dump(params)).benchmarks["reviews"].test
+    assert (type(held.split), held.split) == (type(split), split)
+
+
 def source(kind, **fields):
     def change(params):
         params["models"]["tiny"]["source"] = {"kind": kind, **fields}
@@ -115,6 +123,18 @@ PART = {"package": "p", "version": "1", "file": "f"}
         ),
         (put(0, "benchmarks", "reviews", "limits", "test"), "benchmarks.reviews.limits.test: "),
         (put(0, "benchmarks", "reviews", "test", "split"), "benchmarks.reviews.test.split: "),
+        *(
+            (
+                put(split, "benchmarks", "reviews", "test", "split"),
+                f"benchmarks.reviews.test.split: Input should be {told}",
+            )
+            for split, told in (
+                (1.0, "less than 1, not 1.0"),
+                (0.0, "greater than 0, not 0.0"),
+                (-2, "greater than 0, not -2"),
+                ("half", "a valid integer, unable to parse string as an integer, not 'half'"),
+            )
+        ),
         (put("half", "benchmarks", "reviews", "test"), "benchmarks.reviews.test: "),
         (
             put({"gold": "{{ label }}"}, "benchmarks", "reviews", "test"),
