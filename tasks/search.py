@@ -1,7 +1,5 @@
 """search: accuracy and gold margin of (layer, fraction) pairs on the adaptation set."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
@@ -9,7 +7,6 @@ import pandas as pd
 from tasks.benchmarks.table import encode_rows
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
-from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
@@ -18,9 +15,10 @@ from tasks.pipeline.journal import Journal, journal_key
 from tasks.pipeline.progress import progress
 from tasks.pipeline.step import run_step
 from tasks.pipeline.work import crew, run_parts
-from tasks.pruning.grid import Grid, Pairs, assemble, every_pair, parts_of
+from tasks.pruning.grid import Grid, every_pair, parts_of
 from tasks.pruning.masks import count, read_ranking
-from tasks.pruning.precision import Run, settle
+from tasks.pruning.precision import settle
+from tasks.pruning.searching import Evaluation
 from tasks.pruning.strategies import STRATEGIES
 
 
@@ -40,27 +38,11 @@ def search(cell: Cell) -> None:
         every = parts_of(every_pair(layers, settings.fractions), len(sizes))
         settled = settle(cell.settings.precision.search, every, run, width)
         with progress("search", len(every)) as advance:
-            evaluate = _Evaluate(partial(run, advance=advance), sizes, settled.precision, width)
+            evaluate = Evaluation(partial(run, advance=advance), sizes, settled.precision, width)
             frame = STRATEGIES[settings.strategy](scores, settings.fractions, evaluate)
     frame.attrs.update({"strategy": settings.strategy} | settled.as_json())
     write_parquet(cell.grid, frame)
     journal.remove()
-
-
-@dataclass
-class _Evaluate:
-    """What a strategy asks (`tasks.pruning.strategies.Evaluate`)."""
-
-    run: Run
-    sizes: Sequence[int]
-    precision: Precision
-    width: int
-
-    def __call__(self, pairs: Pairs, pack: int | None = None) -> pd.DataFrame:
-        parts = parts_of(pairs, len(self.sizes), self.precision)
-        wanted = [part for part in parts if pack in (None, part.pack)]
-        rows = sum(self.sizes) if pack is None else self.sizes[pack]
-        return assemble(self.run(wanted), rows, self.width)
 
 
 def adaptation_grid(cell: Cell) -> Grid:

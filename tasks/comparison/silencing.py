@@ -9,10 +9,12 @@ import numpy as np
 
 from tasks.benchmarks.scoring import answers_without
 from tasks.comparison.system import Answer, Fitted, Ground, System
+from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack, Projection
-from tasks.pruning.grid import Grid, assemble, every_pair, parts_of
+from tasks.pruning.grid import Grid
 from tasks.pruning.masks import count, random_neurons, top_neurons
 from tasks.pruning.recipe import Recipe, choose
+from tasks.pruning.searching import search_here
 
 
 def pruned(recipe: Recipe, examples: int) -> System:
@@ -30,10 +32,18 @@ def random(recipe: Recipe, examples: int) -> System:
     return fit
 
 
-def random_searched(fractions: Sequence[float], projection: Projection = "gate_proj") -> System:
+def random_searched(
+    fractions: Sequence[float],
+    projection: Projection = "gate_proj",
+    strategy: str = "exhaustive",
+    precision: Precision = "float32",
+) -> System:
     """A stronger control, ours: neurons in random order, and the same search over layers and fractions on the examples.
 
     What pruning by scores gains beyond it is due to the scores.
+
+    Args:
+        strategy: that of the cell, and so is the precision: `tasks.pruning.searching.search_here`.
     """
 
     def fit(ground: Ground) -> Fitted:
@@ -42,8 +52,7 @@ def random_searched(fractions: Sequence[float], projection: Projection = "gate_p
         generator = np.random.default_rng(ground.seed)
         scores = np.stack([generator.permutation(width) for _ in range(len(stack))]).astype(np.float32)
         grid = Grid(stack, rows.encoded, rows.gold, scores, projection)
-        parts = parts_of(every_pair(len(stack), fractions), len(grid.sizes))
-        pair, _ = choose(assemble({part: grid.compute(part) for part in parts}, len(rows.gold), width))
+        pair, _ = choose(search_here(grid, scores, fractions, strategy, precision))
         layer, fraction = int(pair["layer"]), float(pair["fraction"])
         neurons = top_neurons(scores[layer], count(fraction, width))
         return _silent(layer, neurons, projection, len(rows.gold), {"fraction": fraction}, ground)

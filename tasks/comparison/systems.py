@@ -20,7 +20,12 @@ def systems(cell: Cell) -> dict[str, System]:
     return {
         "pruned": pruned(recipe, examples),
         "random": random(recipe, examples),
-        "random_searched": random_searched(settings.search.fractions, settings.attribution.projection),
+        "random_searched": random_searched(
+            settings.search.fractions,
+            settings.attribution.projection,
+            settings.search.strategy,
+            settings.precision.search,
+        ),
         "calibrated": calibrated(cell.benchmark_spec),
         "sft": sft,
         "lora": lora,

@@ -32,12 +32,13 @@ def timing(workshop: Workshop) -> list[Record]:
                 parameter.grad = None
 
     scores = workshop.ranking
-    projection = workshop.chosen.projection
+    projection, search = workshop.chosen.projection, workshop.settings.search
+    way = "" if search.strategy == "exhaustive" else f", {search.strategy}"
     whole: list[tuple[str, Callable[[], object]]] = [
         ("fine-tuning, forward and backward", fine_tune),
         ("scores, the paper's rule (20 steps)", lambda: workshop.scores(table, fixed)),
         ("scores, as configured", lambda: workshop.scores(table, attribution)),
-        (f"search, {len(scores)} layers × {len(workshop.settings.search.fractions)} fractions",
+        (f"search, {len(scores)} layers × {len(search.fractions)} fractions{way}",
          lambda: workshop.search(rows, scores, projection)),
     ]  # fmt: skip
     fine_tune()

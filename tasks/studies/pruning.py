@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import pandas as pd
 import torch
 
+from tasks.benchmarks.encoding import Encoded
 from tasks.benchmarks.scoring import Answers, answers_unedited, answers_without, exact_match
 from tasks.benchmarks.table import Rows
 from tasks.evidence.statistics import standard_error
@@ -13,7 +15,10 @@ from tasks.models.gated import PLACES, GatedMlp
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json
+from tasks.pruning.grid import COLUMNS, UNPRUNED, Pairs
 from tasks.pruning.masks import count, random_neurons, top_neurons
+from tasks.pruning.recipe import choose
+from tasks.pruning.strategies import STRATEGIES
 from tasks.studies.workshop import Choice, Record, Workshop, accuracy_record
 
 FRACTIONS = [0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40]
@@ -99,29 +104,48 @@ def generation(workshop: Workshop) -> list[Record]:
     Teacher forcing tells it: greedy decoding gives the right option if and only if each of its tokens is the most
     probable one behind those before it.
     """
-    stack, samples, test = workshop.stack, workshop.samples, workshop.test
-    width, projection = workshop.ranking.shape[1], workshop.chosen.projection
-    best: tuple[float, float, float, float] | None = None
-    choice = None
-    for layer, scores in enumerate(workshop.ranking):
-        sets = [top_neurons(scores, count(fraction, width)) for fraction in workshop.settings.search.fractions]
-        answers = answers_without(stack, samples.encoded, layer, sets, projection=projection)
-        margins = answers.margins(samples.gold).mean(1)
-        for i, fraction in enumerate(workshop.settings.search.fractions):
-            rank = (float(said_right(workshop, samples, answers, i).mean()), float(margins[i]), -fraction, -layer)
-            if best is None or rank > best:
-                best, choice = rank, Choice(layer, fraction, sets[i], projection)
-    if choice is None or best is None:
-        raise InputError("search.fractions", "there is no pair to choose")
+    test, scores = workshop.test, workshop.ranking
+    search = workshop.settings.search
+    grid = STRATEGIES[search.strategy](scores, search.fractions, _ByExactMatch(workshop))
+    pair, _ = choose(grid)
+    layer, number = int(pair["layer"]), int(pair["neurons"])
+    neurons = top_neurons(scores[layer], number)
+    choice = Choice(layer, float(pair["fraction"]), neurons, workshop.chosen.projection)
     before = said_right(workshop, test, workshop.base)
     found = [accuracy_record("unpruned", before, None)]
-    for label, pair, more in (
-        ("chosen by exact match", choice, {"on the examples": round(best[0], 3)}),
+    for label, chosen, more in (
+        ("chosen by exact match", choice, {"on the examples": round(float(pair["accuracy"]), 3)}),
         ("chosen by option accuracy (the cell's)", workshop.chosen, {}),
     ):
-        right = said_right(workshop, test, workshop.answers(pair))
-        found.append(accuracy_record(label, right, before, **pair.more() | more))
+        right = said_right(workshop, test, workshop.answers(chosen))
+        found.append(accuracy_record(label, right, before, **chosen.more() | more))
     return found
+
+
+class _ByExactMatch:
+    """What a strategy asks (`tasks.pruning.strategies.Evaluate`), with the exact match in place of the accuracy."""
+
+    def __init__(self, workshop: Workshop):
+        self._workshop = workshop
+        self.sizes = [len(workshop.samples.gold)]
+
+    def __call__(self, pairs: Pairs, pack: int | None = None) -> pd.DataFrame:
+        found, width = [self._row(UNPRUNED, 0.0, answers_unedited(*self._asked), 0)], self._workshop.ranking.shape[1]
+        for layer, fractions in pairs.items():
+            sets = [top_neurons(self._workshop.ranking[layer], count(fraction, width)) for fraction in fractions]
+            answers = answers_without(*self._asked, layer, sets, projection=self._workshop.chosen.projection)
+            found += [self._row(layer, fraction, answers, i) for i, fraction in enumerate(fractions)]
+        return pd.DataFrame(found, columns=list(COLUMNS)).astype(COLUMNS)
+
+    @property
+    def _asked(self) -> tuple[DecoderStack, list[Encoded]]:
+        return self._workshop.stack, self._workshop.samples.encoded
+
+    def _row(self, layer: int, fraction: float, answers: Answers, model: int) -> tuple[int, float, int, float, float]:
+        rows = self._workshop.samples
+        right = float(said_right(self._workshop, rows, answers, model).mean())
+        margin = float(answers.margins(rows.gold)[model].mean())
+        return layer, fraction, count(fraction, self._workshop.ranking.shape[1]), right, margin
 
 
 def said_right(workshop: Workshop, rows: Rows, answers: Answers, model: int = 0) -> np.ndarray:

@@ -22,9 +22,10 @@ from tasks.models.stack import DecoderStack, Projection
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.files import read_jsonl
 from tasks.pipeline.settings import Adaptation, Attribution, StudyRun
-from tasks.pruning.grid import Grid, assemble, every_pair, parts_of
+from tasks.pruning.grid import Grid
 from tasks.pruning.masks import count, read_ranking, top_neurons
 from tasks.pruning.recipe import choose, read_recipe
+from tasks.pruning.searching import search_here
 from tasks.sample import draw
 from tasks.score import attributor_on
 
@@ -163,11 +164,12 @@ class Workshop:
         return np.abs(scores) if attribution.ranking == "absolute" else scores
 
     def search(self, rows: Rows, scores: np.ndarray, projection: Projection) -> Choice:
-        """The exhaustive grid on these rows, and its choice."""
-        width, fractions = scores.shape[1], self.settings.search.fractions
+        """The choice on these rows, searched as the cell is: by its strategy and in its precision."""
+        width, settings = scores.shape[1], self.settings.search
         grid = Grid(self.stack, rows.encoded, rows.gold, scores, projection)
-        parts = parts_of(every_pair(len(scores), fractions), len(grid.sizes))
-        pair, _ = choose(assemble({part: grid.compute(part) for part in parts}, len(rows.gold), width))
+        pair, _ = choose(
+            search_here(grid, scores, settings.fractions, settings.strategy, self.settings.precision.search)
+        )
         layer, fraction = int(pair["layer"]), float(pair["fraction"])
         neurons = top_neurons(scores[layer], count(fraction, width))
         return Choice(layer, fraction, neurons, projection, accuracy=float(pair["accuracy"]))
