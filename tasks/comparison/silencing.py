@@ -13,6 +13,7 @@ from tasks.method.algorithm import make_recipe, search_rows
 from tasks.method.neurons import random_neurons
 from tasks.method.recipe import Recipe
 from tasks.method.scores import as_scores
+from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack, Projection
 from tasks.pipeline.settings import Search
 
@@ -32,7 +33,7 @@ def random(recipe: Recipe, examples: int) -> System:
     return fit
 
 
-def random_searched(search: Search, projection: Projection = "gate_proj") -> System:
+def random_searched(search: Search, projection: Projection = "gate_proj", precision: Precision = "float32") -> System:
     """A stronger control, ours: neurons in random order, and the same search over layers and fractions on the examples.
 
     What pruning by scores gains beyond it is due to the scores.
@@ -43,7 +44,7 @@ def random_searched(search: Search, projection: Projection = "gate_proj") -> Sys
         generator = np.random.default_rng(ground.seed)
         order = np.stack([generator.permutation(stack.width(projection)) for _ in range(len(stack))])
         scores = as_scores(order.astype(np.float32), projection, len(rows.gold))
-        grid, _ = search_rows(stack, rows, scores, search)
+        grid, _ = search_rows(stack, rows, scores, search, precision)
         recipe = make_recipe(grid, scores)
         return _fitted(recipe.layer, recipe.neurons, projection, len(rows.gold), {"fraction": recipe.fraction}, ground)
 

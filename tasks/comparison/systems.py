@@ -20,7 +20,7 @@ def systems(cell: Cell) -> dict[str, System]:
     return {
         "pruned": pruned(recipe, examples),
         "random": random(recipe, examples),
-        "random_searched": random_searched(settings.search, settings.attribution.projection),
+        "random_searched": random_searched(settings.search, settings.attribution.projection, settings.precision.search),
         "calibrated": calibrated(cell.benchmark_spec),
         "sft": sft,
         "lora": lora,

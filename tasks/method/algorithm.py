@@ -22,10 +22,10 @@ from tasks.benchmarks.table import Rows, encode_rows
 from tasks.method.attribute import Part as Layers
 from tasks.method.attribute import assemble as assemble_scores
 from tasks.method.attribute import attributor_on, describe
-from tasks.method.grid import UNPRUNED, Grid, Pairs, Part, Value, assemble, every_pair, parts_of
+from tasks.method.grid import UNPRUNED, Exact, Grid, Pairs, Part, Value, assemble, every_pair, parts_of
 from tasks.method.neurons import count, prominent_neurons
 from tasks.method.precision import Settled, settle
-from tasks.method.recipe import AdaptationResult, Recipe, choose
+from tasks.method.recipe import AdaptationResult, Criterion, Recipe, choose
 from tasks.method.scores import Scores
 from tasks.method.strategies import STRATEGIES
 from tasks.models.products import Precision
@@ -141,12 +141,14 @@ def search_grid(
     search: Search,
     precision: Precision = "float32",
     advance: Callable[[int], None] = _silently,
+    by: Criterion = "accuracy",
 ) -> tuple[pd.DataFrame, Settled]:
     """The grid over the pairs that `search.strategy` looks at, and the precision it was computed in.
 
     Args:
         run: computes parts of a `Grid` of these scores.
         sizes: of that grid: rows of each of its packs.
+        by: what a strategy that looks at some pairs first goes by.
 
     Raises:
         InputError: the smallest fraction of the neurons is none.
@@ -156,7 +158,7 @@ def search_grid(
         raise InputError("search.fractions", f"{search.fractions[0]} of {width} neurons is none; use larger fractions")
     settled = settle(precision, parts_of(every_pair(layers, search.fractions), len(sizes)), run, width)
     evaluate = _Evaluate(partial(run, advance=advance), sizes, settled.precision, width)
-    return STRATEGIES[search.strategy](scores.ranked, search.fractions, evaluate), settled
+    return STRATEGIES[search.strategy](scores.ranked, search.fractions, evaluate, by), settled
 
 
 def search_rows(
@@ -165,18 +167,19 @@ def search_rows(
     scores: Scores,
     search: Search,
     precision: Precision = "float32",
-    exact: Any = None,
+    exact: Exact | None = None,
 ) -> tuple[pd.DataFrame, Settled]:
-    """`search_grid` on encoded rows, in memory; `exact` as for `Grid`."""
+    """`search_grid` on encoded rows, in memory. With `exact`, as for `Grid`, it goes by exact match."""
     grid = Grid(stack, rows.encoded, rows.gold, scores.ranked, scores.projection, exact)
-    return search_grid(compute_here(grid), grid.sizes, scores, search, precision)
+    by: Criterion = "accuracy" if exact is None else "exact_match"
+    return search_grid(compute_here(grid), grid.sizes, scores, search, precision, by=by)
 
 
 def make_recipe(
     grid: pd.DataFrame,
     scores: Scores,
     *,
-    by: Any = "accuracy",
+    by: Criterion = "accuracy",
     model: str = "",
     benchmark: str = "",
     base_sha256: str | None = None,

@@ -17,6 +17,8 @@ UNPRUNED = -1  # the layer of the row that stands for the model as it is
 COLUMNS = {"layer": "int64", "fraction": "float64", "neurons": "int64", "accuracy": "float64", "margin": "float64"}
 
 Pairs = Mapping[int, Sequence[float]]  # layer -> ascending fractions
+# Answers of C models to rows with these indices -> which the models answer in words with the right option, bool [C, n].
+Exact = Callable[[Answers, Sequence[int]], np.ndarray]
 
 
 def empty_grid() -> pd.DataFrame:
@@ -63,8 +65,7 @@ class Grid:
         gold: index of the right option of each row.
         scores: float32 [layers, width], what neurons are ordered by.
         projection: the one whose rows the neurons are.
-        exact: for a grid with the column `exact_match`: which rows each model answers in words with the right option,
-            bool [C, n], of the answers to some rows and the indices of these.
+        exact: for a grid with the column `exact_match`.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Grid:
         gold: Sequence[int],
         scores: np.ndarray,
         projection: Projection = "gate_proj",
-        exact: Callable[[Answers, Sequence[int]], np.ndarray] | None = None,
+        exact: Exact | None = None,
     ):
         self._stack = stack
         self._rows = rows

@@ -14,6 +14,8 @@ from tasks.models.stack import Projection
 from tasks.pipeline.declared import Sha256, Strict
 from tasks.pipeline.errors import InputError
 
+Criterion = Literal["accuracy", "exact_match"]  # the column of the grid that decides first
+
 SIZE_LIMIT = 16 << 20  # bytes; the neurons of the widest layer there is fill less than one
 
 
@@ -85,9 +87,7 @@ def read_recipe(path: Path) -> Recipe:
         raise InputError(f"{path}{': ' + field if field else ''}", first["msg"].removeprefix("Value error, ")) from None
 
 
-def choose(
-    grid: pd.DataFrame, by: Literal["accuracy", "exact_match"] = "accuracy"
-) -> tuple[dict[str, Any], list[Step]]:
+def choose(grid: pd.DataFrame, by: Criterion = "accuracy") -> tuple[dict[str, Any], list[Step]]:
     """The chosen row of the grid, and the rules that led to it.
 
     The paper says only "highest accuracy"; ten examples give eleven levels of it. Ties go to the higher mean gold

@@ -4,7 +4,7 @@ The paper's search is exhaustive; for models of 100 billion parameters its autho
 without detail. What is here is one way to do either. `dropping` is ours.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 
 from tasks.method.grid import COLUMNS, UNPRUNED, Pairs, every_pair
 from tasks.method.neurons import top_neurons
-from tasks.method.recipe import choose
+from tasks.method.recipe import Criterion, choose
 
 
 class Evaluate(Protocol):
@@ -26,24 +26,35 @@ class Evaluate(Protocol):
         """The grid on the rows of one pack; on all rows if None."""
 
 
-Strategy = Callable[[np.ndarray, Sequence[float], Evaluate], pd.DataFrame]
+class Strategy(Protocol):
+    """Decides which pairs to look at."""
+
+    def __call__(
+        self, scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, by: Criterion = "accuracy"
+    ) -> pd.DataFrame:
+        """The grid of the pairs that it looked at; `by` is the column that it goes by."""
+
 
 STRIDE = 4  # coarse_to_fine: every so many layers
 PROMINENT = 0.05  # layer_subset: the part of a layer's neurons whose scores stand for it
 
 
-def exhaustive(scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate) -> pd.DataFrame:
+def exhaustive(
+    scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, by: Criterion = "accuracy"
+) -> pd.DataFrame:
     """Every layer x every fraction (2507.09185 Alg. 1)."""
     return evaluate(every_pair(len(scores), fractions))
 
 
-def coarse_to_fine(scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate) -> pd.DataFrame:
+def coarse_to_fine(
+    scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, by: Criterion = "accuracy"
+) -> pd.DataFrame:
     """Every fourth layer at the smallest, middle and largest fraction, then all fractions around the best of these."""
     layers = len(scores)
     few = sorted({fractions[0], fractions[len(fractions) // 2], fractions[-1]})
     coarse = dict.fromkeys(range(min(STRIDE // 2, layers - 1), layers, STRIDE), few)
     grid = evaluate(coarse)
-    best = int(choose(grid)[0]["layer"])
+    best = int(choose(grid, by)[0]["layer"])
     fine = {
         layer: [p for p in fractions if p not in coarse.get(layer, ())]
         for layer in range(max(0, best - STRIDE + 1), min(layers, best + STRIDE))
@@ -52,7 +63,9 @@ def coarse_to_fine(scores: np.ndarray, fractions: Sequence[float], evaluate: Eva
     return _sorted(pd.concat([grid, more[more.layer != UNPRUNED]]))
 
 
-def layer_subset(scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate) -> pd.DataFrame:
+def layer_subset(
+    scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, by: Criterion = "accuracy"
+) -> pd.DataFrame:
     """All fractions of a quarter of the layers: those whose most prominent neurons have the highest scores in sum."""
     number = max(1, int(PROMINENT * scores.shape[1]))
     prominence = np.array([layer[top_neurons(layer, number)].sum(dtype=np.float64) for layer in scores])
@@ -60,22 +73,24 @@ def layer_subset(scores: np.ndarray, fractions: Sequence[float], evaluate: Evalu
     return evaluate(dict.fromkeys(sorted(int(layer) for layer in chosen), fractions))
 
 
-def dropping(scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate) -> pd.DataFrame:
+def dropping(
+    scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, by: Criterion = "accuracy"
+) -> pd.DataFrame:
     """Every pair, pack by pack; one that cannot reach the best any more is dropped and not in the grid.
 
     The choice is that of the exhaustive search: a pair is dropped when it would fall behind even with all rows left
     right. It saves something where the adaptation set fills several packs (ten short prompts are one).
     """
-    pairs, columns = every_pair(len(scores), fractions), ["accuracy", "margin"]
+    pairs, columns = every_pair(len(scores), fractions), list(dict.fromkeys(["accuracy", by, "margin"]))
     sums = grid = pd.DataFrame()
     for number, size in enumerate(evaluate.sizes):
         grid = evaluate(pairs, number).set_index(["layer", "fraction"])
         sums = grid[columns] * size + (sums.loc[grid.index] if number else 0)
-        right = sums.accuracy.round().drop(index=UNPRUNED)
+        right = sums[by].round().drop(index=UNPRUNED)
         alive = right[right + sum(evaluate.sizes[number + 1 :]) >= right.max()].index
         pairs = {int(layer): sorted(p for at, p in alive if at == layer) for layer in alive.unique("layer")}
     grid[columns] = sums / sum(evaluate.sizes)
-    return grid.loc[[(UNPRUNED, 0.0), *alive]].reset_index()[list(COLUMNS)]
+    return grid.loc[[(UNPRUNED, 0.0), *alive]].reset_index()[[*COLUMNS, *sorted({by} - set(COLUMNS))]]
 
 
 STRATEGIES: Mapping[str, Strategy] = {

@@ -89,6 +89,7 @@ def _weights(
                 workshop.samples.table,
                 attribution=workshop.settings.attribution,
                 search=workshop.settings.search,
+                precision=workshop.settings.precision.search,
             ).recipe
         with silenced(workshop.stack, *([recipe] if recipe else [])):
             right = workshop.right(answers_unedited(workshop.stack, workshop.test.encoded))

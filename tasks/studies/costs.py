@@ -32,12 +32,13 @@ def timing(workshop: Workshop) -> list[Record]:
             for parameter in model.parameters():
                 parameter.grad = None
 
-    layers, tokenizer = len(workshop.stack), workshop.loaded.tokenizer
+    layers, tokenizer, search = len(workshop.stack), workshop.loaded.tokenizer, workshop.settings.search
+    way = "" if search.strategy == "exhaustive" else f", {search.strategy}"
     whole: list[tuple[str, Callable[[], object]]] = [
         ("fine-tuning, forward and backward", fine_tune),
         ("scores, the paper's rule (20 steps)", lambda: score_rows(workshop.stack, tokenizer, table, fixed)),
         ("scores, as configured", lambda: score_rows(workshop.stack, tokenizer, table, attribution)),
-        (f"search, {layers} layers × {len(workshop.settings.search.fractions)} fractions",
+        (f"search, {layers} layers × {len(search.fractions)} fractions{way}",
          lambda: workshop.search(rows)),
     ]  # fmt: skip
     fine_tune()

@@ -13,7 +13,6 @@ from tasks.method.recipe import Recipe
 from tasks.method.silence import silenced
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json
-from tasks.pipeline.settings import Search
 from tasks.studies.workshop import Record, Workshop, accuracy_record, pair_columns
 
 FRACTIONS = [0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40]
@@ -76,14 +75,14 @@ def generation(workshop: Workshop) -> list[Record]:
     probable one behind those before it.
     """
     samples, test = workshop.samples, workshop.test
-    search = Search(fractions=workshop.settings.search.fractions)  # the cheaper strategies go by option accuracy
 
     def exact(answers: Answers, units: Sequence[int]) -> np.ndarray:
         part = Rows(samples.table.iloc[list(units)], [samples.encoded[unit] for unit in units])
         models = range(len(answers.logprobs[0]))
         return np.stack([exact_matches(workshop.loaded.tokenizer, part, answers, model) for model in models])
 
-    grid, _ = search_rows(workshop.stack, samples, workshop.scores, search, exact=exact)
+    settings = workshop.settings
+    grid, _ = search_rows(workshop.stack, samples, workshop.scores, settings.search, settings.precision.search, exact)
     by_exact_match = make_recipe(grid, workshop.scores, by="exact_match")
     best = by_exact_match.trail[0].best
     before = exact_matches(workshop.loaded.tokenizer, test, workshop.base, 0)

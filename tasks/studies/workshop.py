@@ -123,7 +123,14 @@ class Workshop:
             return self.chosen, None
         started = time.monotonic()
         table = draw(self.train if train is None else train, self.stack, self.loaded.tokenizer, adaptation)
-        found = adapt(self.stack, self.loaded.tokenizer, table, attribution=attribution, search=self.settings.search)
+        found = adapt(
+            self.stack,
+            self.loaded.tokenizer,
+            table,
+            attribution=attribution,
+            search=self.settings.search,
+            precision=self.settings.precision.search,
+        )
         return found.recipe, time.monotonic() - started
 
     @cached_property
@@ -138,7 +145,7 @@ class Workshop:
 
     def search(self, rows: Rows) -> Recipe:
         """The choice that the cell's own scores and settings make on these rows."""
-        grid, _ = search_rows(self.stack, rows, self.scores, self.settings.search)
+        grid, _ = search_rows(self.stack, rows, self.scores, self.settings.search, self.settings.precision.search)
         return make_recipe(grid, self.scores)
 
     # -- evaluation ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,90 @@
+"""A study searches as its cell does: with each strategy, the same choice as the steps `search` and `prune`."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from tasks.benchmarks.scoring import answers_without
+from tasks.benchmarks.table import exact_matches
+from tasks.comparison.system import Ground
+from tasks.comparison.systems import systems
+from tasks.data import store as data
+from tasks.method.neurons import prominent_neurons
+from tasks.method.recipe import choose, read_recipe
+from tasks.method.strategies import STRATEGIES
+from tasks.model import store as model
+from tasks.pipeline.cell import open_cell
+from tasks.pipeline.settings import StudyRun
+from tasks.prune import prune
+from tasks.sample import sample
+from tasks.score import score
+from tasks.search import search
+from tasks.studies.pruning import generation
+from tasks.studies.workshop import Workshop
+from tests.test_steps import write_project
+
+
+@pytest.fixture(scope="module")
+def workshops(tmp_path_factory):
+    """Strategy -> a workshop on a cell that was searched with it; the smallest strides, for three layers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.method.strategies.STRIDE", 1)
+        cell = write_project(tmp_path_factory.mktemp("project"))
+        for step in (model, data, sample, score):
+            step(cell)
+        path = cell.root / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        found = {}
+        for strategy in STRATEGIES:
+            params["search"]["strategy"] = strategy
+            path.write_text(yaml.safe_dump(params))
+            own = open_cell(root=cell.root)
+            search(own)
+            prune(own)
+            workshop = Workshop(own, StudyRun(study="seeds", model="tiny", benchmark="reviews"))
+            assert workshop.chosen  # read before the next strategy writes another
+            found[strategy] = workshop, pd.read_parquet(own.grid), read_recipe(own.pruned)
+        yield found
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_study_chooses_what_the_step_chooses(workshops, strategy):
+    workshop, _, recipe = workshops[strategy]
+    choice = workshop.search(workshop.samples)
+    assert (choice.layer, choice.fraction, choice.neurons) == (recipe.layer, recipe.fraction, recipe.neurons)
+    assert choice.trail == recipe.trail
+
+
+def test_the_strategies_do_not_all_choose_the_same(workshops):
+    assert len({(recipe.layer, recipe.fraction) for _, _, recipe in workshops.values()}) > 1
+    assert len({len(grid) for _, grid, _ in workshops.values()}) > 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_random_control_looks_where_the_cell_looks(workshops, strategy):
+    workshop, _, _ = workshops[strategy]
+    ground = Ground(workshop.loaded, workshop.stack, workshop.samples, workshop.samples)
+    fitted = systems(workshop.cell)["random_searched"](ground)
+    if strategy == "layer_subset":  # random orders are equally prominent, so that the first layer is the subset
+        assert fitted.settings["layer"] == 0
+    if strategy == "dropping":
+        exhaustive = systems(workshops["exhaustive"][0].cell)["random_searched"](ground)
+        assert fitted.settings == exhaustive.settings
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_free_answers_are_searched_where_the_cell_looks(workshops, strategy):
+    workshop, grid, _ = workshops[strategy]
+    if strategy == "dropping":  # it drops by accuracy, and here by exact match: all that the choice needs is left
+        grid = workshops["exhaustive"][1]
+    rows, ranking, records = workshop.samples, workshop.scores.ranked, []
+    for layer, fraction in zip(grid.layer, grid.fraction, strict=True):
+        neurons = prominent_neurons(ranking[layer], fraction) if layer >= 0 else np.array([], int)
+        answers = answers_without(workshop.stack, rows.encoded, max(layer, 0), [neurons])
+        right = exact_matches(workshop.loaded.tokenizer, rows, answers, 0).mean()
+        records.append((layer, fraction, len(neurons), right, answers.margins(rows.gold)[0].mean()))
+    if strategy != "coarse_to_fine":  # its second half depends on what the first one found
+        pair, _ = choose(pd.DataFrame(records, columns=list(grid.columns)))
+        found = next(record for record in generation(workshop) if record.label == "chosen by exact match")
+        assert (found.more["layer"], found.more["fraction"]) == (pair["layer"], pair["fraction"])
