@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +80,12 @@ def declare(root: Path, benchmark: str, *, model: str | None, data: str | None) 
     with edited(root) as document:
         document["benchmarks"][benchmark] = _one_line(entry)
     return f"benchmarks.{benchmark}: {json.dumps(entry, ensure_ascii=False)}"
+
+
+def file_name(file: str, parts: int, *, suffix: bool = False) -> str:
+    """A name made of the last parts of a file's path, such as c4-test of c4/test.jsonl; with its suffix where asked."""
+    path = Path(file) if suffix else Path(file).with_suffix("")
+    return re.sub(r"[^\w-]", "_", "-".join(path.parts[-parts:]), flags=re.ASCII).lstrip("_-")
 
 
 def _one_line(value: dict[str, Any]) -> Any:

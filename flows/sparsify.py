@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 
 from flows.adapt import run_step
-from flows.cells import list_cell, list_entry
+from flows.cells import file_name, list_cell, list_entry
 from tasks.pipeline.cell import open_cell
 from tasks.pipeline.declared import NAME
 from tasks.pipeline.errors import InputError
@@ -41,15 +41,28 @@ def list_sparse(
         raise InputError("calibration", f"{name!r} is no file and none of {sorted(cell.settings.benchmarks)}")
     entry: dict[str, Any] = {"method": method, "model": cell.model, **_target(target)}
     entry["calibration"] = BENCHMARKS + name if declared else name
-    kind = name if declared else "-".join(Path(name).with_suffix("").parts[-2:])
-    key = "-".join([method, target.replace(":", "of").replace(".", "_"), cell.model, re.sub(r"[^\w-]", "_", kind)])
-    if not NAME.fullmatch(key):
-        raise InputError("calibration", f"{name!r} gives no name; write the entry into `sparse` in params.yaml")
-    if key in cell.settings.sparse:
-        return key, None
+    names = [name] if declared else _names(name)
+    start = "-".join([method, target.replace(":", "of").replace(".", "_"), cell.model])
+    keys = [key for kind in names if NAME.fullmatch(key := f"{start}-{kind}")]
+    for key in keys:
+        if key not in cell.settings.sparse:
+            break
+        there = cell.settings.sparse[key]
+        if there.calibration == entry["calibration"]:  # the key says the rest
+            return key, None
+    else:
+        raise InputError(
+            "calibration", f"{name!r} gives no name of its own; write the entry into `sparse` in params.yaml"
+        )
     line = list_entry(root, "sparse", key, entry)
     list_cell(root, cell.model, name if declared else cell.benchmark)  # or model and rows have no stage
     return key, line
+
+
+def _names(file: str) -> list[str]:
+    """Names for a file, the shortest first: the last two parts of its path, more of them, and these with its suffix."""
+    parts = range(2, max(3, len(Path(file).parts) + 1))
+    return [file_name(file, number, suffix=suffix) for suffix in (False, True) for number in parts]
 
 
 def _target(text: str) -> dict[str, Any]:
