@@ -6,6 +6,7 @@ run ends before the entry has a result.
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -132,6 +133,12 @@ def _section(document: Any, name: str) -> Any:
     if not document.get(name):
         document[name] = CommentedMap()
     return document[name]
+
+
+def file_name(file: str, parts: int, *, suffix: bool = False) -> str:
+    """A name made of the last parts of a file's path, such as c4-test of c4/test.jsonl; with its suffix where asked."""
+    path = Path(file) if suffix else Path(file).with_suffix("")
+    return re.sub(r"[^\w-]", "_", "-".join(path.parts[-parts:]), flags=re.ASCII).lstrip("_-")
 
 
 def _one_line(value: dict[str, Any]) -> Any:

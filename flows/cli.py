@@ -212,6 +212,7 @@ def validate() -> None:
     """Check params.yaml field by field."""
     from flows.environment import prepare
     from tasks.benchmarks.rows import check_templates
+    from tasks.pipeline.inputs import check_inputs
     from tasks.pipeline.settings import load_settings
 
     settings = load_settings(Path.cwd())
@@ -221,6 +222,8 @@ def validate() -> None:
         from flows.deployments import check_schedules
 
         check_schedules(settings)
+    for study in settings.studies.values():
+        check_inputs(study, settings, Path.cwd())
     for name, benchmark in settings.benchmarks.items():
         check_templates(benchmark, field=f"benchmarks.{name}")
     for name, model in settings.models.items():

@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 
 from flows.adapt import run_step
-from flows.cells import list_entry, list_names
+from flows.cells import file_name, list_entry, list_names
 from tasks.pipeline.cell import open_cell
 from tasks.pipeline.declared import NAME
 from tasks.pipeline.errors import InputError
@@ -39,15 +39,28 @@ def list_sparse(
         raise InputError("calibration", f"{name!r} is no file and none of {sorted(cell.settings.benchmarks)}")
     entry: dict[str, Any] = {"method": method, "model": cell.model, **_target(target)}
     entry["calibration"] = BENCHMARKS + name if declared else name
-    kind = name if declared else "-".join(Path(name).with_suffix("").parts[-2:])
-    key = "-".join([method, target.replace(":", "of").replace(".", "_"), cell.model, re.sub(r"[^\w-]", "_", kind)])
-    if not NAME.fullmatch(key):
-        raise InputError("calibration", f"{name!r} gives no name; write the entry into `sparse` in params.yaml")
-    line = None if key in cell.settings.sparse else list_entry(root, "sparse", key, entry)
-    run = load_settings(root).sparse[key]
-    read = run.calibration.removeprefix(BENCHMARKS) if run.calibration.startswith(BENCHMARKS) else None
-    list_names(root, models=[run.model], benchmarks=[read] if read else [])  # or they have no stage
+    names = [name] if declared else _names(name)
+    start = "-".join([method, target.replace(":", "of").replace(".", "_"), cell.model])
+    line = None
+    for key in (key for kind in names if NAME.fullmatch(key := f"{start}-{kind}")):
+        there = cell.settings.sparse.get(key)
+        if there is None:
+            line = list_entry(root, "sparse", key, entry)
+            break
+        if there.calibration == entry["calibration"]:  # the key says the rest
+            break
+    else:
+        raise InputError(
+            "calibration", f"{name!r} gives no name of its own; write the entry into `sparse` in params.yaml"
+        )
+    list_names(root, models=[cell.model], benchmarks=[name] if declared else [])  # or they have no stage
     return key, line
+
+
+def _names(file: str) -> list[str]:
+    """Names for a file, the shortest first: the last two parts of its path, more of them, and these with its suffix."""
+    parts = range(2, max(3, len(Path(file).parts) + 1))
+    return [file_name(file, number, suffix=suffix) for suffix in (False, True) for number in parts]
 
 
 def _target(text: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The Prefect flows of a study and of Neuron Semantic Attribution: the cell first, then the DVC stage of its own."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ from prefect.artifacts import create_markdown_artifact
 from rich.table import Table
 
 from flows.adapt import alone, run_step
-from flows.cells import list_entry
+from flows.cells import edited, file_name, list_entry
 from flows.stages import stages_of
 from tasks.evidence.studies import markdown, table
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json
-from tasks.pipeline.settings import load_settings
+from tasks.pipeline.inputs import hashes
+from tasks.pipeline.settings import StudyRun, load_settings
 
 FULL: dict[str, dict[str, Any]] = {"calibration": {"sequences": 128, "sparsities": [0.3, 0.5, 0.7]}}
 
@@ -30,8 +32,10 @@ def list_study(
             too.
         full: the study at its whole size (`FULL`), not at that of an hour.
 
+    The hashes of what it reads beside its cell are written anew.
+
     Returns:
-        What was added.
+        What was added or changed.
 
     Raises:
         InputError: it is there already and `others` or `full` ask for another one, or the line would be wrong.
@@ -45,16 +49,40 @@ def list_study(
     if name == "calibration":
         files = [other for other in on if other not in settings.benchmarks and (root / other).is_file()]
         on = [other for other in on if other not in files]
-        asked |= {"texts": {Path(file).stem: file for file in files}} if files else {}
+        asked |= {"texts": names_of(root, files)} if files else {}
         if full and not on:
             on = [other for other in settings.benchmarks if other != benchmark]
     asked |= {"benchmarks": on} if on else {}
     declared = settings.studies.get(key)
+    read = declared or StudyRun.model_construct(benchmarks=on, texts=asked.get("texts", {}))
+    known = [name for name in read.benchmarks if name in settings.benchmarks]  # others are refused below
+    inputs = hashes(settings, root, known, read.texts, field=f"studies.{key}")
     if declared is not None:
         if any(getattr(declared, field) != value for field, value in asked.items()):
             raise InputError("on", f"studies.{key} is in params.yaml already; change it there")
-        return None
+        if declared.inputs == inputs:
+            return None
+        with edited(root) as document:
+            document["studies"][key]["inputs"] = inputs
+        return f"studies.{key}.inputs: {json.dumps(inputs)}"
+    asked |= {"inputs": inputs} if inputs else {}
     return list_entry(root, "studies", key, {"study": name, "model": model, "benchmark": benchmark} | asked)
+
+
+def names_of(root: Path, files: Sequence[str]) -> dict[str, str]:
+    """Files by names: their own, with as many of the folders above as tell them apart.
+
+    Raises:
+        InputError: two are one file, or cannot be told apart.
+    """
+    if len({(root / file).resolve() for file in files}) < len(files):
+        raise InputError("on", f"names a file twice: {', '.join(files)}")
+    for suffix in (False, True):
+        for parts in range(1, 1 + max(len(Path(file).parts) for file in files)):
+            names = [file_name(file, parts, suffix=suffix) for file in files]
+            if len(set(names)) == len(names):
+                return dict(zip(names, files, strict=True))
+    raise InputError("on", f"{', '.join(files)} give the same names; write them into `texts` in params.yaml")
 
 
 @flow(name="study", flow_run_name="{name} {model} {benchmark}", validate_parameters=False)

@@ -22,7 +22,7 @@ from tasks.models.loading import Loaded, load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import write_json, write_text
+from tasks.pipeline.pages import made_of, write_page
 from tasks.pipeline.progress import progress
 from tasks.pipeline.step import run_step
 
@@ -41,9 +41,10 @@ def explain(cell: Cell) -> None:
     Raises:
         InputError: one of these is not there, or the predictions are not those of the test rows.
     """
-    for path in (cell.scores, cell.pruned, cell.predictions):
+    for path in (cell.scores, cell.pruned, cell.predictions, cell.test):
         if not path.exists():
             raise InputError(cell.name, f"{path.name} is not there; the cell's earlier steps have not run")
+    of = made_of(cell.scores, cell.pruned, cell.predictions, cell.test)
     recipe, predictions = read_recipe(cell.pruned), pd.read_parquet(cell.predictions)
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
@@ -65,8 +66,8 @@ def explain(cell: Cell) -> None:
         "calibration": _calibration(predictions),
         "bias": _bias(cell, recipe, loaded, stack, rows, predictions),
     }
-    write_json(cell.directory / "explanation.json", found)
-    write_text(cell.directory / "explanation.html", render(found, cell.benchmark_spec.prompt))
+    page = render(found, cell.benchmark_spec.prompt).encode()
+    write_page(cell, "explanation.json", found, of, {"explanation.html": page})
 
 
 def chosen_examples(predictions: pd.DataFrame, count: int = EXAMPLES) -> list[tuple[int, str]]:

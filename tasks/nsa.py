@@ -19,8 +19,9 @@ from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.declared import DATE
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import read_jsonl, replacing, sha256_file, write_json, write_text
+from tasks.pipeline.files import read_jsonl, sha256_file
 from tasks.pipeline.journal import Journal, journal_key
+from tasks.pipeline.pages import made_of, write_page
 from tasks.pipeline.progress import progress
 from tasks.pipeline.settings import NsaRun
 from tasks.pipeline.step import run_step
@@ -49,6 +50,7 @@ def nsa(cell: Cell) -> None:
         if not path.exists():
             raise InputError(cell.name, f"{path.name} is not there; the cell's earlier steps have not run")
     run = _run(cell)
+    of = made_of(cell.samples, cell.pruned, cell.test)
     recipe = read_recipe(cell.pruned)
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
@@ -65,7 +67,7 @@ def nsa(cell: Cell) -> None:
     after = {name: word_activations(stack, there, way).mean for name, way in ways.items()}
     found = _found(cell, run, recipe, rows, own, examples, kept, base, after)
     found["stability"] = _stability(stack, Places(kept, there.prompts, _of_first(there, len(kept))))
-    _write(cell, found, kept, {"a": base.mean} | {f"a_{name}": values for name, values in after.items()})
+    _write(cell, found, of, kept, {"a": base.mean} | {f"a_{name}": values for name, values in after.items()})
     journal.remove()
 
 
@@ -198,20 +200,20 @@ def _stability(stack: DecoderStack, there: Places) -> dict[str, Any]:
     return {"mean": float(np.mean(ranks)) if ranks else None, "splits": splits}
 
 
-def _write(cell: Cell, found: dict[str, Any], kept: list[str], activations: dict[str, np.ndarray]) -> None:
+def _write(
+    cell: Cell, found: dict[str, Any], of: dict[str, str], kept: list[str], activations: dict[str, np.ndarray]
+) -> None:
     header = {
         "words": kept,
         "model_sha256": sha256_directory(cell.model_dir),
-        "samples_sha256": sha256_file(cell.samples),
-        "pruned_sha256": sha256_file(cell.pruned),
+        "samples_sha256": of[cell.samples.name],
+        "pruned_sha256": of[cell.pruned.name],
         "rows": found["rows"],
     }
     tensors = {name: np.ascontiguousarray(values[:, : len(kept)]) for name, values in activations.items()}
-    with replacing(cell.directory / "nsa.safetensors") as temporary:
-        # One key: the format does not fix the order of several, and the bytes must not change from run to run.
-        temporary.write_bytes(save(tensors, metadata={"header": json.dumps(header, sort_keys=True)}))
-    write_json(cell.directory / "nsa.json", found)
-    write_text(cell.directory / "nsa.html", render(found))
+    # One key: the format does not fix the order of several, and the bytes must not change from run to run.
+    saved = save(tensors, metadata={"header": json.dumps(header, sort_keys=True)})
+    write_page(cell, "nsa.json", found, of, {"nsa.safetensors": saved, "nsa.html": render(found).encode()})
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tasks.evidence.verdict import verdict
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json, read_jsonl, sha256_file, sha256_json
+from tasks.pipeline.pages import remove_stale_explanation, stale_pages
 from tasks.pipeline.step import run_step
 from tasks.registry import CHALLENGER, CONTENT, check_answers, options_of, probabilities, store
 
@@ -47,6 +48,7 @@ def register(cell: Cell) -> None:
     for path in (cell.pruned, cell.evaluation, cell.predictions, cell.report):
         if not path.exists():
             raise InputError(cell.name, f"{path.name} is not there; the cell's earlier steps have not run")
+    remove_stale_explanation(cell)
     content = _content(cell)
     with store(cell.root) as (client, experiment):
         version, is_new = _version(client, experiment, cell, content)
@@ -152,7 +154,8 @@ def _log_run(experiment: str, cell: Cell, content: str, *, with_model: bool = Tr
         mlflow.log_params(_parameters(cell, evidence.pruned))
         mlflow.log_metrics(_metrics(cell))
         client.log_batch(run.info.run_id, metrics=_system_metrics(cell))
-        for path in (cell.report, *(path for path in sorted(cell.directory.iterdir()) if path != cell.report)):
+        left_out = {cell.report, *stale_pages(cell)}
+        for path in (cell.report, *(path for path in sorted(cell.directory.iterdir()) if path not in left_out)):
             mlflow.log_artifact(str(path))
         for name, svg in figures(evidence).items():
             mlflow.log_text(svg, f"figures/{name}.svg")

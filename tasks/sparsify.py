@@ -1,5 +1,7 @@
 """sparsify: prune the weights of all layers by one of the methods of `tasks.sparsity`: sparse.json and its masks."""
 
+from pathlib import Path
+
 from tasks.benchmarks.table import read_split
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import Loaded, load
@@ -44,7 +46,8 @@ def _calibration(cell: Cell, key: str, run: SparseRun, loaded: Loaded) -> Calibr
     path = existing(run.calibration, field=f"sparse.{key}.calibration", root=cell.root)
     count, length, seed = run.sequences, run.length, run.seed
     if not path.is_dir():
-        texts, name = read_texts(path), f"{path.parent.name}/{path.name}"
+        # As params.yaml has it: the recipe must not depend on where the project lies.
+        texts, name = read_texts(path), "/".join(Path(run.calibration).parts[-2:])
         return from_texts(loaded.tokenizer, texts, name=name, count=count, length=length, seed=seed)
     split = path / "train.parquet"
     if not split.is_file():

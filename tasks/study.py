@@ -9,6 +9,7 @@ from tasks.models.hashing import sha256_directory
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import replacing, sha256_file, write_json, write_text
+from tasks.pipeline.inputs import benchmark_hash, check_inputs
 from tasks.pipeline.journal import Journal, journal_key
 from tasks.pipeline.progress import progress
 from tasks.pipeline.settings import Settings, StudyRun
@@ -26,12 +27,15 @@ def study(cell: Cell, name: str) -> None:
     run = _run(cell, name)
     what = STUDIES[name]
     settings = cell.settings
+    check_inputs(run, settings, cell.root)
     inputs = [
         run.model_dump(),
         *(section.model_dump() for section in (settings.adaptation, settings.attribution, settings.search)),
         settings.evaluation.model_dump(),
+        settings.precision.search,
+        benchmark_hash(cell.benchmark_spec, cell.root, field=cell.benchmark),
         sha256_directory(cell.model_dir),
-        *(sha256_file(path) for path in (cell.train, cell.test, cell.scores, cell.pruned, cell.transfer)),
+        *(sha256_file(path) for path in (cell.train, cell.test, cell.samples, cell.scores, cell.pruned, cell.transfer)),
     ]
     journal = Journal(cell.scratch / f"study-{name}.jsonl", journal_key(inputs))
     with crew(partial(Worker, cell, run)) as workers:
@@ -44,7 +48,7 @@ def study(cell: Cell, name: str) -> None:
         "model": cell.model,
         "benchmark": cell.benchmark,
         "unit": what.unit,
-        "settings": run.model_dump(exclude_unset=True),
+        "settings": run.model_dump(exclude_unset=True, exclude={"inputs"}),
         "adapted with": _changed(settings),
         "seconds": round(sum(value["seconds"] for value in values.values()), 1),
         "records": [record.as_json() for record in records],

@@ -22,6 +22,7 @@ from tasks.export import apply, export
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json, write_json, write_parquet, write_text
+from tasks.pipeline.pages import PAGES, made_of, write_page
 from tasks.promote import judge
 from tasks.register import _example, _git, register
 from tasks.registry import EXPERIMENT, tracking_uri
@@ -78,6 +79,24 @@ def store(cell: Cell) -> tuple[MlflowClient, list[Any], list[Any]]:
     client = MlflowClient(tracking_uri(cell.root), tracking_uri(cell.root))
     runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
     return client, runs, client.search_model_versions(f"name = '{NAME}'")
+
+
+@on_a_file
+def test_a_page_about_another_pruned_model_is_not_registered(cell: Cell) -> None:
+    write_text(cell.test, "rows")
+    for name, others in PAGES.items():
+        write_page(cell, name, {}, made_of(cell.pruned, cell.test), dict.fromkeys(others, b"page"))
+    pages = {file for name, others in PAGES.items() for file in (name, *others)}
+    for expected in (pages, set()):
+        register(cell)
+        client, _, versions = store(cell)
+        newest = max(versions, key=lambda version: int(version.version))
+        logged = {artifact.path for artifact in client.list_artifacts(newest.run_id)}
+        assert logged & pages == expected
+        recipe = read_json(cell.pruned)
+        write_json(cell.pruned, recipe | {"adaptation": recipe["adaptation"] | {"margin": 0.42}})
+    assert len(versions) == 2
+    assert {path.name for path in cell.directory.iterdir()} & pages == {"nsa.json", "nsa.html", "nsa.safetensors"}
 
 
 def test_new_evidence_for_the_same_version_is_a_new_run(cell: Cell) -> None:

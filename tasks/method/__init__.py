@@ -2,14 +2,9 @@
 
 `algorithm` has Algorithm 1 on one screen. For a model in memory:
 
->>> from tasks.method import adapt, silenced
+>>> from tasks.method.algorithm import adapt
+>>> from tasks.method.silence import silenced
 >>> found = adapt(model, tokenizer, examples)  # rows with prompt, options and gold
 >>> with silenced(model, found.recipe):
 ...     model.generate(**inputs)
 """
-
-from tasks.method.algorithm import Adapted, adapt
-from tasks.method.silence import silence, silenced
-from tasks.pipeline.settings import Attribution, Search
-
-__all__ = ["Adapted", "Attribution", "Search", "adapt", "silence", "silenced"]

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from tasks.pipeline import library
-from tasks.pipeline.declared import NAME, BenchmarkSpec, Count, Fraction, ModelSpec, Seed, Strict
+from tasks.pipeline.declared import NAME, BenchmarkSpec, Count, Fraction, ModelSpec, Seed, Sha256, Strict
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.names import STUDIES, SYSTEMS, WEIGHT_METHODS
 from tasks.pipeline.yamltext import read_yaml
@@ -155,6 +155,9 @@ class Retrain(Strict):
         return value
 
 
+RESERVED = ("own", "none")  # calibration sets of the study: the cell's own train prompts, and that of magnitude
+
+
 class StudyRun(Strict):
     """One study of one cell; what a study does not look at keeps its default.
 
@@ -171,6 +174,7 @@ class StudyRun(Strict):
         methods: calibration.
         sparsities: calibration.
         sequences: calibration and bridge: of 512 tokens, in each set.
+        inputs: hashes of `benchmarks` and `texts`, by name (`tasks.pipeline.inputs`); `dsm study` writes them.
     """
 
     study: Literal[STUDIES]  # type: ignore[valid-type]
@@ -186,20 +190,33 @@ class StudyRun(Strict):
     methods: list[Literal[WEIGHT_METHODS]] = Field(default=list(WEIGHT_METHODS), min_length=1)  # type: ignore[valid-type]
     sparsities: list[Fraction] = Field(default=[0.3, 0.5], min_length=1)
     sequences: Count = 8
+    inputs: dict[str, Sha256] = Field(default={})
 
     @model_validator(mode="after")
     def _fits_together(self) -> "StudyRun":
         users = {
             "compare": ("systems", "protocol"),
             "seeds": ("sizes", "seeds"),
-            "multilingual": ("benchmarks",),
-            "domains": ("benchmarks",),
-            "calibration": ("benchmarks", "texts", "methods", "sparsities", "sequences", "seeds"),
+            "multilingual": ("benchmarks", "inputs"),
+            "domains": ("benchmarks", "inputs"),
+            "calibration": ("benchmarks", "texts", "methods", "sparsities", "sequences", "seeds", "inputs"),
             "bridge": ("sequences",),
         }
         for field in sorted(self.model_fields_set - {"study", "model", "benchmark", "test"}):
             if field not in users.get(self.study, ()):
                 raise ValueError(f"{field}: the study {self.study} does not look at it")
+        for field in ("benchmarks", "systems", "sizes", "methods", "sparsities"):
+            values = getattr(self, field)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{field}: holds the same value twice")
+        if self.benchmark in self.benchmarks:
+            raise ValueError(f"benchmarks: {self.benchmark} is the cell's own, which the study looks at anyway")
+        for name in self.texts:
+            if not NAME.fullmatch(name) or name in (*RESERVED, *self.benchmarks):
+                raise ValueError(
+                    f"texts.{name}: must be a name of letters, digits, - and _ that no other calibration set has; "
+                    f"{', '.join(RESERVED)} are taken"
+                )
         if self.study in ("multilingual", "domains") and not self.benchmarks:
             raise ValueError(f"benchmarks: the study {self.study} needs some beside {self.benchmark}")
         return self

@@ -34,6 +34,22 @@ def test_a_model_is_added_once_and_nothing_else_changes(project: Path) -> None:
     }  # fmt: skip
 
 
+def test_two_files_of_one_name_are_two_models(project: Path) -> None:
+    write_cell(project)
+    files = ["c4/test.jsonl", "old/c4/test.jsonl", "new/c4/test.jsonl", "c4/test.txt", "tiny/reviews.txt"]
+    keys = []
+    for file in files:
+        (project / file).parent.mkdir(parents=True, exist_ok=True)
+        (project / file).write_text('{"text": "a"}\n')
+        key, told = list_sparse(project, "wanda", "0.5", None, file)
+        assert told is not None
+        keys.append(key)
+    sparse = yaml.safe_load((project / "params.yaml").read_text())["sparse"]
+    assert {key: entry["calibration"] for key, entry in sparse.items()} == dict(zip(keys, files, strict=True))
+    assert keys[:2] == ["wanda-0_5-tiny-c4-test", "wanda-0_5-tiny-old-c4-test"]
+    assert [list_sparse(project, "wanda", "0.5", None, file) for file in files] == [(key, None) for key in keys]
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -63,6 +63,52 @@ def test_a_calibration_set_is_a_benchmark_or_a_file_and_full_takes_all(project: 
         list_study(project, "layers", "tiny", "reviews", full=True)
 
 
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["c4.txt"], ["c4"]),
+        (["wikitext2/test.jsonl", "c4/test.jsonl"], ["wikitext2-test", "c4-test"]),
+        (["a/x/test.txt", "b/x/test.txt"], ["a-x-test", "b-x-test"]),
+        (["rows.txt", "rows.jsonl"], ["rows_txt", "rows_jsonl"]),
+        (["c4 (new).txt"], ["c4__new_"]),
+    ],
+)
+def test_calibration_sets_have_names_of_their_own(project: Path, files: list[str], names: list[str]) -> None:
+    write_cell(project)
+    for file in files:
+        (project / file).parent.mkdir(parents=True, exist_ok=True)
+        (project / file).write_text("a text\n")
+    list_study(project, "calibration", "tiny", "reviews", files)
+    entry = yaml.safe_load((project / "params.yaml").read_text())["studies"]["calibration-tiny-reviews"]
+    assert entry["texts"] == dict(zip(names, files, strict=True))
+    assert list_study(project, "calibration", "tiny", "reviews", files[::-1]) is None
+
+
+@pytest.mark.parametrize(
+    ("others", "line"),
+    [
+        (["c4.txt", "c4.txt"], "on: names a file twice"),
+        (["c4.txt", "./c4.txt"], "on: names a file twice"),
+        (["own.txt"], "texts.own: must be a name"),
+        (["others.txt", "others"], "texts.others: must be a name"),
+        (["others", "others"], "benchmarks: holds the same value twice"),
+        (["reviews"], "benchmarks: reviews is the cell's own"),
+    ],
+)
+def test_a_calibration_set_that_is_there_twice_is_refused(project: Path, others: list[str], line: str) -> None:
+    write_cell(project)
+    path = project / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["benchmarks"]["others"] = params["benchmarks"]["reviews"]
+    path.write_text(yaml.safe_dump(params))
+    before = path.read_bytes()
+    for name in ("c4.txt", "own.txt", "others.txt"):
+        (project / name).write_text("a text\n")
+    with pytest.raises(InputError, match=line):
+        list_study(project, "calibration", "tiny", "reviews", others)
+    assert path.read_bytes() == before
+
+
 def test_the_page_needs_a_result(project: Path) -> None:
     write_cell(project)
     assert call("studies") == (2, "", "error: studies: none has a result yet: `dsm study NAME` makes one\n")

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from flows.study import list_study
 from tasks.data import store as data
 from tasks.evidence.pages import fingerprint, write_page
 from tasks.evidence.studies import table
@@ -53,6 +54,8 @@ def declare(cell, **runs):
         for name, run in runs.items()
     }
     path.write_text(yaml.safe_dump(params))
+    for name in runs:
+        list_study(cell.root, name, "tiny", "reviews")  # adds the hashes of what it reads beside the cell
     return open_cell("tiny", "reviews", cell.root)
 
 
