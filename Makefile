@@ -1,4 +1,4 @@
-.PHONY: setup run test check
+.PHONY: setup run test test-slow test-all check
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -20,8 +20,16 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 run: setup  ## adapt the default model to the default benchmark
 	dsm run
 
-test: setup  ## all tests, a file of them at a time on each core; a tiny model gains nothing from a second one
-	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A tiny model gains nothing from a second core. Tests that share a fixture of their file stay on one (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
+test: setup  ## what one waits for after a change: each promise once
+	$(PYTEST) -m "not slow"
+
+test-slow: setup  ## the rest: thirty kills at random moments, cron, every store, properties on many random examples
+	HYPOTHESIS_PROFILE=many $(PYTEST) -m "slow or hypothesis"
+
+test-all: test test-slow  ## everything
 
 check: setup  ## lint, format, types, architecture
 	ruff check

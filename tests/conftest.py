@@ -1,20 +1,65 @@
-"""The order of the files, what no test may leave behind, and servers that several use: started by the first to ask."""
+"""Which tests stay together and in what order, what no test may leave behind, and what several use.
 
-from collections.abc import Iterator
+Servers and finished projects are made by the first test that asks for them.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+from filelock import FileLock
 
 from tests.servers import Postgres, Server, mlflow_server, postgres_programs, postgres_server
 
+# Few examples, the same ones every time; `make test-slow` takes many new ones.
+hypothesis.settings.register_profile("few", max_examples=20, derandomize=True, database=None, deadline=None)
+hypothesis.settings.register_profile("many", max_examples=200, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
+
+SERVERS = ("postgres", "_prefect")  # session fixtures that take long: all who use one are on one worker
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whose tests may take the longest come first, so that none still works when all others are done."""
-    longest: dict[Path, float] = {}
+    """Groups tests for pytest-xdist, which hands a group to one worker, and puts those that may take longest first.
+
+    Tests that share a fixture of their module are a group, so that it is made once; the others are on their own.
+    """
+    longest: dict[str, float] = {}
+    groups: dict[pytest.Item, str] = {}
     for item in items:
+        definitions = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined] - pytest has no public way to ask
+        server = next((name for name in SERVERS if name in definitions), None)
+        shares = any(found[-1].scope in ("module", "class", "package") for found in definitions.values())
+        groups[item] = server or (item.nodeid.partition("::")[0] if shares else item.nodeid)
+        if groups[item] != item.nodeid:
+            item.add_marker(pytest.mark.xdist_group(groups[item]))
         mark = item.get_closest_marker("timeout")
-        longest[item.path] = max(longest.get(item.path, 0.0), mark.args[0] if mark else 0.0)
-    items.sort(key=lambda item: -longest[item.path])
+        longest[groups[item]] = max(longest.get(groups[item], 0.0), mark.args[0] if mark else 0.0)
+    items.sort(key=lambda item: -longest[groups[item]])
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The directory that `make` filled, once for all workers of a run. Nobody changes it: take a `copy_of` it."""
+    base = factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+    root, done = shared / name, shared / f"{name}.done"
+    with FileLock(shared / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(root, ignore_errors=True)
+            make(root)
+            done.touch()
+    return root
+
+
+def copy_of(root: Path, where: Path) -> Path:
+    """Copies a project, with its times and hard links, to a directory that is empty or not there."""
+    subprocess.run(["cp", "-aT", str(root), str(where)], check=True)
+    return where
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +99,11 @@ def tracking(_tracking: Server) -> Iterator[Server]:
         if experiment.name != "Default":  # a deleted experiment keeps its name
             client.rename_experiment(experiment.experiment_id, f"deleted {experiment.experiment_id}")
             client.delete_experiment(experiment.experiment_id)
+
+
+@pytest.fixture
+def finished_root(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished project on which everything is real: `tests.faults.project`."""
+    from tests.faults.project import finished_project
+
+    return copy_of(made_once(tmp_path_factory, "finished", finished_project), tmp_path / "project")

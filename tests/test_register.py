@@ -1,6 +1,7 @@
 """Registration: once per content, healed after a crash, served without pickle from any directory.
 
-Every test runs on a database file and on a tracking server with PostgreSQL behind it, unless it is about one of them.
+Every test runs on a database file and, slowly, on a tracking server that keeps its runs in PostgreSQL, unless it is
+about one of them.
 """
 
 import os
@@ -56,7 +57,7 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(params=["file", "server"])
+@pytest.fixture(params=["file", pytest.param("server", marks=pytest.mark.slow)])
 def cell(
     request: pytest.FixtureRequest, master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Cell]:

@@ -1,5 +1,5 @@
 """The fixtures of the flows' tests."""
 
-from tests.flows.conftest import _isolated, project, said
+from tests.flows.conftest import _isolated, finished_stand_ins, project, said
 
-__all__ = ["_isolated", "project", "said"]
+__all__ = ["_isolated", "finished_stand_ins", "project", "said"]

@@ -97,7 +97,7 @@ def step_process(root: Path, seconds: float = 60) -> psutil.Process | None:
                 continue
         if not processes:
             return None
-        time.sleep(0.02)
+        time.sleep(0.05)
     raise AssertionError("no step was started")
 
 

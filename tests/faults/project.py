@@ -11,7 +11,7 @@ from tasks.models.hashing import sha256_directory
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.files import sha256_file
 from tests.cells import pipeline
-from tests.flows.project import REAL
+from tests.flows.project import REAL, dvc
 from tests.tiny import save_tiny
 
 WORDS = ["good", "fine", "dull", "bad", "long", "short", "warm", "cold"]
@@ -66,4 +66,20 @@ def real_project(root: Path) -> Cell:
     shutil.copy(REAL / "dvc.yaml", root / "dvc.yaml")
     for package in ("tasks", "flows"):
         shutil.copytree(REAL / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return cell
+
+
+def finished_project(root: Path) -> Cell:
+    """The same after all steps, with the dvc.lock and the cache of `dvc repro`. One process computes it all: imports
+    take most of the time of a step here. A test takes a copy: the fixture `finished_root`.
+    """
+    from tasks import data, evaluate, model, prune, report, sample, score, search, transfer
+
+    cell = real_project(root)
+    for step in (
+        model.store, data.store, sample.sample, score.score, search.search, prune.prune, evaluate.evaluate,
+        transfer.transfer, report.report,
+    ):  # fmt: skip
+        step(cell)
+    dvc(root, "commit", "--force")
     return cell

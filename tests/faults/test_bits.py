@@ -8,6 +8,7 @@ import yaml
 
 from flows.integrity import Output, is_altered, outputs_of
 from flows.stages import any_stale, discard_damaged, run_stage, stages_of
+from tests.conftest import copy_of, made_once
 from tests.flows.project import cell_project, dvc, make_project, ran, script
 from tests.flows.test_cli import call
 
@@ -33,20 +34,24 @@ def cached(root: Path, name: str) -> Path:
     return root / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
 
 
-@pytest.fixture(params=["hardlink", "copy"])
-def finished(request: pytest.FixtureRequest, project: Path) -> Path:
-    cell_project(project)
-    # The stand-in writes one file for the model; a real one is a directory.
-    text = (project / "stand_in.py").read_text()
-    text = text.replace(
-        "    out.write_bytes",
-        "    if step == 'model': out.mkdir(); out /= 'a/b'; out.parent.mkdir()\n    out.write_bytes",
-    )
-    (project / "stand_in.py").write_text(text)
-    with (project / ".dvc" / "config").open("a") as config:
-        config.write(f"[cache]\n    type = {request.param}\n")
-    dvc(project, "repro")
-    ran(project)
+@pytest.fixture(params=["copy", pytest.param("hardlink", marks=pytest.mark.slow)])
+def finished(request: pytest.FixtureRequest, project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def make(root: Path) -> None:
+        cell_project(root)
+        # The stand-in writes one file for the model; a real one is a directory.
+        text = (root / "stand_in.py").read_text()
+        text = text.replace(
+            "    out.write_bytes",
+            "    if step == 'model': out.mkdir(); out /= 'a/b'; out.parent.mkdir()\n    out.write_bytes",
+        )
+        (root / "stand_in.py").write_text(text)
+        with (root / ".dvc" / "config").open("a") as config:
+            config.write(f"[cache]\n    type = {request.param}\n")
+        dvc(root, "repro")
+        ran(root)
+
+    copy_of(made_once(tmp_path_factory, f"bits-{request.param}", make), project)
+    dvc(project, "status")  # DVC has looked at every file, and knows it again by its time and size
     return project
 
 

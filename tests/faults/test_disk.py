@@ -34,10 +34,10 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-def all_steps(root: Path, *arguments: str) -> dict[str, list[tuple[int, int, list[str]]]]:
+def all_steps(root: Path) -> dict[str, list[tuple[int, int, list[str]]]]:
     """By step: the bytes that were left (-1: enough), the exit code and the error lines of each attempt."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.full_disk", *arguments],
+        [sys.executable, "-m", "tests.faults.full_disk"],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(REAL)},
         capture_output=True,
@@ -50,11 +50,10 @@ def all_steps(root: Path, *arguments: str) -> dict[str, list[tuple[int, int, lis
 
 @pytest.mark.real
 @pytest.mark.timeout(900)
-def test_every_step_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
+def test_every_step_on_a_full_disk(disk: Path, finished_root: Path) -> None:
     """Each step with 0 bytes left, then with more, then with enough; all steps in one process, to save their start."""
-    roots = [real_project(place / "project").root for place in (disk, tmp_path)]
-    found = all_steps(roots[0])
-    all_steps(roots[1], "roomy")
+    root = real_project(disk / "project").root
+    found = all_steps(root)
     assert list(found) == list(full_disk.STEPS)
     for step, attempts in found.items():
         (_, last, _) = attempts[-1]
@@ -65,8 +64,8 @@ def test_every_step_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
                 assert (code, len(lines)) == (2, 1), (step, left, lines)
                 assert lines[0].startswith("error: ")
                 assert any(word in lines[0] for word in ("No space left", "disk is full", "cannot be read or written"))
-    assert results(roots[0]) == results(roots[1])
-    assert leftovers(roots[0]) == []
+    assert results(root) == results(finished_root)
+    assert leftovers(root) == []
 
 
 def refused(stage: str, root: Path) -> str:

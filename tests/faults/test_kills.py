@@ -1,18 +1,18 @@
-"""Steps, `dvc repro` and the flow are killed at random moments; the next undisturbed run gives the same bytes.
+"""Steps, `dvc repro`, `register` and the flow are killed; the next undisturbed run gives the same bytes.
 
-DSM_FAULT_ROUNDS says how many rounds there are, DSM_FAULT_SEED which.
+Each once in the middle of its work. Slow: at random moments, other ones in every run; DSM_FAULT_ROUNDS says how many
+rounds there are, DSM_FAULT_SEED repeats those of another run, which printed its seed.
 """
 
 import os
 import random
-import shutil
 import signal
+import subprocess
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 
 from flows.mending import keep, mend
@@ -31,10 +31,9 @@ from tests.faults.kills import (
     start,
     step_process,
 )
-from tests.faults.project import real_project
 
 ROUNDS = int(os.environ.get("DSM_FAULT_ROUNDS", "30"))
-SEED = int(os.environ.get("DSM_FAULT_SEED", "0"))
+SEED = int(os.environ.get("DSM_FAULT_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
 REGISTER, FLOW = 13, 14  # of every 15 rounds
 START_DVC = 1.5  # seconds before it starts a step
 
@@ -42,62 +41,67 @@ pytestmark = [
     pytest.mark.real,
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
 ]
+seconds = dict.fromkeys([*STEPS, "register"], 5.0)  # that runs take: a guess, until one has been measured
+
+Process = subprocess.Popen[bytes] | psutil.Process
 
 
-@dataclass
-class Undisturbed:
-    """A finished project, what an undisturbed run made of it, and how many seconds runs of it take by now."""
-
-    root: Path
-    results: dict[str, str]
-    locked: dict[str, Any]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
-    root = real_project(tmp_path_factory.mktemp("kills") / "project").root
-    started = time.monotonic()
-    finish(root, *DVC, "repro")
-    whole = time.monotonic() - started
-    yield Undisturbed(root, results(root), locked(root), dict.fromkeys([*STEPS, "register"], whole / len(STEPS) / 2))
-    print(
-        f"{sum(killed.values())} of {sum(killed.values()) + sum(late.values())} rounds killed: {killed}; late: {late}"
-    )
-
-
-killed: dict[str, int] = {}
-late: dict[str, int] = {}
-
-
-def count(what: str, number: int, sent: bool) -> None:
-    name = f"{what} {signal.Signals(number).name}"
-    (killed if sent else late)[name] = (killed if sent else late).get(name, 0) + 1
+def stages(root: Path) -> list[str]:
+    return list(locked(root))
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["step", "dvc", "register", "flow"])
+def test_a_kill_in_the_middle(finished_root: Path, kind: str) -> None:
+    """kill -9 when the step `score` has noted its first parts, `register` its first artifacts."""
+    begun = "mlartifacts" if kind == "register" else "data/scratch/tiny/reviews/score.jsonl"
+
+    def kill(target: Process) -> bool:
+        while target.poll() is None if isinstance(target, subprocess.Popen) else target.is_running():
+            if (finished_root / begun).exists():
+                target.kill()
+                return True
+            time.sleep(0.005)
+        return False
+
+    assert killed_and_run_again(finished_root, kind, "score@tiny-reviews", kill), "it ended before it was seen at work"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("round_", range(ROUNDS))
-def test_a_kill_at_a_random_moment(undisturbed: Undisturbed, round_: int) -> None:
-    root = undisturbed.root
+def test_a_kill_at_a_random_moment(finished_root: Path, round_: int) -> None:
     rng = random.Random(f"{SEED} {round_}")
     number = rng.choice([signal.SIGKILL, signal.SIGTERM])
-    stage = list(undisturbed.locked)[round_ % len(STEPS)]
+    stage = stages(finished_root)[round_ % len(STEPS)]
     step = stage.partition("@")[0]
     if round_ % 15 == FLOW:
-        kind, after = "flow", rng.uniform(0, 20 + undisturbed.seconds[step] + undisturbed.seconds["register"])
-        argv = (*DSM, "run")
+        kind, after = "flow", rng.uniform(0, 20 + seconds[step] + seconds["register"])
     elif round_ % 15 == REGISTER:
-        kind, after = "register", rng.uniform(0, undisturbed.seconds["register"])
-        argv = ("-m", "tasks.register")
+        kind, after = "register", rng.uniform(0, seconds["register"])
     else:
         kind = rng.choice(["step", "dvc"])
-        after = rng.uniform(0, undisturbed.seconds[step] + (START_DVC if kind == "dvc" else 0))
-        argv = (*DVC, "repro", "--single-item", stage)
-    print(f"seed {SEED}, round {round_}: {number.name} to {kind} {stage} after {after:.2f} s")
+        after = rng.uniform(0, seconds[step] + (START_DVC if kind == "dvc" else 0))
+    print(f"DSM_FAULT_SEED={SEED}, round {round_}: {number.name} to {kind} {stage} after {after:.2f} s")
+    sent = killed_and_run_again(finished_root, kind, stage, lambda target: kill_after(target, after, number))
+    print("killed" if sent else "late")
 
-    if kind in ("flow", "register"):
-        for path in (root / "mlflow.db", root / "mlartifacts"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+def killed_and_run_again(root: Path, kind: str, stage: str, kill: Callable[[Process], bool]) -> bool:
+    """Runs what is to be killed on a finished project, then the same undisturbed, and compares with what was there.
+
+    Args:
+        kind: `step` and `dvc`: the step itself or the DVC above it, of one stage; `register`; `flow`: `dsm run`.
+        stage: what is not finished any more.
+        kill: sends a signal to the process; whether it was still running.
+
+    Returns:
+        Whether it was killed.
+    """
+    step, undisturbed, lock = stage.partition("@")[0], results(root), locked(root)
+    argv = {"register": ("-m", "tasks.register"), "flow": (*DSM, "run")}.get(
+        kind, (*DVC, "repro", "--single-item", stage)
+    )
     if kind != "register":
         forget(root, stage)
     if kind in ("step", "dvc"):
@@ -105,14 +109,12 @@ def test_a_kill_at_a_random_moment(undisturbed: Undisturbed, round_: int) -> Non
     process = start(root, *argv)
     try:
         target = step_process(root) if kind == "step" else process
-        sent = target is not None and kill_after(target, after, number)
+        sent = target is not None and kill(target)
         assert process.wait(240) != 0 or not sent, "a killed run said that all is well"
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
-    count(kind, number, sent)
-    print("killed" if sent else "late")
     assert all_gone(root)
 
     if kind in ("step", "dvc") and (mended := mend(root)):  # `dsm run` does it by itself, `dvc repro` does not
@@ -120,12 +122,13 @@ def test_a_kill_at_a_random_moment(undisturbed: Undisturbed, round_: int) -> Non
     started = time.monotonic()
     said = finish(root, *((*DVC, "repro") if kind in ("step", "dvc") else argv))
     if f"Running stage '{stage}'" in said:
-        undisturbed.seconds[step] = time.monotonic() - started - START_DVC
+        seconds[step] = time.monotonic() - started - START_DVC
     if kind == "register":
-        undisturbed.seconds["register"] = time.monotonic() - started
-    assert results(root) == undisturbed.results
-    assert locked(root) == undisturbed.locked
+        seconds["register"] = time.monotonic() - started
+    assert results(root) == undisturbed
+    assert locked(root) == lock
     assert leftovers(root) == []
     assert all_gone(root)
     if kind in ("flow", "register"):
         assert_registered_once(root)
+    return sent

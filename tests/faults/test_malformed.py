@@ -23,13 +23,7 @@ from tasks.pipeline.files import sha256_file, write_json
 from tests.cells import SHA
 from tests.faults.project import params, write_sources
 
-MANY = settings(
-    max_examples=200,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+MANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # how many: tests/conftest.py
 ODD: list[Any] = [
     None, True, 0, -1, 2**31, 2**64, 10**400, 0.5, 1e308, float("nan"), float("inf"), "", " ", "\0", "\x1b[31m", "a\nb",
     "{{", "{{ x }}", "{% if %}", "../../etc/passwd", "x" * 5000, [], [[]], [None], {}, {"a": {}}, {"kind": "wheel"},
@@ -158,14 +152,14 @@ def mutated(value: Any, rng: random.Random) -> Any:
 
 @MANY
 @given(st.integers(0, 2**32))
-def test_two_hundred_mutations_of_params(cell: Cell, seed: int) -> None:
+def test_mutations_of_params(cell: Cell, seed: int) -> None:
     rng = random.Random(seed)
     validate(cell.root, yaml.safe_dump(mutated(params(cell.root), rng)).encode())
 
 
 @MANY
 @given(st.integers(0, 2**32))
-def test_two_hundred_damaged_texts_of_params(cell: Cell, seed: int) -> None:
+def test_damaged_texts_of_params(cell: Cell, seed: int) -> None:
     validate(cell.root, damaged(text_of(cell).encode(), random.Random(seed)))
 
 
@@ -255,9 +249,9 @@ def test_rows(cell: Cell, number: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ROWS)
-@settings(MANY, max_examples=70)
+@MANY
 @given(seed=st.integers(0, 2**32))
-def test_two_hundred_damaged_files_of_rows(cell: Cell, kind: str, seed: int) -> None:
+def test_damaged_files_of_rows(cell: Cell, kind: str, seed: int) -> None:
     stored(cell.root, kind, damaged(ROWS[kind], random.Random(seed)))
 
 
@@ -300,14 +294,14 @@ def test_recipes(cell: Cell, content: bytes) -> None:
 
 @MANY
 @given(st.integers(0, 2**32))
-def test_two_hundred_mutations_of_a_recipe(cell: Cell, seed: int) -> None:
+def test_mutations_of_a_recipe(cell: Cell, seed: int) -> None:
     rng = random.Random(seed)
     applied(cell.root, json.dumps(mutated(recipe(), rng)).encode())
 
 
 @MANY
 @given(st.integers(0, 2**32))
-def test_two_hundred_damaged_recipes(cell: Cell, seed: int) -> None:
+def test_damaged_recipes(cell: Cell, seed: int) -> None:
     applied(cell.root, damaged(json.dumps(recipe()).encode(), random.Random(seed)))
 
 

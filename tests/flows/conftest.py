@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import copy_of, made_once
+from tests.flows.project import cell_project, dvc, ran
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -34,3 +37,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root.mkdir()
     monkeypatch.chdir(root)
     return root
+
+
+@pytest.fixture
+def finished_stand_ins(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`project` with the stand-ins of all steps, which have run."""
+
+    def make(root: Path) -> None:
+        cell_project(root)
+        dvc(root, "repro")
+        ran(root)
+
+    return copy_of(made_once(tmp_path_factory, "stand-ins", make), project)

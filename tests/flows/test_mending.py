@@ -30,7 +30,7 @@ def refused(root: Path) -> str:
     return finished.stderr
 
 
-@pytest.mark.parametrize("content", ["", '{"write": {"out.txt": {"pid": 1'])
+@pytest.mark.parametrize("content", [pytest.param("", marks=pytest.mark.slow), '{"write": {"out.txt": {"pid": 1'])
 def test_a_broken_file_of_locks_goes(root: Path, said: list[str], content: str) -> None:
     path = root / ".dvc" / "tmp" / "rwlock"
     path.write_text(content)
@@ -43,7 +43,7 @@ def test_a_broken_file_of_locks_goes(root: Path, said: list[str], content: str) 
     assert mend(root) == []
 
 
-@pytest.mark.parametrize("size", [0, len("schema: '2")])
+@pytest.mark.parametrize("size", [pytest.param(0, marks=pytest.mark.slow), len("schema: '2")])
 def test_a_broken_dvc_lock_is_put_back(root: Path, said: list[str], size: int) -> None:
     path = root / "dvc.lock"
     keep(root)

@@ -10,7 +10,6 @@ from flows.sparsify import list_sparse
 from tasks.models.loading import load
 from tests.cells import write_cell
 from tests.faults.kills import DSM, start
-from tests.faults.project import real_project
 from tests.flows.test_cli import call
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
@@ -71,8 +70,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(project: Path, arguments: 
 
 
 @pytest.mark.real
-def test_a_model_is_made_once_and_its_weights_written(tmp_path: Path) -> None:
-    root = real_project(tmp_path / "project").root
+def test_a_model_is_made_once_and_its_weights_written(finished_root: Path) -> None:
+    root = finished_root
     (root / "texts.txt").write_text("".join(f"a film about film {i} that is good or bad\n" for i in range(200)))
     command = (*DSM, "sparsify", "wanda", "--calibration", "texts.txt")
     for number, done in enumerate(("ran", "cached")):
@@ -89,8 +88,9 @@ def test_a_model_is_made_once_and_its_weights_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-def test_a_benchmarks_prompts_are_a_calibration_set(tmp_path: Path) -> None:
-    root = real_project(tmp_path / "project").root
+@pytest.mark.slow
+def test_a_benchmarks_prompts_are_a_calibration_set(finished_root: Path) -> None:
+    root = finished_root
     assert start(root, *DSM, "sparsify", "ria", "--target", "2:4", said="ria.txt").wait(300) == 0
     path = root / "data" / "sparse" / "ria-2of4-tiny-reviews" / "sparse.json"
     assert yaml.safe_load(path.read_text())["calibration"]["name"] == "reviews"

@@ -7,10 +7,11 @@ import yaml
 
 from flows.stages import STEPS
 from flows.study import list_study
+from tasks.pipeline.cell import open_cell
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_json
 from tests.cells import write_cell
-from tests.faults.kills import DSM, start
+from tests.faults.kills import DSM, forget, start
 from tests.faults.project import real_project
 from tests.flows.test_cli import call
 
@@ -116,20 +117,27 @@ def test_the_page_needs_a_result(project: Path) -> None:
 
 
 @pytest.mark.real
-def test_a_study_runs_after_its_cell_and_then_not_again(tmp_path: Path) -> None:
-    cell = real_project(tmp_path / "project")
-    root = cell.root
+def test_a_study_runs_after_its_cell_and_then_not_again(finished_root: Path) -> None:
+    root, cell = finished_root, open_cell(root=finished_root)
+    forget(root, "report@tiny-reviews")
     for number, done in enumerate(("ran", "cached")):
         said = f"{number}.txt"
         assert start(root, *DSM, "study", "fractions", said=said).wait(500) == 0, (root / said).read_text()
         lines = [line.split()[:2] for line in (root / said).read_text().splitlines()]
         assert [line for line in lines if line[:1] == ["study"]] == [["study", done]]
-        assert [[step, done] in lines for step in STEPS] == [True] * len(STEPS)
+        of_cell = [line for line in lines if line[0] in STEPS]
+        assert of_cell == [[step, done if step == "report" else "cached"] for step in STEPS]
     assert "40%, at random" in (root / said).read_text(), "the table is shown"
     result = read_json(cell.study("fractions") / "result.json")
     assert result["records"][0]["value"] == read_json(cell.evaluation)["systems"]["base"]["accuracy"]
     assert start(root, *DSM, "studies", said="page.txt").wait(100) == 0
     assert "fractions-tiny-reviews.svg" in (root / "docs" / "studies.md").read_text()
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_explanations_of_a_cell(finished_root: Path) -> None:
+    root, cell = finished_root, open_cell(root=finished_root)
     assert start(root, *DSM, "explain", said="explain.txt").wait(300) == 0, (root / "explain.txt").read_text()
     assert (root / "explain.txt").read_text().splitlines()[-1] == "data/cells/tiny/reviews/explanation.html"
     assert "<!doctype html>" in (cell.directory / "explanation.html").read_text().lower()

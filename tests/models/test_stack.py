@@ -21,7 +21,7 @@ def plain_logits(model, sequence, position):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data())
 def test_edited_runs_equal_the_model_with_zeroed_rows(family, data):
     model = tiny_model(family)
@@ -50,7 +50,7 @@ def test_edited_runs_equal_the_model_with_zeroed_rows(family, data):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data())
 def test_silenced_runs_equal_a_padded_batch_of_the_model_with_zeroed_rows(family, data):
     model = tiny_model(family)

@@ -7,18 +7,18 @@ import yaml
 
 from flows.environment import QUIET
 from tasks.pipeline.files import write_text
-from tests.faults.project import real_project
 from tests.flows.conftest import _isolated  # noqa: F401 - a session fixture: nothing uses the machine's own settings
 from tests.operations.operated import Operated
 from tests.servers import Server, free_port
 
 
 @pytest.fixture
-def operated(tmp_path: Path, tracking: Server) -> Iterator[Operated]:
-    root = real_project(tmp_path / "project").root
+def operated(request: pytest.FixtureRequest, tmp_path: Path, finished_root: Path) -> Iterator[Operated]:
+    """A finished project whose schedule fires on New Year, unless the parameter is another cron line."""
+    root = finished_root
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["retrain"] = {
-        "schedules": {"minutely": {"cron": "* * * * *"}},
+        "schedules": {"often": {"cron": getattr(request, "param", "0 0 1 1 *")}},
         # Twelve rows of a random model: nothing is detectable, and the rule must say yes and no all the same.
         "promotion": {"alpha": 1.0, "margin": 0.9},
     }
@@ -28,6 +28,6 @@ def operated(tmp_path: Path, tracking: Server) -> Iterator[Operated]:
     home = str(tmp_path / "prefect")
     server = Server(command, port=port, alive="/api/health", where=tmp_path, PREFECT_HOME=home, **QUIET)
     try:
-        yield Operated(root, server.address, tracking.address)
+        yield Operated(root, server.address)
     finally:
         server.end()

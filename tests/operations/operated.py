@@ -1,4 +1,4 @@
-"""A project with a schedule of every minute, on real servers."""
+"""A project with a schedule, on a real Prefect server; MLflow's database is a file of the project."""
 
 import os
 import signal
@@ -14,6 +14,7 @@ import httpx
 import psutil
 from mlflow import MlflowClient
 
+from tasks.registry import tracking_uri
 from tests.faults.project import NAME
 from tests.servers import environment
 
@@ -22,16 +23,15 @@ DSM = [sys.executable, "-c", "from flows.cli import app; app()"]
 
 
 class Operated:
-    """A project with a schedule of every minute, and the servers it is operated on."""
+    """A project with one schedule, and the server it is operated on."""
 
-    def __init__(self, root: Path, prefect: str, tracking: str):
+    def __init__(self, root: Path, prefect: str):
         self.root = root
-        self.client = MlflowClient(tracking, tracking)
+        self.client = MlflowClient(tracking_uri(root), tracking_uri(root))
         self._api = f"{prefect}/api"
         self.environment = environment(
             PREFECT_API_URL=self._api,
             PREFECT_HOME=str(root.parent / "prefect"),
-            MLFLOW_TRACKING_URI=tracking,
             PYTHONPATH=str(root),
         )
 
@@ -85,11 +85,18 @@ class Operated:
                 http.post(f"/flow_runs/{run}/set_state", json=body).raise_for_status()
         return run
 
-    def pause(self, paused: bool) -> None:
+    def pause(self) -> None:
+        """No run is due any more."""
+        self._deployment("pause_deployment")
+
+    def trigger(self) -> None:
+        """A run of the deployment that is due now, as if its schedule had fired."""
+        self._deployment("create_flow_run")
+
+    def _deployment(self, what: str) -> None:
         body: dict[str, Any] = {"flows": {"name": {"any_": ["retrain"]}}}
         (deployment,) = httpx.post(f"{self._api}/deployments/filter", json=body, timeout=30).raise_for_status().json()
-        what = "pause_deployment" if paused else "resume_deployment"
-        httpx.post(f"{self._api}/deployments/{deployment['id']}/{what}", timeout=30).raise_for_status()
+        httpx.post(f"{self._api}/deployments/{deployment['id']}/{what}", json={}, timeout=30).raise_for_status()
 
     def aliases(self) -> dict[str, int]:
         return {alias: int(version) for alias, version in self.client.get_registered_model(NAME).aliases.items()}

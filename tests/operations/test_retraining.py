@@ -1,4 +1,7 @@
-"""A whole life on real servers: a schedule fires by itself, new rows make a challenger, a rollback, dead runs end."""
+"""A whole life on a real server: a first run, new rows make a challenger, a rollback, dead runs end.
+
+Runs are asked for; that a schedule fires by itself is shown in `test_schedule`.
+"""
 
 import json
 import os
@@ -10,6 +13,7 @@ import pytest
 import yaml
 
 from tasks.pipeline.files import read_json, sha256_file, write_text
+from tests.faults.kills import forget
 from tests.faults.project import NAME
 from tests.operations.operated import Operated, in_project
 
@@ -21,16 +25,17 @@ def locked(root: Path) -> dict[str, str]:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_from_the_first_scheduled_run_to_a_rollback(operated: Operated) -> None:
+def test_from_the_first_run_to_a_rollback(operated: Operated) -> None:
     root, client = operated.root, operated.client
-    assert "deployment retrain/minutely: * * * * * UTC" in operated.dsm("deploy")
+    assert "deployment retrain/often: 0 0 1 1 * UTC" in operated.dsm("deploy")
 
-    # A run fires by itself, and ends with a registered challenger.
+    # A run that finds a step to do ends with a registered challenger.
+    forget(root, "score@tiny-reviews")
+    operated.trigger()
     with operated.worker():
         first = operated.wait("the first run", lambda: operated.runs("COMPLETED"))[0]
-        operated.pause(True)
-    assert first["auto_scheduled"]
     steps = operated.task_runs(operated.runs("COMPLETED", flow="adapt")[0]["id"])
     assert steps["score tiny-reviews"] == "Ran"
     assert steps["register tiny-reviews"] == "Completed"
@@ -50,14 +55,13 @@ def test_from_the_first_scheduled_run_to_a_rollback(operated: Operated) -> None:
     before = sha256_file(root / "reviews.jsonl")
     rows = [json.dumps({"text": f"good warm film {i}", "label": i % 2}) + "\n" for i in range(100, 112)]
     write_text(root / "reviews.jsonl", (root / "reviews.jsonl").read_text() + "".join(rows))
-    operated.pause(False)
+    operated.trigger()
     with operated.worker():
         operated.wait(
             "the second version to be judged",
             lambda: [v for v in client.search_model_versions(f"name = '{NAME}'") if v.tags.get("reason")][1:],
         )
         done = operated.wait("its run to end", lambda: operated.runs("COMPLETED")[1:])
-        operated.pause(True)
     assert done
     pinned = yaml.safe_load((root / "params.yaml").read_text())["benchmarks"]["reviews"]["train"]["source"]["sha256"]
     assert pinned == sha256_file(root / "reviews.jsonl") != before
@@ -77,11 +81,10 @@ def test_from_the_first_scheduled_run_to_a_rollback(operated: Operated) -> None:
 
     # What is due and has nothing new to do runs nothing; a dead run does not stay `Running`.
     hashes = locked(root)
-    operated.pause(False)
+    operated.trigger()
     with operated.worker() as worker:
         running = operated.wait("a run to kill", lambda: operated.runs("RUNNING"))[0]
         processes = operated.wait("its process", lambda: [p for p in in_project(root) if p.pid != worker.pid])
-        operated.pause(True)
         for process in [worker, *processes]:
             os.kill(process.pid, signal.SIGKILL)
         silent, foreign = operated.begin("adapt"), operated.begin("somebody else's")
@@ -91,11 +94,10 @@ def test_from_the_first_scheduled_run_to_a_rollback(operated: Operated) -> None:
         operated.wait(f"no {flow} to be left running", lambda flow=flow: not operated.runs("RUNNING", flow=flow))
     assert silent in [run["id"] for run in operated.runs("CRASHED", flow="adapt")]
     assert foreign in [run["id"] for run in operated.runs("RUNNING", flow="somebody else's")]
-    operated.pause(False)
     ended = len(operated.runs("COMPLETED"))
+    operated.trigger()
     with operated.worker():
         operated.wait("the run after it", lambda: operated.runs("COMPLETED")[ended:])
-        operated.pause(True)
     assert locked(root) == hashes
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
     assert operated.aliases()["champion"] == 3 - now

@@ -15,8 +15,10 @@ from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.errors import InputError
 from tasks.register import register
 from tests.servers import Postgres, Server, environment, free_port, mlflow_server
-from tests.test_register import NAME, cell, master, pytestmark, store  # noqa: F401
+from tests.test_register import NAME, cell, master, store  # noqa: F401
+from tests.test_register import pytestmark as of_mlflow
 
+pytestmark = [*of_mlflow, pytest.mark.slow]
 on_a_server = pytest.mark.parametrize("cell", ["server"], indirect=True)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.method.grid import every_pair, parts_of
@@ -90,7 +90,6 @@ def test_each_worker_holds_a_gpu_or_its_share_of_the_processors(monkeypatch: pyt
 
 
 @given(st.integers(0, 60), st.integers(1, 5), st.data())
-@settings(max_examples=60)
 def test_shares_hand_out_every_part_once_and_mostly_neighbours(parts: int, takers: int, data: st.DataObject) -> None:
     shares, taken = Shares(range(parts), takers), {taker: [] for taker in range(takers)}
     busy = list(range(takers))
