@@ -239,7 +239,7 @@ def validate() -> None:
 def verify() -> None:
     """Hash all results and models, and their copies in DVC's cache: do they have the bytes of dvc.lock?
 
-    Ends with 1 where a file is damaged or is in neither place, and where there is nothing to verify.
+    Ends with 1 unless all files are here and whole; also where there is nothing to verify.
     """
     from flows.integrity import look_at, outputs_of, summary
     from flows.stages import StepFailed, cache_directory
@@ -254,7 +254,7 @@ def verify() -> None:
         found.append(look_at(output, root, cache))
         for line in found[-1].lines():
             print(line)
-    if any(one.damaged or one.lost for one in found):
+    if not all(one.whole for one in found):
         raise StepFailed("verify", summary(found))
     print(summary(found))
 

@@ -81,12 +81,14 @@ def test_what_is_gone_is_told_apart_from_what_dvc_brings_back(stored: Path) -> N
     remove(stored / REPORT)
     remove(stored / MODEL)
     code, out, err = call("verify")
-    assert (code, err) == (0, "")
-    assert out.splitlines() == [
-        f"{stored / MODEL}: not here, but in DVC's cache",
-        f"{stored / REPORT}: not here, but in DVC's cache",
-        "1 of 3 outputs have the bytes that dvc.lock says; 2 that `dvc checkout` or `dsm run` brings back",
-    ]
+    assert (code, out.splitlines()) == (
+        1,
+        [f"{stored / MODEL}: not here, but in DVC's cache", f"{stored / REPORT}: not here, but in DVC's cache"],
+    )
+    assert err == (
+        "failed: verify: 1 of 3 outputs have the bytes that dvc.lock says; "
+        "2 that `dvc checkout` or `dsm run` brings back\n"
+    )
     remove(cached(stored, REPORT))
     code, out, err = call("verify")
     assert (code, out.splitlines()[1]) == (1, f"{stored / REPORT}: {LOST}")
@@ -98,8 +100,8 @@ def test_what_is_gone_is_told_apart_from_what_dvc_brings_back(stored: Path) -> N
 
 def test_nothing_is_left(stored: Path) -> None:
     remove(stored / "data")
-    code, out, _ = call("verify")
-    assert (code, len(out.splitlines()), "0 of 3 outputs have the bytes" in out) == (0, 4, True)
+    code, out, err = call("verify")
+    assert (code, len(out.splitlines()), "0 of 3 outputs have the bytes" in err) == (1, 3, True)
     remove(stored / ".dvc" / "cache")
     code, out, err = call("verify")
     assert (code, out.count(LOST), "failed: verify: 0 of 3 outputs have the bytes" in err) == (1, 3, True)
@@ -121,10 +123,11 @@ def test_a_file_of_a_directory_is_gone_or_does_not_belong_there(stored: Path) ->
     stranger.unlink()
     text = member.read_bytes()
     remove(member)
-    assert call("verify")[:2] == (
-        0,
-        f"{member}: not here, but in DVC's cache\n"
-        "2 of 3 outputs have the bytes that dvc.lock says; 1 that `dvc checkout` or `dsm run` brings back\n",
+    assert call("verify") == (
+        1,
+        f"{member}: not here, but in DVC's cache\n",
+        "failed: verify: 2 of 3 outputs have the bytes that dvc.lock says; "
+        "1 that `dvc checkout` or `dsm run` brings back\n",
     )
     for path in (stored / ".dvc" / "cache" / "files" / "md5").rglob("*"):
         if path.is_file() and path.read_bytes() == text:
