@@ -1,6 +1,5 @@
 """Jinja templates over the columns of a row: how a benchmark's prompt, fields and gold label are made without code."""
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -144,14 +143,14 @@ def _failed(error: Exception, row: Mapping[str, Any], number: int, field: str) -
     names = f"the names there are {sorted(row)}"
     strange = next((name for name in sorted(row) if not _is_name(name)), None)
     if strange is not None:
-        names += f"; {strange!r} is written {ROW}[{json.dumps(strange, ensure_ascii=False)}]"
+        names += f"; of these, {strange!r} is written {ROW}[{strange!r}]"
     return InputError(field, f"row {number}: {problem}; {names}")
 
 
 def _is_name(column: str) -> bool:
-    """Whether `{{ column }}` is the column."""
+    """Whether `{{ column }}` is the column, not a sign, a number or a word of Jinja's such as `not`."""
     try:
-        return names_used("{{ " + column + " }}") == {column}
+        return column.isidentifier() and names_used("{{ " + column + " }}") == {column}
     except TemplateSyntaxError:
         return False
 

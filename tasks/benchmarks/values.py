@@ -41,7 +41,7 @@ class Null:
         self._name = name
 
     def _fail(self, *_: Any) -> Any:
-        raise NullError(f"{self._name} is empty (null)")
+        raise NullError(f"{_shown(self._name)} is empty (null)")
 
     __str__ = __format__ = __int__ = __float__ = _fail
 
@@ -56,6 +56,11 @@ class Null:
 
     def __hash__(self) -> int:
         return hash(None)
+
+
+def _shown(name: str) -> str:
+    """The name in an error of one line, whatever a column is called."""
+    return name if name.isprintable() and name.strip() else repr(name)
 
 
 def is_null(value: Any) -> bool:
@@ -78,7 +83,7 @@ def readable(value: Any, name: str) -> Any:
         try:
             return value.decode()
         except UnicodeDecodeError:
-            raise NotTextError(f"{name} holds bytes that are not UTF-8 text") from None
+            raise NotTextError(f"{_shown(name)} holds bytes that are not UTF-8 text") from None
     if isinstance(value, Mapping):
         return {key: readable(inner, f"{name}.{key}") for key, inner in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
@@ -99,9 +104,9 @@ def text_of(value: Any, name: str = "the value") -> str:
     if isinstance(value, Null):
         return str(value)
     if not isinstance(value, _PRINTED):
-        raise NotTextError(f"{name} is a {type(value).__name__}, not text; a part of it may be text")
+        raise NotTextError(f"{_shown(name)} is a {type(value).__name__}, not text; a part of it may be text")
     if isinstance(value, float | np.floating) and not math.isfinite(value):
-        raise NotTextError(f"{name} is an infinite number")
+        raise NotTextError(f"{_shown(name)} is an infinite number")
     return str(value)
 
 

@@ -204,8 +204,6 @@ def test_bytes_of_a_parquet_file_are_text(tmp_path):
 @pytest.mark.parametrize("nothing", [{"label": None}, {"label": math.nan}, {"label": ""}, {}])
 def test_rows_without_a_label_are_counted_whatever_the_template(gold, nothing):
     changes = {"labels": ["False", "True"]} if "==" in gold else {}
-    if "default" in gold and not nothing:
-        pytest.skip("a row without the column takes the default")
     rows = [{"text": "a", "label": 1}, {"text": "b"} | nothing, {"text": "c", "label": 0}]
     made = found(rows, gold=gold, **changes)
     assert [example.number for example in made.examples] == [1, 3]
