@@ -129,7 +129,9 @@ def check_known(tokenizer: Any, ids: Sequence[int]) -> None:
         InputError: naming the token.
     """
     rows = getattr(tokenizer, "embedding_rows", None)  # `tasks.models.loading` knows it; a tokenizer alone does not
-    for token in ids if rows is not None else ():
+    if rows is None:
+        return
+    for token in ids:
         if token is None or not 0 <= token < rows:
             name = None if token is None else tokenizer.convert_ids_to_tokens(token)
             raise InputError(
@@ -144,7 +146,7 @@ def _front(tokenizer: Any) -> list[int]:
     may also be one of the text's, so that one text does not always tell where it begins; that several do.
 
     Raises:
-        InputError: the tokenizer adds special tokens in another way than before and behind a text.
+        InputError: the tokenizer adds special tokens in another way than before and after a text.
     """
     if not _cut(tokenizer, "", special=True):
         return []
@@ -153,10 +155,11 @@ def _front(tokenizer: Any) -> list[int]:
         alone, whole = (_cut(tokenizer, text, special=special) for special in (False, True))
         places = [i for i in range(len(whole) - len(alone) + 1) if whole[i : i + len(alone)] == alone]
         fronts.append({tuple(whole[:i]) for i in places})
-    shared = set.intersection(*fronts)
+    shared = fronts[0].intersection(*fronts[1:])
     if not shared:
         raise InputError("tokenizer", "adds special tokens in another way than before and after a text")
-    return list(min(shared, key=len))
+    front = min(shared, key=len)
+    return list(front)
 
 
 def _first_token(tokenizer: Any) -> int:
