@@ -53,7 +53,7 @@ def rows_of(cell: Cell) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     parts += [f"{left_out[reason]} {reason} dropped" for reason in (UNLABELLED, AMBIGUOUS) if left_out[reason]]
     parts += [f"{kept - len(train) - len(test)} repeated prompts dropped"]
     told = f"{cell.benchmark}: {read} rows read, {', '.join(parts)}; train {_counted(train)}, test {_counted(test)}"
-    return frame(train, "train", chat=spec.chat_template), frame(test, "test", chat=spec.chat_template), told
+    return frame(train, "train", chat=spec.chat), frame(test, "test", chat=spec.chat), told
 
 
 def _fetch(source: RowsSource, cell: Cell, field: str, work: Path) -> list[Row]:

@@ -115,7 +115,7 @@ def _inputs(
                     recipe.layer,
                     recipe.neurons,
                     projection=recipe.projection,
-                    chat=cell.benchmark_spec.chat_template,
+                    chat=cell.benchmark_spec.chat,
                     moved=own or None,
                 )
             except InputError as error:

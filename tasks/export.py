@@ -137,7 +137,7 @@ def _card(cell: Cell) -> str:
     # As the model sees them; where rows differ, the template that makes them.
     options = evaluation["options"] or cell.benchmark_spec.options
     method = method_name(read_scores(cell.scores).header)
-    chat = " (through the chat template)" if cell.benchmark_spec.chat_template else ""
+    chat = f" (through the chat template, told the date {told})" if (told := cell.benchmark_spec.chat) else ""
     front = {"base_model": cell.model, "tags": ["pruned", "dsm"], "license": cell.model_spec.licence}
     lines = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
     return f"""---

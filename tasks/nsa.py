@@ -16,6 +16,7 @@ from tasks.models.hashing import sha256_directory
 from tasks.models.loading import Loaded, load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
+from tasks.pipeline.declared import DATE
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_jsonl, replacing, sha256_file, write_json, write_text
 from tasks.pipeline.journal import Journal, journal_key
@@ -83,10 +84,11 @@ def _influences(
     run: NsaRun, loaded: Loaded, stack: DecoderStack, rows: Rows, own: list[RowWords], journal: Journal
 ) -> list[Influence | None]:
     """Step 1, row by row: it takes most of the time, and a killed step goes on behind the last row that it finished."""
+    date = rows.table["chat"].iloc[0] if "chat" in rows.table else DATE
     with progress("nsa", len(own)) as advance:
         for number, (row, words) in enumerate(zip(rows.encoded, own, strict=True)):
             if str(number) not in journal.parts:
-                [found] = influential(loaded, stack, [row], [words], run.words, run.by)
+                [found] = influential(loaded, stack, [row], [words], run.words, run.by, date=date)
                 journal.put(str(number), None if found is None else asdict(found))
             advance(1)
     parts = [journal.parts[str(number)] for number in range(len(own))]

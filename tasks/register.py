@@ -63,7 +63,7 @@ def _content(cell: Cell) -> str:
     spec = cell.benchmark_spec
     parts = {"pruned": read_json(cell.pruned), "evaluation": read_json(cell.evaluation)}
     asked: dict[str, Any] = {"prompt": spec.prompt, "options": spec.options}
-    return sha256_json(parts | asked | ({"chat": True} if spec.chat_template else {}))
+    return sha256_json(parts | asked | ({"chat": spec.chat} if spec.chat else {}))
 
 
 def _version(client: Any, experiment: str, cell: Cell, content: str) -> tuple[int, bool]:
@@ -195,7 +195,7 @@ def _log_model(cell: Cell) -> str:
             python_model=str(package / "serving.py"),
             artifacts={"checkpoint": str(checkpoint)},
             code_paths=[str(package)],
-            model_config={"prompt": spec.prompt, "options": fixed, "names": names, "chat": spec.chat_template},
+            model_config={"prompt": spec.prompt, "options": fixed, "names": names, "chat": spec.chat},
             signature=ModelSignature(Schema(inputs), Schema(outputs)),
             input_example=example,
             pip_requirements=[f"{name}=={_installed(name)}" for name in REQUIREMENTS],

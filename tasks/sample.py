@@ -20,9 +20,15 @@ def sample(cell: Cell) -> None:
     """Writes `adaptation.size` rows of the train split, in the order of a seeded permutation.
 
     With `selection: correct` or `wrong`, those that the unpruned model gets right or wrong, in the same order.
+
+    Raises:
+        InputError: as `draw`; or a test row that `evaluate` or `transfer` will read does not fit the model.
     """
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
+    limits = cell.benchmark_spec.limits
+    tested = read_split(cell.test, max(limits.test, limits.transfer))
+    encode_rows(tested, loaded.tokenizer, stack.context, warn=False)  # not hours later, in `evaluate` or `transfer`
     chosen = draw(read_split(cell.train), stack, loaded.tokenizer, cell.settings.adaptation)
     write_jsonl(cell.samples, json.loads(chosen.to_json(orient="records")))
 

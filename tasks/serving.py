@@ -31,7 +31,7 @@ class PrunedModel(PythonModel):
         self._options: list[str] | None = config["options"]  # None: every row brings its own
         self._names: list[str] = list(config["names"])
         self._prompt = compile_template(config["prompt"], field="prompt")
-        self._chat = bool(config["chat"])
+        self._chat = config["chat"]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """`answer` to the prompts that the template makes of the rows; a column for each field of the template.

@@ -322,10 +322,11 @@ def _first_of_each(found: list[Example]) -> list[Example]:
     return list(first.values())
 
 
-def frame(found: list[Example], split: str, *, chat: bool = False) -> pd.DataFrame:
+def frame(found: list[Example], split: str, *, chat: str | bool = False) -> pd.DataFrame:
     """Columns id (the split and the row's number in its source), prompt, options and gold; one row per example.
 
-    A column `chat` only where it is true, so that the files of other benchmarks stay as they were.
+    A column `chat`, the date that the chat template is told, only where one is used, so that the files of other
+    benchmarks stay as they were.
     """
     columns = {
         "id": [f"{split}-{example.number}" for example in found],
@@ -333,4 +334,4 @@ def frame(found: list[Example], split: str, *, chat: bool = False) -> pd.DataFra
         "options": [list(example.options) for example in found],
         "gold": np.array([example.gold for example in found], dtype=np.int64),
     }
-    return pd.DataFrame(columns | ({"chat": [True] * len(found)} if chat else {}))
+    return pd.DataFrame(columns | ({"chat": [chat] * len(found)} if chat else {}))

@@ -13,7 +13,10 @@ from tasks.pipeline.errors import InputError
 
 @dataclass(frozen=True)
 class Rows:
-    """n rows: the table (id, prompt, options, gold; chat where it is true) and the token ids of each."""
+    """n rows: the table and the token ids of each.
+
+    The columns are id, prompt, options and gold, and chat, the date that a chat template is told, where one is used.
+    """
 
     table: pd.DataFrame
     encoded: list[Encoded]
@@ -28,8 +31,11 @@ def read_split(path: Path, limit: int | None = None) -> pd.DataFrame:
     return pd.read_parquet(path).head(limit) if limit else pd.read_parquet(path)
 
 
-def encode_rows(table: pd.DataFrame, tokenizer: Any, context: int) -> Rows:
+def encode_rows(table: pd.DataFrame, tokenizer: Any, context: int, *, warn: bool = True) -> Rows:
     """The rows with their token ids. Warns about rows that are cut or answered otherwise than one would think.
+
+    Args:
+        warn: False is for a step that only looks whether the rows fit, where another step will warn.
 
     Raises:
         InputError: naming the row that does not fit the model, and why.
@@ -40,7 +46,7 @@ def encode_rows(table: pd.DataFrame, tokenizer: Any, context: int) -> Rows:
     overlapping = 0
     for name, prompt, options, chat in zip(table["id"], table["prompt"], table["options"], chats, strict=True):
         try:
-            row = encode(tokenizer, prompt, list(options), context, chat=bool(chat))
+            row = encode(tokenizer, prompt, list(options), context, chat=chat)
         except InputError as error:
             raise InputError(f"row {name}: {error.field}", error.problem) from None
         if pair := begins_another(row):
@@ -49,9 +55,9 @@ def encode_rows(table: pd.DataFrame, tokenizer: Any, context: int) -> Rows:
                 raise InputError(f"row {name}: options", f"the tokens of {first!r} begin those of {second!r}")
             overlapping += 1
         encoded.append(row)
-    if overlapping:
+    if overlapping and warn:
         _warn(overlapping, len(table), "the tokens of one option begin those of another, which so cannot be chosen")
-    if merged := sum(row.merged for row in encoded):
+    if warn and (merged := sum(row.merged for row in encoded)):
         _warn(merged, len(table), "this tokenizer joins the end of the prompt and the option into other tokens")
     return Rows(table, encoded)
 

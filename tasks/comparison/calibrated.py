@@ -69,8 +69,7 @@ def encoded_prompts(spec: BenchmarkSpec, tokenizer: Any, context: int) -> list[l
         InputError: as `content_free` and `encode`.
     """
     options = ["A", "B"]  # a prompt's own tokens do not depend on them
-    chat = spec.chat_template
-    return [encode(tokenizer, prompt, options, context, chat=chat).prompt for prompt in content_free(spec)]
+    return [encode(tokenizer, prompt, options, context, chat=spec.chat).prompt for prompt in content_free(spec)]
 
 
 def log_priors(

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from tasks.attribution.quadrature import Evaluate, Integral, adaptive
-from tasks.benchmarks.encoding import Encoded, encode
+from tasks.benchmarks.encoding import Chat, Encoded, encode
 from tasks.benchmarks.scoring import answers_unedited
 from tasks.models.loading import Loaded
 from tasks.models.memory import backward_tokens
@@ -153,7 +153,7 @@ def before_and_after(
     neurons: Sequence[int],
     *,
     projection: Projection = "gate_proj",
-    chat: bool = False,
+    chat: Chat = False,
     moved: range | None = None,
     rule: Rule = near_zero,
 ) -> InputAttribution:

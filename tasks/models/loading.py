@@ -70,5 +70,6 @@ def load(directory: Path) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except (ValueError, KeyError, OSError, SafetensorError) as error:
         raise InputError("model", f"{directory} cannot be loaded: {error}") from None
+    tokenizer.embedding_rows = model.get_input_embeddings().weight.shape[0]  # for `tasks.benchmarks.encoding`
     model.eval().requires_grad_(False).to(device())
     return Loaded(model, tokenizer)

@@ -1,5 +1,6 @@
 """What params.yaml declares, field by field: models, benchmarks, and where their files come from."""
 
+import datetime
 import re
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,8 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(gt=0, lt=2**31)]
+
+DATE = "2024-07-26"  # what a chat template is told is today: the date that the Llama 3 models have for want of another
 
 
 class Strict(BaseModel):
@@ -151,6 +154,7 @@ class BenchmarkSpec(Strict):
         labels: the gold value that means each option; by default its number, from 0. A template is over the columns.
         group: a template over the columns; rows that it makes the same value of are never split between train and test.
         chat_template: ask through the tokenizer's chat template, as one turn of the user.
+        date: what the chat template is told where it asks for today's date, so that prompts are the same every day.
     """
 
     train: Rows
@@ -161,7 +165,30 @@ class BenchmarkSpec(Strict):
     limits: Limits
     group: str | None = None
     chat_template: bool = False
+    date: str = DATE
     licence: str = ""
+
+    @property
+    def chat(self) -> str | bool:
+        """The date that the chat template is told; False without a chat template."""
+        return self.date if self.chat_template else False
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _is_a_date(cls, value: Any) -> Any:
+        if isinstance(value, datetime.date):
+            raise ValueError(f'must stand in quotes, "{value}": DVC cannot read a date without them')
+        try:
+            datetime.datetime.strptime(value, "%Y-%m-%d")
+        except (TypeError, ValueError):
+            raise ValueError(f'must be a date such as "{DATE}"') from None
+        return value
+
+    @model_validator(mode="after")
+    def _date_is_for_a_chat_template(self) -> "BenchmarkSpec":
+        if self.date != DATE and not self.chat_template:
+            raise ValueError("date is for a chat template, but chat_template is false")
+        return self
 
     @model_validator(mode="after")
     def _options_are_distinct(self) -> "BenchmarkSpec":

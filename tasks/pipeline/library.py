@@ -102,6 +102,7 @@ class Entry(_Strict):
     limits: dict[str, Any] | None = None
     template: str = DEFAULT_TEMPLATE
     chat_template: bool = False
+    date: Any = None  # BenchmarkSpec checks it
     data: str | None = None
     source: Kind | None = None
     revision: str | None = None
@@ -215,6 +216,8 @@ def expand(raw: dict[str, Any], *, field: str) -> dict[str, Any]:
     expanded = _fill(expanded, variant.values)
     if entry.test is not None:
         expanded["test"] = entry.test
+    if "date" in raw:
+        expanded["date"] = entry.date
     if "limits" in raw:
         expanded["limits"] = entry.limits
     return expanded

@@ -17,6 +17,7 @@ from tasks.benchmarks.scoring import answers_unedited
 from tasks.explanation.inputs import Rule, attribute_inputs, contrast, near_zero, shares
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
+from tasks.pipeline.declared import DATE
 from tasks.pipeline.errors import InputError
 from tasks.semantics.words import RowWords, lowered, spans
 
@@ -54,6 +55,7 @@ def influential(
     count: int,
     by: By = "gradients",
     advance: Callable[[int], None] = lambda rows: None,
+    date: str = DATE,
 ) -> list[Influence | None]:
     """The `count` most influential words of each row; None for one without a margin between two options.
 
@@ -61,9 +63,10 @@ def influential(
         words: those of the rows that are not the template's.
         by: `by_gradients` or `by_generation`.
         advance: called with the number of rows done.
+        date: what the chat template is told by generation.
     """
     if by == "generation":
-        return by_generation(loaded, stack, words, count, advance)
+        return by_generation(loaded, stack, words, count, advance, date)
     return by_gradients(stack, rows, words, count, advance=advance)
 
 
@@ -115,6 +118,7 @@ def by_generation(
     words: Sequence[RowWords],
     count: int,
     advance: Callable[[int], None] = lambda rows: None,
+    date: str = DATE,
 ) -> list[Influence | None]:
     """By what the model itself says when it is asked for the words, as in the paper; the question is ours.
 
@@ -123,9 +127,9 @@ def by_generation(
     more of the model's habits than of its answer.
 
     Raises:
-        InputError: a row and the question are longer than the model's context.
+        InputError: a row and the question are longer than the model's context, or as `encode_prompt`.
     """
-    chat = bool(getattr(loaded.tokenizer, "chat_template", None))
+    chat = date if getattr(loaded.tokenizer, "chat_template", None) else False
     found: list[Influence | None] = []
     for own in words:
         question = QUESTION.replace("{prompt}", own.text)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tasks.benchmarks.encoding import chat_text
+from tasks.benchmarks.encoding import Chat, written
 from tasks.benchmarks.table import Rows
 from tasks.explanation.inputs import template_ends
 from tasks.pipeline.errors import InputError
@@ -79,7 +79,7 @@ def own_words(rows: Rows, tokenizer: Any) -> list[RowWords]:
     head, tail = template_ends(prompts)
     found = []
     for prompt, ids, chat in zip(rows.table["prompt"], prompts, chats, strict=True):
-        text, occurrences = _read(tokenizer, prompt, ids, bool(chat))
+        text, occurrences = _read(tokenizer, prompt, ids, chat)
         own = range(head, len(ids) - tail)
         found.append(RowWords(text, own, [one for one in occurrences if any(token in own for token in one.tokens)]))
     rows_with = Counter(word for row in found for word in {one.word for one in row.occurrences})
@@ -87,9 +87,9 @@ def own_words(rows: Rows, tokenizer: Any) -> list[RowWords]:
     return [replace(row, occurrences=[one for one in row.occurrences if one.word not in everywhere]) for row in found]
 
 
-def _read(tokenizer: Any, prompt: str, ids: Sequence[int], chat: bool) -> tuple[str, list[Occurrence]]:
+def _read(tokenizer: Any, prompt: str, ids: Sequence[int], chat: Chat) -> tuple[str, list[Occurrence]]:
     """The text of a prompt, and all its words."""
-    text = (chat_text(tokenizer, prompt) if chat else prompt).rstrip()
+    text = written(tokenizer, prompt, chat).rstrip()
     if not text:
         return text, []
     read = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)

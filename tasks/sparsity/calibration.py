@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.benchmarks.encoding import encode_prompt
+from tasks.benchmarks.encoding import check_known, encode_prompt
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import read_jsonl, sha256_json
 
@@ -69,7 +69,7 @@ def from_documents(
     of C4; here a smaller file gives no window of a document twice.
 
     Raises:
-        InputError: too few documents are longer than `length` tokens.
+        InputError: too few documents are longer than `length` tokens, or a token is not one of the model's.
     """
     _check(count, length)
     rng = random.Random(seed)
@@ -78,6 +78,7 @@ def from_documents(
         ids = tokenizer(texts[index])["input_ids"]
         if len(ids) > length:
             sequences.append(_window(rng, ids, length))
+            check_known(tokenizer, sequences[-1])
         if len(sequences) == count:
             return Calibration(name, sequences, length, seed)
     raise InputError(
@@ -89,12 +90,13 @@ def from_stream(tokenizer: Any, texts: Sequence[str], *, name: str, count: int, 
     """`count` windows of `length` tokens from anywhere in the texts joined by spaces, as published for WikiText-2.
 
     Raises:
-        InputError: the texts together are not longer than `length` tokens.
+        InputError: the texts together are not longer than `length` tokens, or a token is not one of the model's.
     """
     _check(count, length)
     ids = tokenizer(" ".join(texts))["input_ids"]
     if len(ids) <= length:
         raise InputError("calibration", f"{name} has {len(ids)} tokens; sequences of {length} need more")
+    check_known(tokenizer, ids)
     rng = random.Random(seed)
     return Calibration(name, [_window(rng, ids, length) for _ in range(count)], length, seed)
 
@@ -155,7 +157,7 @@ def encode_prompts(table: pd.DataFrame, tokenizer: Any, context: int) -> list[li
     """
     chats = table["chat"] if "chat" in table else [False] * len(table)
     return [
-        encode_prompt(tokenizer, prompt, context, chat=bool(chat))
+        encode_prompt(tokenizer, prompt, context, chat=chat)
         for prompt, chat in zip(table["prompt"], chats, strict=True)
     ]
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tokenizers.models import BPE
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
@@ -111,6 +112,47 @@ def test_an_end_of_text_that_the_tokenizer_appends_is_cut():
     assert written.prompt == [*plain.prompt, TOKENIZER.eos_token_id]
 
 
+def surrounded(template, *extra):
+    """The tiny tokenizer with special tokens of its own, put where the template says; `extra` are in its vocabulary."""
+    tokenizer = tiny_tokenizer()
+    names = [word for word in template.split() if word != "$A"]
+    tokenizer.add_special_tokens({"additional_special_tokens": [name for name in names if name not in extra]})
+    ids = [(name, tokenizer.convert_tokens_to_ids(name)) for name in dict.fromkeys(names)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=ids)
+    return tokenizer
+
+
+@pytest.mark.parametrize("options", [[" no", " yes"], ["A", "B"], ["a", "b"], [" no<end>", " yes"]])
+@pytest.mark.parametrize("prompt", ["Answer:", "Answer:\n", "<end> Answer<end>", "a", "", "<|end|>"])
+@pytest.mark.parametrize(
+    ("template", "front"),
+    [
+        ("$A <end>", []),
+        ("$A <sep> <end>", []),
+        ("$A <end> <end>", []),
+        ("<cls> $A", ["<cls>"]),
+        ("<cls> <cls> $A <cls>", ["<cls>", "<cls>"]),
+        ("<cls> <sop> $A <sep> <|end|>", ["<cls>", "<sop>"]),
+        ("a $A a", ["a"]),
+        ("b a $A", ["b", "a"]),
+    ],
+)
+def test_special_tokens_that_the_tokenizer_adds_stand_in_front_or_are_left_out(template, front, prompt, options):
+    tokenizer = surrounded(template, "<|end|>", "a", "b")
+    encoded = encode(tokenizer, prompt, options, 100)
+    begin = tokenizer.convert_tokens_to_ids(front) or ([] if prompt.strip() else [tokenizer.eos_token_id])
+    for option, ids in zip(options, encoded.options, strict=True):
+        written = tokenizer(prompt + option, add_special_tokens=False)["input_ids"]
+        assert encoded.prompt + ids == [*begin, *written]
+    stem = tokenizer(prompt.strip("\n"), add_special_tokens=False)["input_ids"]
+    assert encoded.prompt == [*begin, *stem]
+    if prompt:
+        assert encode_prompt(tokenizer, prompt, 100) == [
+            *tokenizer.convert_tokens_to_ids(front),
+            *tokenizer(prompt, add_special_tokens=False)["input_ids"],
+        ]
+
+
 def merging(first, second):
     """The tiny tokenizer with one merge."""
     tokenizer = tiny_tokenizer()
@@ -149,6 +191,30 @@ def test_chat_template():
     assert encoded.given == 1
     rows = encode_rows(table([[" A", " B c"]], prompt="Q:", chat=[True]), tokenizer, 100)
     assert rows.encoded == [encoded]
+
+
+def test_a_token_outside_of_the_model_s_embedding_is_refused():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.embedding_rows = 257
+    told = "token '<new>' has the id 257, but the model's embedding has 257 rows"
+    for prompt, options in (("A <new>:", [" A", " B"]), ("Q:", [" A", " B<new>"]), ("", [" A", " B<new>"])):
+        with pytest.raises(InputError, match=f"row a: tokenizer: {told}"):
+            encode_rows(table([options], prompt=prompt), tokenizer, 100)
+    with pytest.raises(InputError, match=told):
+        encode_prompt(tokenizer, "<new>", 100)
+    tokenizer.embedding_rows = 258
+    assert encode(tokenizer, "A <new>:", [" A", " B"], 100).prompt.count(257) == 1
+
+
+def test_a_text_that_the_tokenizer_cannot_cut_is_refused():
+    tokenizer = tiny_tokenizer()
+    words = {"a": 0, "b": 1, "no": 2, "yes": 3}
+    tokenizer.backend_tokenizer.model = WordLevel(words, unk_token="[none]")
+    tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+    assert encode(tokenizer, "a b", [" no", " yes"], 100).options == [[2], [3]]
+    with pytest.raises(InputError, match="tokenizer: cannot cut 'a strange word': WordLevel error"):
+        encode(tokenizer, "a strange word", [" no", " yes"], 100)
 
 
 @pytest.mark.real

@@ -1,6 +1,7 @@
 """The library: one line of params.yaml becomes what one would write out; every spec fits the rows it is written for."""
 
 import ast
+import datetime
 import importlib.util
 import os
 from collections import Counter
@@ -69,13 +70,13 @@ def test_every_benchmark_can_be_written_out(name):
 def test_a_line_in_params():
     params = settings()
     params["benchmarks"]["zh"] = {"spec": "xcopa-zh", "data": "rows", "template": "harness", "limits": LIMITS}
-    params["benchmarks"]["stem"] = {"spec": "mmlu-stem", "limits": LIMITS, "chat_template": True}
+    params["benchmarks"]["stem"] = {"spec": "mmlu-stem", "limits": LIMITS, "chat_template": True, "date": "2025-02-03"}
     parsed = parse_settings(yaml.safe_dump(params)).benchmarks
     assert parsed["zh"].train.source.paths == ["rows/xcopa/zh/validation.jsonl"]
     assert "因为" in parsed["zh"].prompt
     assert not parsed["zh"].chat_template
     stem = parsed["stem"]
-    assert stem.chat_template
+    assert stem.chat == "2025-02-03"
     assert (stem.test.source.id, stem.test.source.config, stem.test.source.split) == ("cais/mmlu", "all", "test")
     assert len(stem.test.where["subject"]) == 19
 
@@ -96,6 +97,8 @@ def test_a_line_in_params():
         ({"spec": "boolq", "revision": "0" * 40}, "revision: is for the hub, but the rows come from: wheel"),
         ({"spec": "siqa", "source": "hub", "revision": "main"}, "train.source.revision: must be a commit of 40"),
         ({"spec": "sst2", "prompt": "?"}, "prompt: Extra inputs are not permitted"),
+        ({"spec": "sst2", "date": datetime.date(2025, 2, 3)}, "date: must stand in quotes"),
+        ({"spec": "sst2", "date": 5}, "date: must be a date such as"),
         ({"spec": "sst2", "chat_template": "maybe"}, "chat_template: Input should be a valid boolean"),
         ({"spec": "sst2", "test": {"split": 0}}, "test.split: Input should be greater than 0"),
         ({"spec": "sst2", "limits": {"test": 0, "transfer": 0}}, "limits.test: Input should be greater than 0"),

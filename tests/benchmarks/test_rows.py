@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tasks import data
 from tasks.benchmarks.rows import Example, read_rows, select, splits
 from tasks.pipeline.cell import Cell, open_cell
-from tasks.pipeline.declared import BenchmarkSpec
+from tasks.pipeline.declared import DATE, BenchmarkSpec
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.settings import load_settings
 
@@ -444,7 +444,10 @@ def test_a_group_of_a_given_test_split_leaves_train():
 def test_the_chat_template_is_a_column_of_the_rows(project):
     cell = project(lambda b: b.update(chat_template=True))
     data.store(cell)
-    assert pd.read_parquet(cell.train)["chat"].all()
+    assert set(pd.read_parquet(cell.train)["chat"]) == set(pd.read_parquet(cell.test)["chat"]) == {DATE}
+    cell = project(lambda b: b.update(chat_template=True, date="2025-02-03"))
+    data.store(cell)
+    assert set(pd.read_parquet(cell.train)["chat"]) == {"2025-02-03"}
     cell = project()
     data.store(cell)
     assert "chat" not in pd.read_parquet(cell.train)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from tasks.benchmarks.encoding import encode
 from tasks.benchmarks.scoring import answers_unedited, exact_match, option_logprobs, read_options, unit
@@ -27,6 +28,26 @@ def test_option_logprobs_equal_those_of_a_plain_forward(family):
     for (prompt, choices), found in zip(ROWS, option_logprobs(loaded, prompts, options), strict=True):
         expected = [plain_logprob(loaded.model, loaded.tokenizer, prompt, option) for option in choices]
         np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("template", ["$A <|end|>", "$A ! <|end|>", "<|end|> ? $A <|end|> <|end|>"])
+@pytest.mark.parametrize("eos", [None, "?", "<|end|>"])
+def test_option_logprobs_do_not_depend_on_what_the_tokenizer_appends(template, eos):
+    loaded = Loaded(tiny_model("llama", torch.float32), tiny_tokenizer())
+    tokenizer = loaded.tokenizer
+    names = [word for word in template.split() if word != "$A"]
+    ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=list(ids.items()))
+    tokenizer.eos_token = eos
+    front = [ids[name] for name in names[: template.split().index("$A")]]
+    prompts, options = zip(*ROWS, strict=True)
+    for (prompt, choices), found in zip(ROWS, option_logprobs(loaded, prompts, options), strict=True):
+        for option, logprob in zip(choices, found, strict=True):
+            begun, added = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, option))
+            sequence = [*front, *begun, *added]
+            logprobs = loaded.model(torch.tensor([sequence])).logits[0].log_softmax(-1)
+            expected = sum(float(logprobs[i - 1, sequence[i]]) for i in range(len(front + begun), len(sequence)))
+            assert logprob == pytest.approx(expected, rel=1e-4)
 
 
 def test_predictions_margins_and_greedy_tokens():

@@ -1,5 +1,6 @@
 """params.yaml: the real one is valid, and every mistake is one line that names the field."""
 
+import datetime
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,11 @@ PART = {"package": "p", "version": "1", "file": "f"}
         (put([" a", 1], "benchmarks", "reviews", "options"), "benchmarks.reviews.options.1: "),
         (put({}, "benchmarks", "reviews", "labels"), "benchmarks.reviews.labels: "),
         (put("yes please", "benchmarks", "reviews", "chat_template"), "benchmarks.reviews.chat_template: "),
+        (put("yesterday", "benchmarks", "reviews", "date"), "benchmarks.reviews.date: must be a date such as"),
+        (put("2024-02-30", "benchmarks", "reviews", "date"), "benchmarks.reviews.date: must be a date such as"),
+        (put(20240726, "benchmarks", "reviews", "date"), "benchmarks.reviews.date: must be a date such as"),
+        (put(datetime.date(2025, 2, 3), "benchmarks", "reviews", "date"), 'must stand in quotes, "2025-02-03": DVC'),
+        (put("2025-02-03", "benchmarks", "reviews", "date"), "reviews: date is for a chat template, but chat_template"),
         (
             put(
                 {"source": {"kind": "local", "paths": ["a.jsonl"]}, "gold": "{{ label }}"},
