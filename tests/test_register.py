@@ -260,6 +260,22 @@ def test_input_example(template: str, prompt: str, row: dict[str, str]) -> None:
     assert _example(template, sorted(row), prompt).to_dict("records") == [row]
 
 
+@on_a_file
+def test_a_column_with_a_blank_in_its_name_is_an_input(cell: Cell) -> None:
+    params = yaml.safe_load((cell.root / "params.yaml").read_text())
+    reviews = params["benchmarks"]["reviews"]
+    reviews["train"]["fields"] = {"The Text": "{{ text }}"}
+    reviews["prompt"] = reviews["prompt"].replace("{{ text }}", '{{ row["The Text"] }}')
+    (cell.root / "params.yaml").write_text(yaml.safe_dump(params))
+    register(open_cell(root=cell.root))
+    loaded = mlflow.pyfunc.load_model(f"models:/{NAME}@challenger")
+    assert loaded.metadata.get_input_schema().input_names() == ["The Text"]
+    frame = pd.read_parquet(cell.predictions)
+    texts = [prompt.split("\n\n")[1] for prompt in frame["prompt"]]
+    answers = loaded.predict(pd.DataFrame({"The Text": texts}))
+    assert answers["option"].tolist() == [["negative", "positive"][i] for i in frame["pruned"]]
+
+
 def test_options_of_the_row_are_an_input(cell: Cell, tmp_path: Path) -> None:
     quiz = quiz_cell(tmp_path / "quiz")
     report(quiz)

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.benchmarks.templates import Evaluate, compile_template, compile_value, is_template, names_used
+from tasks.benchmarks.templates import (
+    Evaluate,
+    NullInputError,
+    compile_template,
+    compile_value,
+    is_template,
+    names_used,
+)
+from tasks.benchmarks.values import NotTextError, compared, is_null, text_of
 from tasks.pipeline.declared import BenchmarkSpec, HeldOut, Rows
 from tasks.pipeline.errors import InputError
 
@@ -23,7 +31,7 @@ Row = dict[str, Any]  # column -> value
 VALUES_LIMIT = 20_000_000  # of a Parquet file: repeated values take no room in it, but do in memory
 BYTES_LIMIT = 2 << 30  # of any file, and of what a Parquet file holds
 
-MISSING = ("-1", "")  # what data sets put where a label is not published
+MISSING = ("-1", "")  # what data sets put where a label is not published, if not a null
 BY_WHERE, UNLABELLED, AMBIGUOUS = "left out by `where`", "without a label", "with an option twice"  # reasons
 
 
@@ -151,22 +159,33 @@ def _read_parquet(path: Path) -> list[Row]:
 def select(rows: list[Row], where: dict[str, list[Any]], *, field: str) -> list[tuple[int, Row]]:
     """The rows, with their numbers from 1, whose columns have one of the wanted values; a row without one is left out.
 
-    Values are compared as the text that a template would print, since a CSV file has nothing but text.
+    Values are compared as the text that a template would print, since a CSV file has nothing but text, and 1.0 is 1. A
+    null is none of the values.
 
     Raises:
-        InputError: no row has a column of that name.
+        InputError: no row has a column of that name, or a value in it is not text, such as a list.
     """
     for column in where:
         if rows and not any(column in row for row in rows):
             raise InputError(
                 f"{field}.where.{column}", f"no such column; there are {sorted({name for row in rows for name in row})}"
             )
-    wanted = {column: {str(value) for value in values} for column, values in where.items()}
+    wanted = {column: {compared(str(value)) for value in values} for column, values in where.items()}
     return [
         (number, row)
         for number, row in enumerate(rows, start=1)
-        if all(column in row and str(row[column]) in values for column, values in wanted.items())
+        if all(_text_in(row, column, number, field) in values for column, values in wanted.items())
     ]
+
+
+def _text_in(row: Row, column: str, number: int, field: str) -> str | None:
+    """What `where` compares; None for a null, or where the row has no such column."""
+    if is_null(row.get(column)):
+        return None
+    try:
+        return compared(text_of(row[column], column))
+    except NotTextError as error:
+        raise InputError(f"{field}.where.{column}", f"row {number}: {error}") from None
 
 
 def check_templates(spec: BenchmarkSpec, *, field: str) -> None:
@@ -201,13 +220,36 @@ class _Compiled:
         }
         self.prompt = compile_template(spec.prompt, field=f"{field}.prompt")
         self.options = _compile_list(spec.options, f"{field}.options")
-        self.gold = compile_template(rows.gold, field=f"{field}.{split}.gold")
+        self._gold = compile_template(rows.gold, field=f"{field}.{split}.gold")
+        self._columns_of_gold = names_used(rows.gold)
         self.labels = None if spec.labels is None else _labels(spec.labels, f"{field}.labels")
         self.group = None if spec.group is None else compile_template(spec.group, field=f"{field}.group")
 
+    def label(self, row: Row, number: int, columns: Collection[str]) -> str | None:
+        """The gold label; None or "" where the columns that the template uses hold none.
+
+        That is where all of them are null or empty, whatever the template makes of it: `{{ label == 1 }}` would say
+        False. Or where it fails with one of them null, empty or not in this row.
+
+        Args:
+            columns: those of all rows; one that no row has is a mistake in the template.
+        """
+        used = [row.get(name) for name in self._columns_of_gold if name in columns]
+        nothing = [value == "" or is_null(value) for value in used]
+        if used and all(nothing):
+            return None if all(map(is_null, used)) else ""
+        try:
+            return self._gold(row, number)
+        except NullInputError:
+            return None
+        except InputError:
+            if any(nothing):
+                return None
+            raise
+
 
 def _compile_list(templates: list[str] | str, field: str) -> Evaluate:
-    """One template that gives a list of at least two, or a list of templates."""
+    """One template that gives a list of at least two texts, or a list of templates."""
     if isinstance(templates, list):
         compiled = [compile_template(text, field=f"{field}.{i}") for i, text in enumerate(templates)]
         if not any(map(is_template, templates)):
@@ -219,7 +261,10 @@ def _compile_list(templates: list[str] | str, field: str) -> Evaluate:
         value = evaluate(row, number)
         if not isinstance(value, list | tuple) or len(value) < 2:
             raise InputError(field, f"row {number}: the template must give a list of two or more, not {value!r}")
-        return [str(one) for one in value]
+        try:
+            return [text_of(one, f"number {i} of the list") for i, one in enumerate(value, start=1)]
+        except NotTextError as error:
+            raise InputError(field, f"row {number}: {error}") from None
 
     return several
 
@@ -231,28 +276,35 @@ def _labels(labels: list[str] | str, field: str) -> Evaluate:
 def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test"], *, field: str) -> Found:
     """The rows of one source that its `where` keeps, with their prompts and gold options. `field` is the benchmark's.
 
-    A row whose label is missing, or that has an option twice, is left out and counted.
+    A row whose label is missing (null, -1 or nothing), or that has an option twice, is left out and counted.
 
     Raises:
-        InputError: no row is left, a template asks for a column that a row does not have, or a label is not known.
+        InputError: no row is left, a template asks for a column that a row does not have, a value is not text, or a
+            label is not known.
     """
     templates = getattr(spec, split)
     compiled = _Compiled(spec, templates, split, field)
     selected = select(rows, templates.where, field=f"{field}.{split}")
     found = []
     left_out = Counter({BY_WHERE: len(rows) - len(selected)})
+    columns = {name for row in rows for name in row}
     for number, row in selected:
-        label = compiled.gold(row, number)
+        label = compiled.label(row, number, columns)
+        if label is None:
+            left_out[UNLABELLED] += 1
+            continue
         values = {name: template(row, number) for name, template in compiled.fields.items()} or row
         options = compiled.options(values, number)
         labels = compiled.labels(row, number) if compiled.labels else [str(i) for i in range(len(options))]
         if len(labels) != len(options):
             raise InputError(f"{field}.labels", f"row {number}: {len(labels)} for {len(options)} options")
-        if label not in labels:
-            if label in MISSING:
-                left_out[UNLABELLED] += 1
-                continue
-            raise InputError(f"{field}.{split}.gold", f"row {number}: the label {label!r} is not one of {labels}")
+        gold = _gold_of(label, labels)
+        if not gold and compared(label) in MISSING:
+            left_out[UNLABELLED] += 1
+            continue
+        if len(gold) != 1:
+            problem = f"stands {len(gold)} times in {labels}" if gold else f"is not one of {labels}"
+            raise InputError(f"{field}.{split}.gold", f"row {number}: the label {label!r} {problem}")
         text = compiled.prompt(values, number)
         if any("\ud800" <= character <= "\udfff" for part in (text, *options) for character in part):
             raise InputError(f"{field}.{split}", f"row {number}: half of a surrogate pair, which is not text")
@@ -261,11 +313,18 @@ def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test
         if len(set(options)) < len(options):
             left_out[AMBIGUOUS] += 1
             continue
-        group = compiled.group(row, number) if compiled.group else None
-        found.append(Example(number, text, labels.index(label), tuple(options), group))
+        group = compared(compiled.group(row, number)) if compiled.group else None
+        found.append(Example(number, text, gold[0], tuple(options), group))
     if not found:
         raise InputError(f"{field}.{split}", f"is empty: {_why_empty(len(rows), left_out)}")
     return Found(found, left_out)
+
+
+def _gold_of(label: str, labels: list[str]) -> list[int]:
+    """The places of a label among the labels: the same text, or else the same number (1.0 is 1)."""
+    if label not in labels:
+        label, labels = compared(label), [compared(one) for one in labels]
+    return [i for i, one in enumerate(labels) if one == label]
 
 
 def _why_empty(rows: int, left_out: Counter[str]) -> str:

@@ -201,7 +201,7 @@ def source(**changes):
         (lambda b: None, [], "train: is empty: the source has 0 rows"),
         (lambda b: b["test"].update(split=20), TRAIN, "test.split: must be less than 20, the number of different "),
         (lambda b: None, [{"text": "\ud800", "label": "0"}], "train: row 1: half of a surrogate pair"),
-        (lambda b: None, [{"text": None, "label": "0"}], "train.fields.text: row 1: prints an empty (null) value"),
+        (lambda b: None, [{"text": None, "label": "0"}], "train.fields.text: row 1: text is empty (null)"),
     ],
 )
 def test_bad_input_is_one_line(project, change, rows, line):
@@ -360,6 +360,22 @@ def test_one_prompt_with_other_options_is_another_example(project):
     cell = project(quiz(), [*rows, rows[0]])
     data.store(cell)
     assert len(pd.read_parquet(cell.train)) == 55
+
+
+def test_columns_with_blanks_in_their_names(project):
+    rows = [{"Question": f"q {i}", "Correct Answer": f"yes {i}", "Incorrect Answer 1": f"no {i}"} for i in range(20)]
+    of_row = [' {{ row["Correct Answer"] }}', ' {{ row["Incorrect Answer 1"] }}']
+    change = {"prompt": "{{ Question }}", "options": of_row, "labels": None}
+    cell = project(lambda b: quiz(**change)(b) or b["train"].update(gold="0"), rows)
+    data.store(cell)
+    first = pd.read_parquet(cell.train).iloc[0]
+    number = first["prompt"].removeprefix("q ")
+    assert list(first["options"]) == [f" yes {number}", f" no {number}"]
+    fields = {"The Question": "{{ Question }}"}
+    change = {"prompt": '{{ row["The Qestion"] }}', "options": [" a", " b"]}
+    cell = project(lambda b: b.update(change) or b["train"].update(fields=fields, gold="0"), rows)
+    with pytest.raises(InputError, match=r"prompt: unknown field 'The Qestion'; train\.fields has \['The Question'\]"):
+        data.store(cell)
 
 
 def test_the_chat_template_is_a_column_of_the_rows(project):

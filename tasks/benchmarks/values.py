@@ -1,0 +1,115 @@
+"""Values of rows as text: the one rule for prompts, options, labels, groups and `where`.
+
+Text, numbers, truth values and dates print as Python prints them. Bytes are text in UTF-8. A null (of a float column
+that pandas wrote: NaN) is never text, and neither are infinity, other bytes, lists and mappings.
+"""
+
+import datetime
+import decimal
+import math
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Undefined
+
+_PRINTED = (
+    str, bool, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta, uuid.UUID, np.generic,
+)  # fmt: skip
+
+
+class NotTextError(Exception):
+    """A value that cannot become text; not a ValueError, which filters such as `int` turn into a 0."""
+
+
+class NullError(NotTextError):
+    """A null that cannot become text."""
+
+
+class Null:
+    """Stands for a null in templates: it is equal to none and false, but fails where it would become text or a number.
+
+    A plain None would not: `" " ~ none` is " None", and `none | int` is 0.
+    """
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def _fail(self, *_: Any) -> Any:
+        raise NullError(f"{_shown(self._name)} is empty (null)")
+
+    __str__ = __format__ = __int__ = __float__ = _fail
+
+    def __repr__(self) -> str:
+        return "null"
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or isinstance(other, Null)
+
+    def __hash__(self) -> int:
+        return hash(None)
+
+
+def _shown(name: str) -> str:
+    """The name in an error of one line, whatever a column is called."""
+    return name if name.isprintable() and name.strip() else repr(name)
+
+
+def is_null(value: Any) -> bool:
+    """Whether a value is None, NaN, or what pandas writes for them."""
+    return isinstance(value, Null) or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+
+
+def readable(value: Any, name: str) -> Any:
+    """The value as a template sees it: nulls as `Null`, bytes as text, NumPy's arrays as lists; also inside of others.
+
+    Args:
+        name: what an error calls it: the column, then the place in it.
+
+    Raises:
+        NotTextError: bytes are not UTF-8.
+    """
+    if isinstance(value, str | bool | int | Null):
+        return value
+    if isinstance(value, bytes | bytearray):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise NotTextError(f"{_shown(name)} holds bytes that are not UTF-8 text") from None
+    if isinstance(value, Mapping):
+        return {key: readable(inner, f"{name}.{key}") for key, inner in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [readable(inner, f"{name}[{i}]") for i, inner in enumerate(value)]
+    return Null(name) if is_null(value) else value
+
+
+def text_of(value: Any, name: str = "the value") -> str:
+    """The text that a value is printed as.
+
+    Raises:
+        NullError: it is a null.
+        NotTextError: it is a list, a mapping or another object that is not text, or infinite.
+    """
+    if isinstance(value, Undefined):
+        return str(value)  # raises what says which name is not there
+    value = readable(value, name)
+    if isinstance(value, Null):
+        return str(value)
+    if not isinstance(value, _PRINTED):
+        raise NotTextError(f"{_shown(name)} is a {type(value).__name__}, not text; a part of it may be text")
+    if isinstance(value, float | np.floating) and not math.isfinite(value):
+        raise NotTextError(f"{_shown(name)} is an infinite number")
+    return str(value)
+
+
+def compared(text: str) -> str:
+    """The text as labels, groups and `where` compare it: 1.0 as 1, since nulls make floats of a column of integers."""
+    return re.sub(r"(-?[0-9]+)\.0+", r"\1", text) if re.fullmatch(r"-?[0-9]+\.0+", text) else text
