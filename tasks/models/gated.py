@@ -109,9 +109,7 @@ def _check(mlp: GatedMlp, kind: str) -> None:
     x = torch.linspace(-1, 1, weight.shape[0], device=weight.device, dtype=weight.dtype)[None, None]
     expected = mlp.module(x)
     if not expected.isfinite().all():
-        raise InputError(
-            "model", f"{kind}: its MLP overflows: its weights are too large for float32"
-        )
+        raise InputError("model", f"{kind}: its MLP overflows: its weights are too large for float32")
     gate, up = mlp.gate_and_up(x)
     gap = float((mlp.down(mlp.activation(gate) * up) - expected).abs().max() / expected.abs().max().clamp(min=1e-9))
     if not gap < 1e-3:
