@@ -8,24 +8,22 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, GgufConfig
 from transformers.utils import logging
 
-from tasks.models.gguf_header import check_header
+from tasks.models.checks import one_line
+from tasks.models.gguf_shards import shards, write_joined
+from tasks.models.gguf_tensors import check_report, check_tensors, set_rope_factors
+from tasks.models.gguf_tokenizer import gguf_tokenizer
 from tasks.models.hashing import sha256_directory
 from tasks.models.weights import model_files
 from tasks.pipeline.declared import HubSource, PathSource, WheelSource, WheelsSource
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.sources import check_sha256, fetch_file, hub_snapshot, local_path
-
-# How llama.cpp splits text before byte-level merges, by `tokenizer.ggml.pre` (its llama-vocab.cpp). transformers knows
-# the split of many names and falls back to that of GPT-2, which is wrong for those that take digits one by one.
-GPT2_SPLIT = {"gpt-2", "mpt", "olmo", "jais", "trillion", "granite-docling"}
-DIGIT_SPLIT = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 
 
 def write_model(
@@ -76,47 +74,34 @@ def _take_over(directory: Path, target: Path, *, place: Callable[[Path, Path], A
 def convert_gguf(file: Path, target: Path, *, name: str, field: str) -> None:
     """Dequantizes a GGUF file to float32 and writes it, with its tokenizer, as a plain model directory.
 
+    `file` is the whole model, or the first shard of a split one, with the other shards beside it.
+
     Raises:
-        InputError: the file is damaged, or of an architecture or tokenizer that transformers does not know.
+        InputError: the file is damaged, lacks tensors, or is of an architecture or tokenizer that transformers does
+            not know.
     """
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        check_header(file)
-        model = AutoModelForCausalLM.from_pretrained(
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it prints a table of what is refused below
+    with TemporaryDirectory() as work, one_line(field, f"{name} cannot be read as a GGUF model"):
+        headers, absent = shards(file, name=name, field=field)
+        if len(headers) > 1 and not absent:
+            file = Path(work) / "joined.gguf"
+            write_joined(list(headers), file, field=field)
+        shapes = {tensor: shape for header in headers.values() for tensor, shape in header.shapes.items()}
+        check_tensors(file, shapes, absent=absent, name=name, field=field)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),  # without it the model refuses to be saved
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused by the report
+            output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-        split = _declared_split(file)
-    except Exception as error:  # the readers raise whatever a damaged file makes them trip over
-        raise InputError(field, f"{name} cannot be read as a GGUF model: {type(error).__name__}: {error}") from None
-    _correct_split(tokenizer, split, name, field)
+        model, report = loaded
+        check_report(report, name=name, field=field)
+        set_rope_factors(model.config, file, name=name, field=field)
+        tokenizer = gguf_tokenizer(file, name=name, field=field)
     tokenizer.model_max_length = model.config.max_position_embeddings  # a GGUF tokenizer knows no limit
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-
-
-def _declared_split(file: Path) -> str | None:
-    """`tokenizer.ggml.pre` of a GGUF file; None if it has none, as files without byte-level merges may."""
-    from gguf import GGUFReader
-
-    value = GGUFReader(file).get_field("tokenizer.ggml.pre")
-    return None if value is None else str(value.contents())
-
-
-def _correct_split(tokenizer: Any, split: str | None, name: str, field: str) -> None:
-    """Gives `tokenizer` the split that the file declares where transformers fell back to that of GPT-2."""
-    backend = tokenizer.backend_tokenizer
-    if not isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel) or split in GPT2_SPLIT:
-        return
-    if split not in DIGIT_SPLIT:
-        raise InputError(
-            field,
-            f"{name} splits text by tokenizer.ggml.pre = {split!r}, which is not known here; known are "
-            f"{sorted(GPT2_SPLIT | DIGIT_SPLIT)} and what transformers converts; use the model's safetensors directory",
-        )
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])

@@ -5,6 +5,7 @@ The reader of the package `gguf` believes them, and makes a handful of objects f
 
 import math
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,17 +15,39 @@ VALUES_LIMIT = 4_000_000  # in all lists together; a vocabulary of 262 144 token
 NAME_LIMIT = 1 << 16  # bytes
 DIMENSIONS = 4
 STRING, LIST = 8, 9  # numbers of types
+WHOLE = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}  # whole numbers, by their type
 WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by its type
 
 
-class _Header:
+@dataclass(frozen=True)
+class Header:
+    """What the header of a GGUF file announces.
+
+    Attributes:
+        shapes: of each tensor, outermost dimension first, as in PyTorch.
+        numbers: the fields that hold a whole number.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    numbers: dict[str, int]
+
+    @property
+    def shards(self) -> int:
+        return self.numbers.get("split.count", 1)
+
+    @property
+    def layers(self) -> int:
+        return max((n for name, n in self.numbers.items() if name.endswith(".block_count")), default=0)
+
+
+class _Reader:
     def __init__(self, file: BinaryIO, size: int):
         self._file = file
         self._size = size
         self._values = 0
         self._order = "<"
 
-    def check(self) -> None:
+    def header(self) -> Header:
         if self._take(4) != b"GGUF":
             raise ValueError("it does not begin with GGUF")
         version = self._number("I")
@@ -36,26 +59,32 @@ class _Header:
         # The shortest tensor info has 24 bytes, the shortest field 13.
         if tensors * 24 + fields * 13 > self._left():
             raise ValueError(f"{tensors} tensors and {fields} fields do not fit in it")
-        layers = 0
+        header = Header({}, {})
         for _ in range(fields):
-            name = self._take(self._length(NAME_LIMIT))
+            name = self._name()
             value = self._value(self._number("I"))
-            if name.endswith(b".block_count") and value is not None:
-                layers = value
-        if layers > tensors:
-            raise ValueError(f"{layers} layers, but {tensors} tensors")
-        total = 0
+            if value is not None:
+                header.numbers[name] = value
+        total, twice = 0, list[str]()
         for _ in range(tensors):
-            self._take(self._length(NAME_LIMIT))
+            name = self._name()
+            if name in header.shapes:
+                twice.append(name)
             dimensions = self._number("I")
             if dimensions > DIMENSIONS:
                 raise ValueError(f"a tensor of {dimensions} dimensions")
-            count = math.prod(self._number("Q") for _ in range(dimensions))
+            shape = [self._number("Q") for _ in range(dimensions)]
             block, width = GGML_QUANT_SIZES[GGMLQuantizationType(self._number("I"))]
             self._number("Q")
-            total += -(-count // block) * width
+            total += -(-math.prod(shape) // block) * width
             if total > self._size:
                 raise ValueError("its tensors have more bytes than it")
+            header.shapes[name] = tuple(reversed(shape))
+        if twice:
+            raise ValueError(f"it has two tensors of the name {twice[0]}")
+        if header.layers > tensors and header.shards <= 1:
+            raise ValueError(f"{header.layers} layers, but {tensors} tensors")
+        return header
 
     def _left(self) -> int:
         return self._size - self._file.tell()
@@ -69,6 +98,9 @@ class _Header:
         number: int = struct.unpack(self._order + kind, self._take(struct.calcsize(kind)))[0]
         return number
 
+    def _name(self) -> str:
+        return self._take(self._length(NAME_LIMIT)).decode()
+
     def _length(self, limit: int) -> int:
         length = self._number("Q")
         if length > min(limit, self._left()):
@@ -76,7 +108,7 @@ class _Header:
         return length
 
     def _value(self, kind: int) -> int | None:
-        """Steps over a value; returns it if it is a whole number of four bytes."""
+        """Steps over a value; returns it if it is a whole number."""
         if kind == LIST:
             inner, count = self._number("I"), self._number("Q")
             self._values += count
@@ -91,8 +123,8 @@ class _Header:
                 raise ValueError(f"a list of values of type {inner}")
         elif kind == STRING:
             self._skip(self._number("Q"))
-        elif kind in (4, 5):
-            return self._number("I")
+        elif kind in WHOLE:
+            return self._number(WHOLE[kind])
         elif kind in WIDTHS:
             self._skip(WIDTHS[kind])
         else:
@@ -105,7 +137,7 @@ class _Header:
         self._file.seek(count, 1)
 
 
-def check_header(file: Path) -> None:
-    """Raises ValueError if the header announces what the file cannot hold, or more than any model has."""
+def check_header(file: Path) -> Header:
+    """What the header announces; raises ValueError if the file cannot hold it, or if no model has as much."""
     with file.open("rb") as opened:
-        _Header(opened, file.stat().st_size).check()
+        return _Reader(opened, file.stat().st_size).header()

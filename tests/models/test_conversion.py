@@ -1,6 +1,7 @@
 """A model source becomes a plain directory with the same numbers and the same tokens, or one line. The step too."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,28 @@ FIELD = "models.tiny.source"
 ROOT = Path(__file__).parents[2]
 
 
-def write_gguf(path, split="smollm", model=None):
-    """The tiny Llama as llama.cpp would store it, in float32, with a byte-level vocabulary and two merges."""
+def byte_level(writer, split="smollm"):
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet())[:-2], "ĠÂ", "Â½", "<|end|>"]
+    writer.add_tokenizer_model("gpt2")
+    if split is not None:
+        writer.add_tokenizer_pre(split)
+    writer.add_token_list(alphabet)
+    writer.add_token_types([1] * 256 + [3])
+    writer.add_token_merges(["Ġ Â", "Â ½"])
+    writer.add_eos_token_id(256)
+
+
+def write_gguf(path, split="smollm", model=None, *, fields=None, tensors=None, vocabulary=None, **options):
+    """The tiny Llama as llama.cpp would store it, in float32, with a byte-level vocabulary and two merges.
+
+    Args:
+        fields: called with the writer, to add more of them.
+        tensors: called with the arrays by name, to change them.
+        vocabulary: called with the writer instead of the byte-level one.
+        options: of the writer, such as split_max_tensors.
+    """
     model = model or tiny_model("llama", torch.float32)
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, "llama", **options)
     writer.add_block_count(SIZES["num_hidden_layers"])
     writer.add_context_length(SIZES["max_position_embeddings"])
     writer.add_embedding_length(SIZES["hidden_size"])
@@ -43,14 +62,9 @@ def write_gguf(path, split="smollm", model=None):
     writer.add_rope_freq_base(10000.0)
     writer.add_rope_dimension_count(SIZES["hidden_size"] // SIZES["num_attention_heads"])
     writer.add_vocab_size(SIZES["vocab_size"])
-    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet())[:-2], "ĠÂ", "Â½", "<|end|>"]
-    writer.add_tokenizer_model("gpt2")
-    if split is not None:
-        writer.add_tokenizer_pre(split)
-    writer.add_token_list(alphabet)
-    writer.add_token_types([1] * 256 + [3])
-    writer.add_token_merges(["Ġ Â", "Â ½"])
-    writer.add_eos_token_id(256)
+    (vocabulary or partial(byte_level, split=split))(writer)
+    if fields is not None:
+        fields(writer)
     names = {
         "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
         "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -58,13 +72,18 @@ def write_gguf(path, split="smollm", model=None):
         "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
         "model.layers": "blk",
     }  # fmt: skip
+    arrays = {}
     for name, tensor in model.state_dict().items():
         if heads := {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2]):
             # llama.cpp rotates neighbours, transformers rotates halves: the rows of each head are interleaved.
             tensor = tensor.reshape(SIZES[heads], 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
         for ours, theirs in names.items():
             name = name.replace(ours, theirs)
-        writer.add_tensor(name, tensor.contiguous().numpy())
+        arrays[name] = tensor.contiguous().numpy()
+    if tensors is not None:
+        tensors(arrays)
+    for name, array in arrays.items():
+        writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

