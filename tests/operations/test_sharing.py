@@ -137,11 +137,12 @@ def test_a_broken_dvc_lock_may_be_removed(upstream: Path) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.timeout(1200)
 def test_the_first_run_of_a_clone_leaves_its_tree_clean(tmp_path: Path) -> None:
     root = under_git(real_project(tmp_path / "project").root)
     with (root / ".git" / "info" / "exclude").open("a") as file:
         file.write("/out.txt\n")
-    finish(root, *DSM, "run", timeout=500)
+    finish(root, *DSM, "run", timeout=1100)
     assert (root / "dvc.lock").exists()
     assert git(root, "status", "--porcelain") == ""
     from mlflow import MlflowClient
