@@ -13,7 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.benchmarks.templates import Evaluate, compile_template, compile_value, is_template, names_used
+from tasks.benchmarks.columns import Kinds, add_kinds, as_sent
+from tasks.benchmarks.templates import Evaluate, compile_template, compile_value, fixed_options, is_template, names_used
 from tasks.pipeline.declared import BenchmarkSpec, HeldOut, Rows
 from tasks.pipeline.errors import InputError
 
@@ -45,10 +46,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Found:
-    """The examples of one source, and how many of its rows are none, by reason."""
+    """The examples of one source, and how many of its rows are none, by reason.
+
+    Attributes:
+        kinds: what the names that the prompt uses stand for, where a served model is asked with them.
+        sent: these names of the first example, as they are sent.
+    """
 
     examples: list[Example]
     left_out: Counter[str]
+    kinds: Kinds
+    sent: Row
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -227,7 +235,10 @@ def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test
     templates = getattr(spec, split)
     compiled = _Compiled(spec, templates, split, field)
     selected = select(rows, templates.where, field=f"{field}.{split}")
-    found = []
+    found: list[Example] = []
+    names = names_used(spec.prompt) if fixed_options(spec) else set()  # else the whole prompt is sent
+    kinds: Kinds = {}
+    sent: Row = {}
     left_out = Counter({BY_WHERE: len(rows) - len(selected)})
     for number, row in selected:
         label = compiled.gold(row, number)
@@ -250,10 +261,12 @@ def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test
             left_out[AMBIGUOUS] += 1
             continue
         group = compiled.group(row, number) if compiled.group else None
+        add_kinds(kinds, values, names)
+        sent = sent if found else as_sent(values, names)
         found.append(Example(number, text, labels.index(label), tuple(options), group))
     if not found:
         raise InputError(f"{field}.{split}", f"is empty: {_why_empty(len(rows), left_out)}")
-    return Found(found, left_out)
+    return Found(found, left_out, kinds, sent)
 
 
 def _why_empty(rows: int, left_out: Counter[str]) -> str:
