@@ -3,6 +3,7 @@
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -20,40 +21,52 @@ from tasks.benchmarks.rows import (
 from tasks.benchmarks.splits import splits
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.declared import HeldOut, HubSource, LocalSource, RowsSource, WheelSource
-from tasks.pipeline.files import replacing
+from tasks.pipeline.files import replacing, write_json
 from tasks.pipeline.sources import existing, fetch_file, hub_rows
 from tasks.pipeline.step import run_step
 
 
 def store(cell: Cell) -> None:
     """Writes data/benchmarks/<benchmark>/."""
-    train, test, told = rows_of(cell)
+    train, test, told, columns = _rows(cell)
     with replacing(cell.benchmark_dir) as target:
         target.mkdir()
         for split, rows in (("train", train), ("test", test)):
             rows.to_parquet(target / f"{split}.parquet", index=False)
+        if columns:
+            write_json(target / cell.columns.name, columns)
     print(told)
 
 
 def rows_of(cell: Cell) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """Train and test rows, and how many there were: no prompt twice, none in both, test in an order by hashes."""
+    return _rows(cell)[:3]
+
+
+def _rows(cell: Cell) -> tuple[pd.DataFrame, pd.DataFrame, str, dict[str, Any]]:
+    """`rows_of`, and the kinds of the prompt's columns with an example; empty where all of them are texts."""
     spec, field = cell.benchmark_spec, f"benchmarks.{cell.benchmark}"
     check_templates(spec, field=field)
     with tempfile.TemporaryDirectory() as work:
         rows = _fetch(spec.train.source, cell, f"{field}.train.source", Path(work))
         found = examples(rows, spec, "train", field=field)
         read, kept, left_out, given = len(rows), len(found.examples), found.left_out, None
+        kinds = found.kinds
         if not isinstance(spec.test, HeldOut):
             rows = _fetch(spec.test.source, cell, f"{field}.test.source", Path(work))
             tested = examples(rows, spec, "test", field=field)
             given = tested.examples
             read, kept, left_out = read + len(rows), kept + len(given), left_out + tested.left_out
+            kinds = {name: kinds[name] | tested.kinds[name] for name in kinds}
     train, test = splits(spec, found.examples, given, field=field)
     parts = [f"{left_out[BY_WHERE]} {BY_WHERE}"]
     parts += [f"{left_out[reason]} {reason} dropped" for reason in (UNLABELLED, AMBIGUOUS) if left_out[reason]]
     parts += [f"{kept - len(train) - len(test)} repeated prompts dropped"]
     told = f"{cell.benchmark}: {read} rows read, {', '.join(parts)}; train {_counted(train)}, test {_counted(test)}"
-    return frame(train, "train", chat=spec.chat), frame(test, "test", chat=spec.chat), told
+    columns = {"kinds": {name: sorted(of) for name, of in kinds.items()}, "example": found.sent}
+    only_texts = all(of == {"text"} for of in kinds.values())
+    frames = [frame(train, "train", chat=spec.chat), frame(test, "test", chat=spec.chat)]
+    return frames[0], frames[1], told, {} if only_texts else columns
 
 
 def _fetch(source: RowsSource, cell: Cell, field: str, work: Path) -> list[Row]:

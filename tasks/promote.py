@@ -167,7 +167,7 @@ def _judgement(client: Any, cell: Cell, name: str) -> int:
     tags = client.get_registered_model(cell.name).tags
     if known := tags.get(asked + name):
         return int(known)
-    number = 1 + sum(tag.startswith(asked) for tag in tags)
+    number = 1 + sum(str(tag).startswith(asked) for tag in tags)
     client.set_registered_model_tag(cell.name, asked + name, str(number))
     return number
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from tasks.benchmarks.columns import ABSENT
 from tasks.evidence.verdict import verdict
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
@@ -67,6 +68,8 @@ def _content(cell: Cell) -> str:
     spec = cell.benchmark_spec
     parts = {"pruned": read_json(cell.pruned), "evaluation": read_json(cell.evaluation)}
     asked: dict[str, Any] = {"prompt": spec.prompt, "options": spec.options}
+    if cell.columns.exists():
+        asked["kinds"] = read_json(cell.columns)["kinds"]
     return sha256_json(parts | asked | ({"chat": spec.chat} if spec.chat else {}))
 
 
@@ -184,11 +187,16 @@ def _log_model(cell: Cell) -> str:
     sample = read_jsonl(cell.samples)[0]
     inputs: list[Any]
     outputs: list[Any] = [ColSpec("string", "option")]
+    kinds: dict[str, list[str]] = {}
     if fixed:
         fields = sorted(names_used(spec.prompt))
-        inputs = [ColSpec("string", field) for field in fields]
-        outputs += [ColSpec("double", f"p({name})") for name in names]
+        kinds = {name: ["text"] for name in fields}
         example = _example(spec.prompt, fields, sample["prompt"])
+        if cell.columns.exists():
+            columns = read_json(cell.columns)
+            kinds, example = columns["kinds"], pd.DataFrame([columns["example"]])
+        inputs = [_column(name, of) for name, of in kinds.items()]
+        outputs += [ColSpec("double", f"p({name})") for name in names]
     else:
         inputs = [ColSpec("string", "prompt"), ColSpec(Array(DataType.string), "options")]
         outputs += [ColSpec(Array(DataType.double), "p")]
@@ -202,12 +210,39 @@ def _log_model(cell: Cell) -> str:
             python_model=str(package / "serving.py"),
             artifacts={"checkpoint": str(checkpoint)},
             code_paths=[str(package)],
-            model_config={"prompt": spec.prompt, "options": fixed, "names": names, "chat": spec.chat},
+            model_config={
+                "prompt": spec.prompt,
+                "options": fixed,
+                "names": names,
+                "chat": spec.chat,
+                "kinds": kinds,
+            },
             signature=ModelSignature(Schema(inputs), Schema(outputs)),
             input_example=example,
             pip_requirements=[f"{name}=={_installed(name)}" for name in REQUIREMENTS],
         )
     return str(info.model_id)
+
+
+def _column(name: str, kinds: list[str]) -> Any:
+    """The column of the signature for values of these kinds.
+
+    MLflow makes "false" true and 3.7 an integer before the model sees them, so such columns take any value: the model
+    checks them itself.
+    """
+    from mlflow.types import ColSpec, DataType
+    from mlflow.types.schema import AnyType, Array
+
+    types: dict[str, Any] = {
+        "text": DataType.string,
+        "number": DataType.double,
+        "list of texts": Array(DataType.string),
+        "list of integers": Array(DataType.long),
+        "list of numbers": Array(DataType.double),
+        "list of booleans": Array(DataType.boolean),
+    }
+    only = types.get(kinds[0]) if len(kinds) == 1 else None
+    return ColSpec(only or AnyType(), name, required=ABSENT not in kinds)  # type: ignore[no-untyped-call]
 
 
 def _installed(name: str) -> str:

@@ -79,17 +79,17 @@ def _apart_from_the_caller() -> Iterator[None]:
     import mlflow
 
     before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
-    own = mlflow.is_tracking_uri_set() or mlflow.active_run() is not None
+    own = mlflow.is_tracking_uri_set() or mlflow.active_run() is not None  # type: ignore[no-untyped-call]
     tracking, registry = (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) if own else ("", "")
     try:
         yield
     finally:
-        if own:  # else this process goes on with ours: it had none
+        if own:  # else MLflow goes on with ours in this process: it had none
             mlflow.set_tracking_uri(tracking)
             mlflow.set_registry_uri(registry)
-            for name, value in before.items():
-                os.environ.pop(name, None)
-                os.environ.update({} if value is None else {name: value})
+        for name, value in before.items():  # MLflow sets these too, and `tracking_uri` of another project reads them
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
         os.environ.update(hidden)
 
 

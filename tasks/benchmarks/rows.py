@@ -14,11 +14,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.benchmarks.columns import Kinds, add_kinds, as_sent
 from tasks.benchmarks.templates import (
     Evaluate,
     NullInputError,
     compile_template,
     compile_value,
+    fixed_options,
     is_template,
     names_used,
 )
@@ -53,10 +55,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Found:
-    """The examples of one source, and how many of its rows are none, by reason."""
+    """The examples of one source, and how many of its rows are none, by reason.
+
+    Attributes:
+        kinds: what the names that the prompt uses stand for, where a served model is asked with them.
+        sent: these names of the first example, as they are sent.
+    """
 
     examples: list[Example]
     left_out: Counter[str]
+    kinds: Kinds
+    sent: Row
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -285,7 +294,10 @@ def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test
     templates = getattr(spec, split)
     compiled = _Compiled(spec, templates, split, field)
     selected = select(rows, templates.where, field=f"{field}.{split}")
-    found = []
+    found: list[Example] = []
+    names = names_used(spec.prompt) if fixed_options(spec) else set()  # else the whole prompt is sent
+    kinds: Kinds = {}
+    sent: Row = {}
     left_out = Counter({BY_WHERE: len(rows) - len(selected)})
     columns = {name for row in rows for name in row}
     for number, row in selected:
@@ -314,10 +326,12 @@ def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test
             left_out[AMBIGUOUS] += 1
             continue
         group = compared(compiled.group(row, number)) if compiled.group else None
+        add_kinds(kinds, values, names)
+        sent = sent if found else as_sent(values, names)
         found.append(Example(number, text, gold[0], tuple(options), group))
     if not found:
         raise InputError(f"{field}.{split}", f"is empty: {_why_empty(len(rows), left_out)}")
-    return Found(found, left_out)
+    return Found(found, left_out, kinds, sent)
 
 
 def _gold_of(label: str, labels: list[str]) -> list[int]:

@@ -49,6 +49,11 @@ class Cell:
         return self.root / "data" / "scratch" / self.model / self.benchmark
 
     @property
+    def columns(self) -> Path:
+        """Kinds of the columns that the prompt uses; only there if they are not all texts."""
+        return self.benchmark_dir / "columns.json"
+
+    @property
     def train(self) -> Path:
         return self.benchmark_dir / "train.parquet"
 

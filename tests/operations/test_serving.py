@@ -5,6 +5,7 @@ import math
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pandas as pd
@@ -24,6 +25,7 @@ MALFORMED: list[tuple[Any, int, str]] = [
     ({"dataframe_records": [{"text": ["a film"]}]}, 400, "row 1: text must be a text, not ['a film']"),
     ({"dataframe_records": [{"text": "long " * 300}]}, 400, "tokens, but the model's context has 512"),
     ({"dataframe_records": []}, 400, "Model is missing inputs ['text']"),
+    ({"dataframe_split": {"columns": ["text"], "data": []}}, 400, "request: has no rows"),
     ({"rows": [{"text": "a film"}]}, 400, "The input must be a JSON dictionary with exactly one of the input fields"),
     (b"{no json", 400, "Ensure that input is a valid JSON formatted string"),
 ]
@@ -66,7 +68,19 @@ def test_the_champion_answers_over_http(cell: Cell) -> None:  # noqa: F811
             assert (status, told in json.loads(body)["message"]) == (code, True), body
             assert "stack_trace" not in body
             assert "Traceback" not in body
+        for body, kind in ((b'text\n"a film', "text/csv"), (b"PAR1", "application/vnd.apache.parquet")):
+            status, told = ask(server, body, kind)
+            assert status in (400, 415)
+            assert "Traceback" not in told
+            assert "site-packages" not in told
         assert ask(server, b"text\na film\n", "text/plain")[0] == 415
         assert ask(server, b"text\na film\n", "text/csv")[0] == 200
+        # A burst: twenty clients with ten texts of all lengths each get what one alone got.
+        texts = [f"a film about {'very ' * (3 * i)}long films" for i in range(10)]
+        alone = [ask(server, {"dataframe_records": [{"text": text}]}) for text in texts]
+        with ThreadPoolExecutor(20) as clients:
+            answers = list(clients.map(lambda text: ask(server, {"dataframe_records": [{"text": text}]}), texts * 20))
+        assert answers == alone * 20
+        assert {status for status, _ in answers} == {200}
     finally:
         server.end()
