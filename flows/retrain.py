@@ -8,7 +8,8 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.adapt import adapt, alone, run_action, run_step, say
-from flows.notify import tell
+from flows.environment import stamp
+from flows.notify import reason, tell
 from flows.refresh import is_unpinned, refresh
 from flows.stages import StepFailed
 from tasks.pipeline.cell import open_cell
@@ -66,7 +67,8 @@ def retrain(models: list[str] | None = None, benchmarks: list[str] | None = None
             if state.is_completed():
                 decided[name] = state.result()
             else:
-                failed[name] = str(state.message)
+                failed[name] = reason(state)
+                print(f"{stamp(name)}{'failed':<9} {failed[name]}", flush=True)
     create_table_artifact(
         key="retrained",
         description="What became of each cell's challenger",
