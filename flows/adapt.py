@@ -21,7 +21,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.cells import has_result, list_cell
-from flows.environment import step_timeout
+from flows.environment import stamp, step_timeout
 from flows.removal import taken_back_without_result
 from flows.results import Result, as_markdown, read_result
 from flows.stages import (
@@ -59,17 +59,20 @@ def _is_worth_another(task: Any, task_run: Any, state: State[Any]) -> bool:
     return False
 
 
+_held: list[str] = []  # the cells that this process keeps others away from; a run works on one at a time
+
+
 def say(name: str, what: str) -> None:
     """One line for the person who watches, and for the log of the run, if there is one yet, on the server."""
     with suppress(MissingContextError):
         get_run_logger().info("%s: %s", name, what)
-    print(f"{name:<9} {what}", flush=True)
+    print(f"{stamp(_held[-1] if _held else '')}{name:<9} {what}", flush=True)
 
 
 def _tell(line: str) -> None:
     """A line of a step's own output."""
     if line.strip():
-        print(f"  {line}", flush=True)
+        print(f"{stamp(_held[-1] if _held else '')}  {line}", flush=True)
 
 
 @task(cache_policy=NO_CACHE, retries=RETRIES, retry_delay_seconds=RETRY_DELAY, retry_condition_fn=_is_worth_another)
@@ -143,6 +146,18 @@ def alone(cell: Cell) -> Iterator[None]:
     cell.scratch.mkdir(parents=True, exist_ok=True)
     # One object for all callers in this process: a flow inside a flow does not wait for itself.
     lock = FileLock(cell.scratch / "flow.lock", is_singleton=True)
+    _held.append(cell.name)
+    try:
+        _acquire(lock, cell)
+        try:
+            yield
+        finally:
+            lock.release()
+    finally:
+        _held.pop()
+
+
+def _acquire(lock: FileLock, cell: Cell) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -151,10 +166,6 @@ def alone(cell: Cell) -> Iterator[None]:
             lock.acquire(timeout=RETRIES * RETRY_DELAY)
         except Timeout:
             raise Busy(f"another flow works on {cell.name}") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 from prefect import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -64,11 +65,31 @@ def served(settings: Settings) -> list[RunnerDeployment]:
             retrain,
             name=name,
             schedule=Cron(schedule.cron, timezone=schedule.timezone),
+            paused=False,  # as the `dsm serve` before left it
             parameters=_parameters(schedule),
             concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
         )
         for name, schedule in settings.retrain.schedules.items()
     ]
+
+
+def pause(settings: Settings) -> list[str]:
+    """Pauses what `dsm serve` has served, so that no run is made that nobody starts.
+
+    Returns:
+        A line for each schedule: what became of it.
+    """
+    lines = []
+    for name in settings.retrain.schedules:
+        try:
+            with get_client(sync_client=True) as client:
+                client.pause_deployment(client.read_deployment_by_name(f"{FLOW}/{name}").id)
+        except (httpx.HTTPError, ObjectNotFound) as error:
+            why = " ".join(str(error).split()) or type(error).__name__
+            lines.append(f"{FLOW}/{name}: could not be paused; runs that come due stay `Late` ({why})")
+        else:
+            lines.append(f"{FLOW}/{name}: paused until the next `dsm serve`")
+    return lines
 
 
 def prefect_yaml(settings: Settings) -> str:

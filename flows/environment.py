@@ -2,6 +2,7 @@
 
 import os
 import sys
+from datetime import datetime
 from pathlib import Path
 
 from flows.places import check_places
@@ -17,6 +18,7 @@ QUIET = {
 }
 
 TIMEOUT = "DSM_STEP_TIMEOUT"
+SERVED = "DSM_SERVED"  # set by `dsm serve` for itself and the runs that it starts
 HEARTBEAT = 30  # seconds between two signs of life of a flow run; Prefect takes no fewer
 
 
@@ -57,6 +59,16 @@ def child_environment() -> dict[str, str]:
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**QUIET, **os.environ, "PATH": path, "DSM_FLOW_PID": str(os.getpid())}
+
+
+def stamp(cell: str = "") -> str:
+    """What a line of a run that nobody watches begins with: the time, and the cell's name; else nothing.
+
+    Prefect names the run in the environment of the processes that `dsm serve` and its workers start.
+    """
+    if not (os.environ.get(SERVED) or os.environ.get("PREFECT__FLOW_RUN_ID")):
+        return ""
+    return f"{datetime.now():%Y-%m-%d %H:%M:%S} {f'{cell} ' if cell else ''}"
 
 
 def step_timeout() -> float:

@@ -1,4 +1,4 @@
-"""Tells an operator that a flow run went wrong: one POST to the address in DSM_WEBHOOK, if there is one."""
+"""Tells an operator that a flow run went wrong: a line, and one POST to the address in DSM_WEBHOOK, if there is one."""
 
 import os
 from typing import Any
@@ -8,12 +8,23 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 from prefect.logging import get_logger
 
+from flows.environment import stamp
+
 WEBHOOK = "DSM_WEBHOOK"
 PATIENCE = 10.0  # seconds
 
 
+def reason(state: State[Any]) -> str:
+    """Why a run did not complete, in one line: the text of what it raised, or what its state says."""
+    raised = state.result(raise_on_failure=False) if state.data is not None else None
+    told = str(raised) if isinstance(raised, Exception) else ""
+    return " ".join((told or state.message or state.name or "").split())
+
+
 def tell(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Prefect's hook for a failed, crashed or cancelled run. A webhook that does not answer harms nothing else."""
+    if begin := stamp():  # else the command that was typed says it
+        print(f"{begin}{flow.name} {flow_run.name}: {state.name}: {reason(state)}", flush=True)
     address = os.environ.get(WEBHOOK)
     if not address:
         return

@@ -1,5 +1,7 @@
 """The commands of `dsm` for a workflow that runs again and again: retrain, serve, deploy, versions, promote."""
 
+import os
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +33,10 @@ def retrain(model: Model = None, benchmark: Benchmark = None) -> None:
 @app.command()
 def serve() -> None:
     """Run the schedules of params.yaml in this process, until Ctrl-C; needs a Prefect server (PREFECT_API_URL)."""
-    from flows.environment import prepare
+    from filelock import FileLock, Timeout
+
+    from flows.environment import SERVED, prepare, stamp
+    from flows.stages import StepFailed
     from tasks.pipeline.errors import InputError
     from tasks.pipeline.settings import load_settings
 
@@ -42,15 +47,29 @@ def serve() -> None:
 
     from prefect import serve as serve_all
 
-    from flows.deployments import check_schedules, served, watch_for_dead_runs
-    from flows.server import needs_server
+    from flows.deployments import check_schedules, pause, served, watch_for_dead_runs
+    from flows.server import named_server, needs_server
 
-    needs_server()
     check_schedules(settings)
+    needs_server()
+    scratch = Path.cwd() / "data" / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    try:  # held until this process ends
+        FileLock(scratch / "serve.lock", is_singleton=True).acquire(timeout=0)
+    except Timeout:
+        raise StepFailed("serve", "another `dsm serve` keeps the schedules of this project; end it first") from None
+    os.environ[SERVED] = "1"
     watch_for_dead_runs()
+    print(f"{stamp()}serves, with {named_server()}", flush=True)
     for name, schedule in settings.retrain.schedules.items():
-        print(f"retrain/{name}: {schedule.cron} {schedule.timezone}", flush=True)
-    serve_all(*served(settings), print_starting_message=False)
+        print(f"{stamp()}retrain/{name}: {schedule.cron} {schedule.timezone}", flush=True)
+    # Prefect's own handler of SIGTERM does not await it, and Python would say so among the lines of the runs.
+    warnings.filterwarnings("ignore", "coroutine 'Runner.astop' was never awaited", RuntimeWarning)
+    try:
+        serve_all(*served(settings), print_starting_message=False, pause_on_shutdown=False)
+    finally:
+        for line in pause(settings):
+            print(f"{stamp()}{line}", flush=True)
 
 
 @app.command()

@@ -9,7 +9,8 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.adapt import adapt, alone, run_action, run_step, say
 from flows.cells import named_cells
-from flows.notify import tell
+from flows.environment import stamp
+from flows.notify import reason, tell
 from flows.refresh import is_unpinned, refresh
 from flows.stages import StepFailed
 from tasks.pipeline.cell import open_cell
@@ -65,7 +66,8 @@ def retrain(models: list[str] | None = None, benchmarks: list[str] | None = None
         if state.is_completed():
             decided[cell.name] = state.result()
         else:
-            failed[cell.name] = str(state.message)
+            failed[cell.name] = reason(state)
+            print(f"{stamp(cell.name)}{'failed':<9} {failed[cell.name]}", flush=True)
     create_table_artifact(
         key="retrained",
         description="What became of each cell's challenger",

@@ -1,5 +1,6 @@
 """The flow on a project of stand-in steps, on Prefect's ephemeral server."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,6 +113,32 @@ def test_bad_input_of_a_step_ends_the_flow_at_once(project: Path) -> None:
     with pytest.raises(InputError, match="model: no gated MLP"):
         adapt("tiny", "reviews")
     assert ran(project) == ["x"]  # neither tried again nor followed by another step
+
+
+@pytest.mark.usefixtures("_prefect")
+def test_each_line_of_a_served_run_has_time_and_cell_and_a_failure_its_reason(
+    project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.retrain import retrain
+
+    cell_project(project)
+    monkeypatch.setenv("DSM_SERVED", "1")
+    monkeypatch.setattr("flows.retrain.refresh", lambda *_: ["train.source.sha256: changed"])
+    monkeypatch.setattr("flows.retrain.is_unpinned", lambda *_: False)
+    refuse = "import os, sys\nprint('reads rows', file=sys.stderr)\n"
+    refuse += "if sys.argv[1] == 'data': os.write(2, b'error: train: row 3: label: is null\\n'); exit(2)\n"
+    (project / "stand_in.py").write_text(refuse + (project / "stand_in.py").read_text())
+    state = retrain(["tiny"], ["reviews"], return_state=True)
+    assert state.is_failed()
+    *lines, last = capfd.readouterr().out.splitlines()
+    stamped = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
+    assert all(stamped.match(line) for line in (*lines, last)), lines
+    assert all(line[20:].startswith("tiny-reviews ") for line in lines), lines
+    told = [line[20:].removeprefix("tiny-reviews ") for line in lines]
+    assert told[0] == "refresh   train.source.sha256: changed"
+    assert "  reads rows" in told
+    assert told[-1] == "failed    train: row 3: label: is null"
+    assert re.fullmatch(r"retrain \S+: Failed: retrain: tiny-reviews: train: row 3: label: is null", last[20:])
 
 
 def test_what_is_tried_again() -> None:

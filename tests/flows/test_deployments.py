@@ -14,7 +14,7 @@ from tasks.pipeline.errors import InputError
 from tasks.pipeline.settings import Settings, load_settings, parse_settings
 from tests.cells import pipeline, settings
 from tests.flows.project import REAL
-from tests.flows.test_cli import call
+from tests.flows.test_cli import call, dsm
 
 
 def with_schedule(**schedule: object) -> Settings:
@@ -83,12 +83,11 @@ def test_validate_reads_the_cron_lines(project: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["serve", "deploy"])
-def test_schedules_need_a_server(project: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+def test_schedules_need_a_server(project: Path, command: str) -> None:
     (project / "params.yaml").write_text(
         yaml.safe_dump(settings() | {"retrain": {"schedules": {"n": {"cron": "0 3 * * 1"}}}})
     )
-    code, _, err = call(command)
-    assert code == 2
-    assert err.startswith("error: PREFECT_API_URL: is not set")
+    told = dsm(command, PREFECT_HOME=str(project / "prefect"))  # without a profile that names a server
+    assert told.returncode == 2
+    assert told.stderr.startswith("error: PREFECT_API_URL: is not set")
     assert not (project / "prefect.yaml").exists()

@@ -1,25 +1,34 @@
 """Which Prefect server is used, and what is said of one that cannot be used."""
 
 import json
+import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import prefect
 import pytest
 import yaml
+from filelock import FileLock
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.server import check_server, needs_server, start_server
 from flows.stages import StepFailed
 from tasks.pipeline.errors import InputError
 from tests.cells import settings
-from tests.flows.project import cell_project, ran
+from tests.flows.project import REAL, cell_project, ran
 from tests.flows.test_cli import dsm
+from tests.servers import Server, free_port
 
 
 @contextmanager
@@ -121,3 +130,69 @@ def test_a_dead_server_is_one_line(project: Path, dead: str, by: str, command: s
         assert told.stdout.splitlines()[-1] == f"tiny on reviews, with the Prefect server at {dead} ({named})"
     assert ran(project) == []
     assert not (project / "prefect.yaml").exists()
+
+
+def scheduled(project: Path) -> Path:
+    """A project with one schedule that does not come due during a test."""
+    cell_project(project)
+    retrain = {"schedules": {"yearly": {"cron": "0 3 1 1 *"}}}
+    (project / "params.yaml").write_text(yaml.safe_dump(settings() | {"retrain": retrain}))
+    return project
+
+
+def test_a_second_serve_is_refused(project: Path) -> None:
+    scheduled(project)
+    (project / "data" / "scratch").mkdir(parents=True)
+    with FileLock(project / "data" / "scratch" / "serve.lock"), answering(200, json.dumps(prefect.__version__)) as url:
+        told = dsm("serve", PREFECT_API_URL=url)
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr == ("failed: serve: another `dsm serve` keeps the schedules of this project; end it first\n")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_serve_says_how_it_leaves_the_deployments(project: Path, tmp_path: Path, end: signal.Signals) -> None:
+    scheduled(project)
+    port = free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    server = Server(command, port=port, alive="/api/health", where=tmp_path, PREFECT_HOME=str(tmp_path / "prefect"))
+    url = f"{server.address}/api"
+
+    def paused() -> bool | None:
+        found = httpx.get(f"{url}/deployments/name/retrain/yearly", timeout=30)
+        return found.json()["paused"] if found.status_code == 200 else None
+
+    def serve() -> list[str]:
+        """Serves until the schedule is active, then ends it; returns what it said."""
+        serving = subprocess.Popen(
+            [sys.executable, "-c", "from flows.cli import app; app()", "serve"],
+            env={**os.environ, "PYTHONPATH": str(REAL), "PREFECT_API_URL": url},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            give_up = time.monotonic() + 120
+            while paused() is not False:
+                assert serving.poll() is None, serving.communicate()
+                assert time.monotonic() < give_up
+                time.sleep(0.2)
+            time.sleep(2)  # until it has its signal handler
+            serving.send_signal(end)
+            out, _ = serving.communicate(timeout=60)
+        finally:
+            serving.kill()
+        return out.splitlines()
+
+    try:
+        for _ in range(2):  # the second one makes the paused schedule active again
+            lines = serve()
+            assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines), lines
+            assert [line[20:] for line in lines] == [
+                f"serves, with the Prefect server at {url} (PREFECT_API_URL)",
+                "retrain/yearly: 0 3 1 1 * UTC",
+                "retrain/yearly: paused until the next `dsm serve`",
+            ]
+            assert paused() is True
+    finally:
+        server.end()
