@@ -141,6 +141,7 @@ def _wait(address: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
     pytest.fail(f"the server does not answer: {log.read_text()}")
 
 
+@pytest.mark.slow
 def test_tracker_shows_the_run_its_metrics_and_the_model(browser: Any, tracked: tuple[str, Cell]) -> None:
     address, cell = tracked
     page = browser.new_page(viewport={"width": 1500, "height": 1200})

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tasks.evidence.figures import difference_interval
+from tasks.evidence.figures import difference_interval, figures
+from tasks.evidence.reading import read_evidence
 from tasks.evidence.report import render
 from tasks.evidence.verdict import signed, verdict
 from tasks.pipeline.cell import Cell
@@ -159,7 +160,10 @@ def test_limits_and_provenance_are_said(cell: Cell) -> None:
         assert fact in shown, fact
 
 
-def test_scores_of_another_kind_are_called_what_they_are(cell: Cell) -> None:
+def test_scores_of_another_kind_are_called_what_they_are(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = figures(read_evidence(cell))
+    monkeypatch.setattr("tasks.evidence.report.figures", lambda _: drawn)  # they take most of the time
+
     def shown(tensors: dict[str, np.ndarray], **header: Any) -> str:
         metadata = {"header": json.dumps({"n": 10, "projection": "gate_proj", "ranking": "signed"} | header)}
         save_file(tensors, cell.scores, metadata=metadata)

@@ -23,7 +23,7 @@ def test_two_flows_on_a_cell_that_has_nothing_yet(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(1200)
 def test_two_flows_on_one_cell(finished_root: Path) -> None:
-    lost = ["score"]
+    lost = ["prune"]
     for step in lost:
         forget(finished_root, f"{step}@tiny-reviews")
     two_flows(finished_root, lost)

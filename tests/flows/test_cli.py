@@ -346,6 +346,7 @@ def test_ctrl_c_ends_the_children(project: Path) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_a_prefect_server_that_does_not_start_is_one_line_and_not_left_behind(project: Path) -> None:
     cell_project(project)
     told = dsm("run", PREFECT_HOME=str(project / "prefect"), PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="1")

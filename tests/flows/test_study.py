@@ -117,6 +117,7 @@ def test_the_page_needs_a_result(project: Path) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_a_study_runs_after_its_cell_and_then_not_again(finished_root: Path) -> None:
     root, cell = finished_root, open_cell(root=finished_root)
     forget(root, "report@tiny-reviews")

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.servers import Server, free_port
 
 # What `dsm run` starts before its first step, and a page to see when it is there.
@@ -16,6 +18,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.Sim
 """
 
 
+@pytest.mark.slow
 def test_the_ui_listens_on_loopback_only(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-c", "from flows.cli import app; app()", "ui", "--port", str(port)]

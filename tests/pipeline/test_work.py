@@ -170,6 +170,7 @@ class TestOnRay:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # Ray starts three times
 def test_two_workers_of_which_one_is_killed_write_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_workers: None
@@ -213,7 +214,9 @@ with crew(object) as workers:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("how", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGKILL, -9)]
+)
 def test_nothing_outlives_a_driver_that_is_ended(how: signal.Signals, code: int, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"DSM_WORKERS": "2", "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
