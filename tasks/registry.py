@@ -81,7 +81,8 @@ def _apart_from_the_caller() -> Iterator[None]:
 
     before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
     own = mlflow.is_tracking_uri_set() or mlflow.active_run() is not None  # type: ignore[no-untyped-call]
-    tracking, registry = (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) if own else ("", "")
+    tracking = (mlflow.get_tracking_uri() or before["MLFLOW_TRACKING_URI"]) if own else ""
+    registry = (mlflow.get_registry_uri() or tracking) if own else ""
     try:
         yield
     finally:
