@@ -79,9 +79,10 @@ def _apart_from_the_caller() -> Iterator[None]:
     hidden = {name: os.environ.pop(name) for name in OF_THE_CALLER if name in os.environ}
     import mlflow
 
-    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    stores = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ[name] for name in stores if name in os.environ}
     own = mlflow.is_tracking_uri_set() or mlflow.active_run() is not None  # type: ignore[no-untyped-call]
-    tracking = (mlflow.get_tracking_uri() or before["MLFLOW_TRACKING_URI"]) if own else ""
+    tracking = (mlflow.get_tracking_uri() or before.get("MLFLOW_TRACKING_URI", "")) if own else ""
     registry = (mlflow.get_registry_uri() or tracking) if own else ""
     try:
         yield
@@ -89,10 +90,9 @@ def _apart_from_the_caller() -> Iterator[None]:
         if own:  # else MLflow goes on with ours in this process: it had none
             mlflow.set_tracking_uri(tracking)
             mlflow.set_registry_uri(registry)
-        for name, value in before.items():  # MLflow sets these too, and `tracking_uri` of another project reads them
+        for name in stores:  # MLflow sets these too, and `tracking_uri` of another project reads them
             os.environ.pop(name, None)
-            os.environ.update({} if value is None else {name: value})
-        os.environ.update(hidden)
+        os.environ.update(before | hidden)
 
 
 def _experiment(client: Any, root: Path, uri: str) -> str:

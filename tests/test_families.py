@@ -185,6 +185,6 @@ def test_a_norm_before_the_mlp_alone_is_known_by_its_name():
     stack = DecoderStack(model)
     sequence = list(range(3, 12))
     [packed] = stack.pack([[(sequence, [len(sequence) - 1])]])
-    [logits] = torch.cat(list(stack.silenced(stack.clean(packed), 1, [np.array(SILENT)])))
+    [logits] = torch.cat(list(stack.logits_without(stack.clean(packed), 1, [np.array(SILENT)])))
     rows(model, 1)[torch.tensor(SILENT)] = 0
     torch.testing.assert_close(logits[0], model(torch.tensor([sequence])).logits[0, -1], atol=1e-4, rtol=1e-4)

@@ -457,5 +457,5 @@ def test_a_path_of_awkward_characters(cell: Cell, tmp_path: Path) -> None:
     register(moved)
     assert (tmp_path / name / "mlflow.db").exists()
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    _, _, (version,) = store(moved)
-    assert version.aliases == ["challenger"]
+    client, _, _ = store(moved)
+    assert client.get_model_version_by_alias(NAME, "challenger").version == "1"

@@ -171,7 +171,7 @@ def test_a_failure_of_the_model_is_told_to_the_log_alone(
 
 def test_two_models_answer_many_threads_as_they_answer_one(typed: Cell, tmp_path: Path) -> None:
     first, other = loaded(typed), servable_cell(tmp_path)
-    os.environ.pop("MLFLOW_TRACKING_URI")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
     register(other)
     second = loaded(other)
     asked = [pair for i, row in enumerate(evaluated(typed)) for pair in ((first, row), (second, {"text": "long " * i}))]
