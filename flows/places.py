@@ -8,6 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from tasks.database import check_path, sqlite_uri
 from tasks.pipeline.errors import InputError
 
 SITE_CACHE = Path("/var/tmp/dvc")  # DVC's own default on Linux
@@ -23,9 +24,19 @@ def check_places(root: Path) -> None:
         tempfile.gettempdir()
     except OSError:
         raise InputError("TMPDIR", "no directory for temporary files can be written; set it to one that can") from None
+    check_project(root.resolve())
     if not _may_name_a_server(root):
         check_prefect_home()
     check_dvc(root)
+
+
+def check_project(root: Path) -> None:
+    """Raises InputError where DVC or MLflow cannot work in a directory of this name."""
+    if "{" in str(root) or "}" in str(root):  # tqdm under DVC takes it for a format
+        raise InputError("project", f"the path {str(root)!r} has a brace, and DVC fails there; move the project")
+    check_path(root)
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        sqlite_uri(root / "mlflow.db")
 
 
 def check_prefect_home() -> None:
@@ -34,13 +45,15 @@ def check_prefect_home() -> None:
     Raises:
         InputError: it cannot be written.
     """
-    home = _prefect_home()
+    home = _prefect_home().absolute()
     if problem := _why_unwritable(home):
         raise InputError(
             "PREFECT_HOME",
             f"{home}, where Prefect keeps its database, cannot be written ({problem}); "
             "set PREFECT_HOME to a directory that can",
         )
+    if "?" in str(home):  # its address is made like MLflow's: see `sqlite_uri`
+        raise InputError("PREFECT_HOME", f"{str(home)!r} has a '?', and the address of Prefect's database ends there")
     database = home / "prefect.db"
     if database.exists() and not os.access(database, os.W_OK):
         raise InputError("PREFECT_HOME", f"{database} cannot be written; set PREFECT_HOME to another directory")

@@ -3,11 +3,36 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import replacing
 
 SQLITE = "sqlite:///"
+
+
+def check_path(root: Path) -> None:
+    """Raises InputError where MLflow cannot take files from a project in this directory."""
+    if unquote(str(root)) != str(root):  # MLflow decodes paths of files as if they were addresses
+        raise InputError(
+            "project",
+            f"the path {str(root)!r} has a '%' before two hexadecimal digits, and MLflow fails there; move it",
+        )
+
+
+def sqlite_uri(path: Path) -> str:
+    """The address of a database file.
+
+    Raises:
+        InputError: no address can name it.
+    """
+    if "?" in str(path):  # SQLAlchemy takes no escape for it
+        raise InputError(
+            "project",
+            f"the path {str(path)!r} has a '?', and the address of an SQLite database ends there; "
+            "move the project, or set MLFLOW_TRACKING_URI to another database or server",
+        )
+    return f"{SQLITE}{path}"
 
 
 def make_database(uri: str) -> None:

@@ -20,7 +20,7 @@ import pandas as pd
 from filelock import FileLock
 
 from tasks.benchmarks.templates import fixed_options
-from tasks.database import make_database, troubles_told
+from tasks.database import check_path, make_database, sqlite_uri, troubles_told
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.errors import InputError
 
@@ -34,7 +34,7 @@ TOLERANCE = 1e-3  # of a probability: the same float32 model in other batches
 
 def tracking_uri(root: Path) -> str:
     """MLFLOW_TRACKING_URI if set, else an SQLite database in the project's directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlflow.db').resolve()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri((root / "mlflow.db").resolve())
 
 
 @contextmanager
@@ -46,6 +46,7 @@ def store(root: Path) -> Iterator[tuple[Any, str]]:
     Raises:
         InputError: the tracking server or the database cannot be used, or the server failed on the way.
     """
+    check_path(root.resolve())
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # with pauses of 1, 2 and 4 seconds

@@ -283,3 +283,28 @@ def test_options_of_the_row_are_an_input(cell: Cell, tmp_path: Path) -> None:
         with pytest.raises(MlflowException, match=told) as refused:
             model.predict(None, pd.DataFrame({"prompt": ["Which?"], "options": [options]}))
         assert refused.value.get_http_status_code() == 400
+
+
+@on_a_file
+@pytest.mark.parametrize("name", ["a?b", "a%20b"])
+def test_a_path_that_mlflow_cannot_take_is_refused(cell: Cell, tmp_path: Path, name: str) -> None:
+    """Otherwise the database is written beside the project, or the model's files are looked for elsewhere."""
+    (tmp_path / "project").rename(tmp_path / name)
+    (tmp_path / name / "mlflow.db").unlink()
+    with pytest.raises(InputError, match=r"^project: the path "):
+        register(open_cell(root=tmp_path / name))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert not (tmp_path / name / "mlartifacts").exists()
+
+
+@on_a_file
+def test_a_path_of_awkward_characters(cell: Cell, tmp_path: Path) -> None:
+    name = "a#b %c'd\"[e]\\é&f=g;h@+"
+    (tmp_path / "project").rename(tmp_path / name)
+    (tmp_path / name / "mlflow.db").unlink()
+    moved = open_cell(root=tmp_path / name)
+    register(moved)
+    assert (tmp_path / name / "mlflow.db").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    client, _, _ = store(moved)
+    assert client.get_model_version_by_alias(NAME, "challenger").version in (1, "1")

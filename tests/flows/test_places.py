@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.places import check_places
+from flows.places import check_places, check_project
 from tasks.pipeline.errors import InputError
 from tests.flows.project import REAL, cell_project, ran
 from tests.flows.test_cli import dsm
@@ -123,3 +123,34 @@ def test_it_is_seen_before_prefect_is_imported() -> None:
     env = {**os.environ, "HOME": NOWHERE}
     done = subprocess.run([sys.executable, "-c", code], cwd=REAL, env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("name", ["a?b", "a{b", "b}", "a%20b"])
+def test_a_path_in_which_dvc_or_the_database_fails_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(cell_project(tmp_path / name))
+    told = dsm("run")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.startswith(f"error: project: the path '{tmp_path / name}")
+    assert told.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    if name == "a?b":  # a server has no such trouble
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+        check_project(tmp_path / name)
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        told = dsm("ui")
+        assert told.returncode == 2
+        assert told.stderr.startswith("error: project: the path ")
+
+
+def test_prefects_database_in_such_a_path(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(project / "a?b"))
+    with pytest.raises(InputError, match=r"^PREFECT_HOME: .* has a '\?'"):
+        check_places(project)
+
+
+@pytest.mark.parametrize("name", ["a#b", "a%b", "a b", "a'b", 'a"b', "a\\b", "a[b]", "a*b", "\u00e4"])
+def test_any_other_path_is_no_trouble(tmp_path: Path, name: str) -> None:
+    check_project(tmp_path / name)
