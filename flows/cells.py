@@ -195,6 +195,10 @@ def edited(root: Path) -> Iterator[Any]:
         document = yaml.load(before)
         unchanged, named = io.StringIO(), _entries(document)
         yaml.dump(document, unchanged)
+        if document["pipeline"].get("cells") is None:  # a file of the time before the list, which dvc.yaml needs
+            cells = _section(document["pipeline"], "cells")
+            for name, cell in parse_settings(before).pipeline.cells.items():
+                cells[name] = _one_line(cell.model_dump())
         yield document
         text = io.StringIO()
         yaml.dump(document, text)

@@ -3,7 +3,6 @@
 Only what can change a result stands in params.yaml. Device, threads and tracking address come from the environment.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -309,13 +308,15 @@ class Pipeline(Strict):
     @field_validator("cells", mode="before")
     @classmethod
     def _is_there(cls, value: Any, info: ValidationInfo) -> Any:
-        """Says what to write in a file of the time when every model x every benchmark was a cell."""
+        """In a file of the time before the list of cells, every model x every benchmark is one."""
         if value is not None:
             return value
         models, benchmarks = info.data.get("models", ()), info.data.get("benchmarks", ())
-        listed = (ListedCell(model=model, benchmark=benchmark) for model in models for benchmark in benchmarks)
-        written = json.dumps({cell.name: cell.model_dump() for cell in listed})
-        raise ValueError(f"is missing; write those that you want of cells: {written}")
+        cells = [ListedCell(model=model, benchmark=benchmark) for model in models for benchmark in benchmarks]
+        found = {cell.name: cell.model_dump() for cell in cells}
+        if len(found) < len(cells):
+            raise ValueError("two cells would have the same name; rename a model or a benchmark")
+        return found
 
     @field_validator("cells")
     @classmethod

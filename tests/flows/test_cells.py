@@ -143,6 +143,18 @@ def test_what_others_need_stays_in_the_lists(project: Path) -> None:
     assert (now.models, now.benchmarks, list(now.cells)) == (["mine", "tiny"], ["quiz", "reviews"], ["tiny-reviews"])
 
 
+def test_a_file_without_a_list_of_cells_gets_one(project: Path) -> None:
+    two_cells(project)
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    named = dict(params["pipeline"])
+    del params["pipeline"]["cells"]
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    model, benchmark = named["models"][0], named["benchmarks"][0]
+    assert list_cell(project, model, benchmark) == []
+    written = yaml.safe_load((project / "params.yaml").read_text())["pipeline"]["cells"]
+    assert set(written) == {f"{m}-{b}" for m in named["models"] for b in named["benchmarks"]}
+
+
 def test_two_cells_of_one_name(project: Path) -> None:
     cell_project(project)
     params = yaml.safe_load((project / "params.yaml").read_text())

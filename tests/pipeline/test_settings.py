@@ -85,10 +85,6 @@ PART = {"package": "p", "version": "1", "file": "f"}
         (put({"model": "tiny", "benchmark": "reviews"}, "pipeline", "cells", "t"), "must be named 'tiny-reviews'"),
         (put({"model": "tiny"}, "pipeline", "cells", "t"), "pipeline.cells.t.benchmark: Field required"),
         (put(["tiny-reviews"], "pipeline", "cells"), "pipeline.cells: Input should be a valid dictionary"),
-        (
-            lambda params: params["pipeline"].pop("cells"),
-            'pipeline.cells: is missing; write those that you want of cells: {"tiny-reviews": {"model": "tiny", ',
-        ),
         (source("ftp"), "models.tiny.source: "),
         (source("wheel", package="p", version="1"), "models.tiny.source.file: Field required"),
         (source("wheels", file="a.gguf", parts=[], sha256="0" * 64), "models.tiny.source.parts: "),
@@ -153,13 +149,12 @@ def test_no_cell_at_all_is_valid():
     assert parse_settings(yaml.safe_dump(params)).pipeline.chosen(None, None) == []
 
 
-def test_what_the_message_says_to_write_is_valid():
+def test_without_a_list_every_model_on_every_benchmark_is_a_cell():
     params = settings()
     del params["pipeline"]["cells"]
-    with pytest.raises(InputError) as caught:
-        parse_settings(yaml.safe_dump(params))
-    params["pipeline"] |= yaml.safe_load(str(caught.value).partition("that you want of ")[2])
-    assert list(parse_settings(yaml.safe_dump(params)).pipeline.cells) == ["tiny-reviews"]
+    params["benchmarks"]["other"] = params["benchmarks"]["reviews"]
+    params["pipeline"]["benchmarks"].append("other")
+    assert list(parse_settings(yaml.safe_dump(params)).pipeline.cells) == ["tiny-reviews", "tiny-other"]
 
 
 def test_a_hub_source_takes_a_commit():
