@@ -83,7 +83,9 @@ def _apart_from_the_caller() -> Iterator[None]:
     before = {name: os.environ[name] for name in stores if name in os.environ}
     own = mlflow.is_tracking_uri_set() or mlflow.active_run() is not None  # type: ignore[no-untyped-call]
     tracking = (mlflow.get_tracking_uri() or before.get("MLFLOW_TRACKING_URI", "")) if own else ""
-    registry = (mlflow.get_registry_uri() or tracking) if own else ""
+    registry = mlflow.get_registry_uri() if own else ""
+    if registry == tracking:  # it follows the tracking store, as by default
+        registry = ""
     try:
         yield
     finally:

@@ -94,22 +94,28 @@ def rows_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("limits", [{"test": 12, "transfer": 0}, {"test": 1, "transfer": 12}])
+@pytest.mark.parametrize("by", ["test", "transfer"])
 @pytest.mark.parametrize("text", ["long " * 110, "a <new> word"])
-def test_a_test_row_that_does_not_fit_is_refused_before_anything_is_computed(tmp_path, limits, text):
-    cell = chat_cell(tmp_path, LLAMA, limits=limits)
-    last = pd.read_parquet(cell.test)["id"].iloc[-1]
+def test_a_test_row_that_does_not_fit_is_refused_before_anything_is_computed(tmp_path, by, text):
+    cell = chat_cell(tmp_path, LLAMA)
+    there = pd.read_parquet(cell.test)["id"].tolist()
     path = tmp_path / "source" / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     tokenizer["added_tokens"].append(tokenizer["added_tokens"][0] | {"id": 257, "content": "<new>", "special": False})
     path.write_text(json.dumps(tokenizer))
-    rows = rows_of(tmp_path / "reviews.jsonl")
-    rows[int(last.removeprefix("test-")) - 1]["text"] = text
-    (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    cell = changed(tmp_path, {})
-    assert last == pd.read_parquet(cell.test)["id"].iloc[-1]
+    before = rows_of(tmp_path / "reviews.jsonl")
+    for name in there:  # a row with another text stands in another place, perhaps in train
+        number = int(name.removeprefix("test-"))
+        rows = [row | ({"text": f"{text} {i}"} if i == number else {}) for i, row in enumerate(before, start=1)]
+        (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found = pd.read_parquet(changed(tmp_path, {}).test)["id"].tolist()
+        if name in found[1:]:
+            break
+    last, place = name, found.index(name)
+    limits = {"test": place + 1, "transfer": 0} if by == "test" else {"test": 1, "transfer": place + 1}
+    cell = changed(tmp_path, {"limits": limits})
     told = "prompt: [0-9]+ tokens.* context has 512" if "long" in text else "token '<new>' has the id 257"
     with pytest.raises(InputError, match=f"^row {last}: .*{told}"):
         sample(cell)
     assert not cell.samples.exists()
-    sample(changed(tmp_path, {"limits": {"test": 11, "transfer": 4}}))  # a row that nothing uses may be as it is
+    sample(changed(tmp_path, {"limits": {"test": place, "transfer": 1}}))  # a row that nothing uses may be as it is

@@ -27,7 +27,8 @@ from tests.test_register import ENVIRONMENT, pytestmark  # noqa: F401 - warnings
 PROMPT = """{{ question }} ({{ year }}, {{ rating }}, {{ fresh }}{% if hint %}, {{ hint }}{% endif %})
 A. {{ choices[0] }}
 B. {{ choices[1] }}
-{{ choices }} {{ years }} {{ meta.place }} {{ meta }}{% if note is defined %} {{ note }}{% endif %}{{ votes or "" }}
+{{ choices | join("; ") }} {{ years | join(" ") }}
+{{ meta.place }} {{ meta.seats[2] }}{% if note is defined %} {{ note }}{% endif %}{{ votes or "" }}
 Answer:"""
 
 

@@ -258,8 +258,8 @@ def test_the_real_benchmarks(tmp_path, benchmark, train, test):
     assert everything["prompt"].is_unique
     assert everything["id"].is_unique
     assert everything["gold"].isin([0, 1]).all()
-    first = settings.benchmarks[benchmark].limits.test
-    assert 0.3 < frames[1]["gold"][:first].mean() < 0.7
+    gold = frames[1]["gold"].to_numpy()  # the order has nothing to do with the labels, so the first rows are like all
+    assert abs(gold[:300].mean() - gold.mean()) < 0.12  # four standard errors
 
 
 # -- options and labels of a row --------------------------------------------------------------------------------------
