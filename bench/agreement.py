@@ -14,11 +14,12 @@ from typing import Literal
 
 import numpy as np
 
+from tasks.benchmarks import library
+from tasks.benchmarks.benchmark_spec import BenchmarkSpec, HeldOut
 from tasks.benchmarks.rows import Example, examples, read_rows
 from tasks.benchmarks.scoring import option_logprobs, per_character
 from tasks.models.loading import Loaded, load
-from tasks.pipeline import library
-from tasks.pipeline.declared import BenchmarkSpec, HeldOut, LocalSource
+from tasks.sources.kinds import LocalSource
 
 BENCHMARKS = ("sst2", "boolq", "copa", "arc_easy", "mmlu-anatomy", "mmlu-global_facts")
 BATCH = 8

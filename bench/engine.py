@@ -32,18 +32,18 @@ from tasks.method.attribute import Attributor
 from tasks.method.grid import Grid, Part, parts_of
 from tasks.method.integrated_gradients import LayerPath, layer_scores
 from tasks.method.neurons import prominent_neurons
+from tasks.method.options import Attribution
 from tasks.method.quadrature import allowed
 from tasks.models.loading import load
 from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell, open_cell
-from tasks.pipeline.files import read_jsonl, replacing
-from tasks.pipeline.settings import Attribution
+from tasks.runtime.files import read_jsonl, replacing
 
 SPREAD = [2, 10, 19, 27]  # of 30 layers: as deep on average as all of them
 PAPER = Attribution(quadrature="riemann_right", steps=20)
 MANY = 96  # nodes of a layer whose budget is not to be what stops it
-KEPT = "data/scratch/bench"  # the three score matrices, for `python -m bench.quadrature`
+KEPT = "data/scratch/bench"  # the three score matrices, for `python -m bench.quadrature_nodes`
 
 
 @dataclass
@@ -152,7 +152,7 @@ def bench_scores(bench: Bench, prompts: list[list[int]]) -> None:
 
 
 def keep(bench: Bench, name: str, results: dict[int, Any]) -> None:
-    """Leaves the score matrix of a rule for `python -m bench.quadrature`."""
+    """Leaves the score matrix of a rule for `python -m bench.quadrature_nodes`."""
     path = bench.cell.root / KEPT / f"{name}.safetensors"
     names = ("gap", "difference", "error", "nodes")
     few = {name: torch.tensor([getattr(result, name) for result in results.values()]) for name in names}

@@ -35,8 +35,7 @@ from flows.stages import (
     stages_of,
 )
 from tasks.pipeline.cell import Cell, open_cell
-from tasks.register import FLOW
-from tasks.registry import tracking_uri
+from tasks.tracking.store import FLOW, tracking_uri
 
 # Another process may hold a stage for as long as a download takes; for longer, a person should decide.
 RETRIES = 60
@@ -118,7 +117,7 @@ def act(step: str, model: str, benchmark: str) -> str:
 
     told = run_command(
         step,
-        f"tasks.{step}",
+        f"tasks.steps.{step}",
         ["--model", model, "--benchmark", benchmark],
         Path.cwd(),
         timeout=step_timeout(),

@@ -15,11 +15,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from tasks.pipeline import library
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import write_text
+from tasks.benchmarks import library
 from tasks.pipeline.settings import PARAMS, ListedCell, Settings, load_settings, parse_settings
-from tasks.pipeline.sources import existing
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import existing, write_text
 
 
 def named_cells(

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from flows import experiments, operate
 from flows.console import Benchmark, Data, Model, Runnable, print_table
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 
 class _Group(TyperGroup):
@@ -173,7 +173,7 @@ def export(
 
     cell = open_cell(model, benchmark)
 
-    from tasks import export as exports
+    from tasks.tracking import export as exports
 
     exports.export(cell, out)
     print(out)
@@ -186,7 +186,7 @@ def apply_recipe(
     out: Annotated[Path, typer.Option(help="The directory to make; must not exist.")],
 ) -> None:
     """Apply a recipe to a copy of its base model; another model is refused by its hash."""
-    from tasks import export as exports
+    from tasks.tracking import export as exports
 
     exports.apply(recipe, model, out)
     print(out)
@@ -196,7 +196,7 @@ def apply_recipe(
 def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 5000) -> None:
     """Start the MLflow UI on 127.0.0.1; it runs until Ctrl-C."""
     from flows.environment import child_environment
-    from tasks.registry import tracking_uri
+    from tasks.tracking.store import tracking_uri
 
     uri = tracking_uri(Path.cwd())
     if uri.startswith(("http://", "https://")):
@@ -212,8 +212,8 @@ def validate() -> None:
     """Check params.yaml field by field."""
     from flows.environment import prepare
     from tasks.benchmarks.rows import check_templates
-    from tasks.pipeline.inputs import check_inputs
     from tasks.pipeline.settings import load_settings
+    from tasks.pipeline.study_inputs import check_inputs
 
     settings = load_settings(Path.cwd())
     if settings.retrain.schedules:
@@ -264,7 +264,7 @@ def list_benchmarks(data: Data = None) -> None:
     """Show the benchmarks of the library and of params.yaml: rows, options, licence, and where the rows come from."""
     from rich.table import Table
 
-    from flows.catalogue import COLUMNS, catalogue
+    from flows.benchmark_list import COLUMNS, catalogue
 
     table = Table(
         caption="train and test: rows as published; majority: share of the commonest right option; "

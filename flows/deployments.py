@@ -23,9 +23,10 @@ from pydantic import ValidationError
 
 from flows.cells import named_cells
 from flows.environment import HEARTBEAT, child_environment, operated
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import write_text
-from tasks.pipeline.settings import Schedule, Settings
+from tasks.pipeline.retraining import Schedule
+from tasks.pipeline.settings import Settings
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import write_text
 
 FLOW = "retrain"
 ENTRYPOINT = "flows/retrain.py:retrain"

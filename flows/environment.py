@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from flows.places import check_places
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 # Nothing that is started here calls home.
 QUIET = {

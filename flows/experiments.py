@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.console import Benchmark, Data, Model, Runnable, print_table
-from tasks.pipeline.errors import InputError
 from tasks.pipeline.names import STUDIES, WEIGHT_METHODS
+from tasks.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from tasks.pipeline.cell import Cell
@@ -61,8 +61,8 @@ def study(
 
         from flows.adapt import listed
         from flows.server import start_server
-        from flows.study import as_table, list_study
-        from flows.study import study as run_study
+        from flows.study_flows import as_table, list_study
+        from flows.study_flows import study as run_study
 
         with listed(cell, lambda: list_study(root, name, cell.model, cell.benchmark, on or (), full=full)):
             start_server(f"{name} of {cell.model} on {cell.benchmark}")
@@ -102,7 +102,7 @@ def explain(
     from flows.stages import run_command
 
     names = ["--model", cell.model, "--benchmark", cell.benchmark]
-    run_command("explain", "tasks.explain", names, cell.root, timeout=timeout, log=print)
+    run_command("explain", "tasks.steps.explain", names, cell.root, timeout=timeout, log=print)
     print((cell.directory / "explanation.html").relative_to(cell.root))
 
 
@@ -113,8 +113,8 @@ def _explain_meanings(cell: "Cell") -> None:
 
     from flows.adapt import listed
     from flows.server import start_server
-    from flows.study import list_nsa
-    from flows.study import nsa as flow
+    from flows.study_flows import list_nsa
+    from flows.study_flows import nsa as flow
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with listed(cell, lambda: list_nsa(cell.root, cell.model, cell.benchmark)):
@@ -126,7 +126,7 @@ def _explain_meanings(cell: "Cell") -> None:
 @app.command()
 def studies(page: Annotated[Path, typer.Option(help="The page to write.")] = Path("docs/studies.md")) -> None:
     """Write the page of all studies that have a result: tables, plots and published figures."""
-    from tasks.evidence.pages import write_page
+    from tasks.evidence.study_pages import write_page
     from tasks.pipeline.settings import load_settings
 
     root = Path.cwd()
@@ -156,8 +156,8 @@ def sparsify(
     prepare()
 
     from flows.server import start_server
-    from flows.sparsify import list_sparse
-    from flows.sparsify import sparsify as flow
+    from flows.sparsify_flow import list_sparse
+    from flows.sparsify_flow import sparsify as flow
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with taken_back_without_result(Path.cwd()):

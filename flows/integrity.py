@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.yamltext import read_yaml
+from tasks.runtime.errors import InputError
+from tasks.runtime.yamltext import read_yaml
 
 LOCK = "dvc.lock"
 DIRECTORY = ".dir"

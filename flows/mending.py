@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 from zc.lockfile import LockError, SimpleLockFile
 
-from tasks.pipeline.files import replacing
+from tasks.runtime.files import replacing
 
 KEPT = "dvc.lock.kept"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast

@@ -37,8 +37,8 @@ def serve() -> None:
 
     from flows.environment import SERVED, prepare, stamp
     from flows.stages import StepFailed
-    from tasks.pipeline.errors import InputError
     from tasks.pipeline.settings import load_settings
+    from tasks.runtime.errors import InputError
 
     settings = load_settings(Path.cwd())
     if not settings.retrain.schedules:
@@ -99,7 +99,7 @@ def versions(model: Model = None, benchmark: Benchmark = None) -> None:
 
     cell = open_cell(model, benchmark)
 
-    from tasks.promote import versions as registered
+    from tasks.tracking.promote import versions as registered
 
     found, moves = registered(cell)
     table = Table(title=cell.name, caption="p: exact McNemar test, pruned against base, on the n test rows of its time")
@@ -133,7 +133,7 @@ def promote(
 
     cell = open_cell(model, benchmark)
 
-    from tasks.promote import promote as make_champion
+    from tasks.tracking.promote import promote as make_champion
 
     before = make_champion(cell, version, why)
     print(f"{cell.name}: version {version} is the champion now (before: {before or 'none'})")

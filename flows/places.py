@@ -8,8 +8,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from tasks.database import check_path, sqlite_uri
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
+from tasks.tracking.database import check_path, sqlite_uri
 
 SITE_CACHE = Path("/var/tmp/dvc")  # DVC's own default on Linux
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from flows.stages import STEPS, Status, plan_stages, stages_of
 from tasks.pipeline.cell import Cell
-from tasks.pipeline.files import read_json, read_jsonl
+from tasks.runtime.files import read_json, read_jsonl
 
 # Used until the model and the samples are there: the default model, and the sentences of its benchmark.
 ASSUMED = {

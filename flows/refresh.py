@@ -9,11 +9,12 @@ from pathlib import Path
 import yaml
 
 from flows.cells import edited
+from tasks.benchmarks.benchmark_spec import SplitRows
 from tasks.pipeline.cell import open_cell
-from tasks.pipeline.declared import HubSource, LocalSource, PathSource, Rows
-from tasks.pipeline.files import sha256_file
 from tasks.pipeline.settings import PARAMS
-from tasks.pipeline.sources import hub_head, local_path
+from tasks.runtime.files import sha256_file
+from tasks.sources.fetch import hub_head, local_path
+from tasks.sources.kinds import HubSource, LocalSource, PathSource
 
 
 def refresh(root: Path, benchmark: str) -> list[str]:
@@ -30,7 +31,7 @@ def refresh(root: Path, benchmark: str) -> list[str]:
     spec = open_cell(None, benchmark, root).benchmark_spec
     moved = {}
     for split, rows in (("train", spec.train), ("test", spec.test)):
-        if not isinstance(rows, Rows):
+        if not isinstance(rows, SplitRows):
             continue
         source, field = rows.source, f"benchmarks.{benchmark}.{split}.source"
         if isinstance(source, PathSource):

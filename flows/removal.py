@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.cells import Additions, additions, edited, locked
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import write_text
 from tasks.pipeline.settings import BENCHMARKS, PARAMS, Settings, load_settings
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import write_text
 
 ENTRIES = ("pipeline.cells", "studies", "nsa", "sparse")  # each has a stage with a result; names are there for them
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.pipeline.cell import Cell
-from tasks.pipeline.files import read_json
 from tasks.pipeline.settings import Settings
+from tasks.runtime.files import read_json
 
 if TYPE_CHECKING:
     from rich.table import Table

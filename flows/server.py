@@ -19,10 +19,10 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows import keeper
+from flows import server_keeper
 from flows.places import check_prefect_home
 from flows.stages import StepFailed
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 ADDRESS = "PREFECT_API_URL"
 PATIENCE = 10.0  # seconds in which a server must answer
@@ -46,11 +46,11 @@ def start_server(what: str) -> None:
         return
     check_prefect_home()
     print(f"{what}, with a temporary Prefect server, which takes some seconds to start", flush=True)
-    os.environ[keeper.MARK] = str(os.getpid())
+    os.environ[server_keeper.MARK] = str(os.getpid())
     # In a session of its own it outlives us; it ends when the pipe does, which is when we do.
     _keepers.append(
         subprocess.Popen(
-            [sys.executable, str(Path(keeper.__file__)), str(os.getpid())],
+            [sys.executable, str(Path(server_keeper.__file__)), str(os.getpid())],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )

@@ -13,7 +13,7 @@ from flows import processes
 from flows.integrity import discard, is_altered, outputs_of
 from flows.mending import keep, mend
 from flows.processes import Finished
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 STEPS = ("model", "data", "sample", "score", "search", "prune", "evaluate", "transfer", "report")
 

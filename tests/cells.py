@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from tasks.evidence.statistics import mcnemar, spearman, standard_error
 from tasks.pipeline.cell import Cell, open_cell
-from tasks.pipeline.files import read_json, write_json, write_jsonl, write_parquet, write_text
+from tasks.runtime.files import read_json, write_json, write_jsonl, write_parquet, write_text
 
 FRACTIONS = [0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40]
 OPTIONS = [" negative", " positive"]
@@ -220,9 +220,9 @@ def _transfer(cell: Cell, tested: pd.DataFrame) -> dict[str, Any]:
 def servable_cell(root: Path) -> Cell:
     """A finished cell with a tiny random Llama behind it: predictions.parquet holds what the pruned model answers."""
     from tasks.benchmarks.scoring import option_logprobs
-    from tasks.export import apply
     from tasks.models.hashing import sha256_directory
     from tasks.models.loading import load
+    from tasks.tracking.export import apply
     from tests.tiny import SIZES, save_tiny
 
     cell = write_cell(root, layers=SIZES["num_hidden_layers"], d_ff=SIZES["intermediate_size"], n=20)

@@ -103,7 +103,7 @@ def tracking(_tracking: Server) -> Iterator[Server]:
 
 @pytest.fixture
 def finished_root(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a finished project on which everything is real: `tests.faults.project`."""
-    from tests.faults.project import finished_project
+    """The directory of a finished project on which everything is real: `tests.faults.fault_project`."""
+    from tests.faults.fault_project import finished_project
 
     return copy_of(made_once(tmp_path_factory, "finished", finished_project), tmp_path / "project")

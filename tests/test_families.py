@@ -10,18 +10,18 @@ import yaml
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from tasks import export as exporter
 from tasks.benchmarks.encoding import encode
 from tasks.benchmarks.scoring import answers_without
-from tasks.export import apply, export
-from tasks.model import store
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.models.weights import model_files
 from tasks.pipeline.cell import open_cell
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import write_json
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import write_json
+from tasks.steps.model import store
+from tasks.tracking import export as exporter
+from tasks.tracking.export import apply, export
 from tests.cells import settings, write_cell
 from tests.tiny import FAMILIES, SIZES, rows, save_tiny, tiny_model, tiny_tokenizer
 

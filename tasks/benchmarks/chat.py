@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import jinja2
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from tasks.pipeline.declared import DATE
-from tasks.pipeline.errors import InputError
+from tasks.benchmarks.benchmark_spec import DATE
+from tasks.runtime.errors import InputError
 
 FIELD = "chat_template"
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # how Python prints an object that has no text

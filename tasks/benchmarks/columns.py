@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 Kinds = dict[str, set[str]]  # column -> "text", "integer", "list of texts", ..
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.benchmarks.benchmark_spec import DATE
 from tasks.benchmarks.chat import chat_text
-from tasks.pipeline.declared import DATE
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

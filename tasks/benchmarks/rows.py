@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.benchmarks.benchmark_spec import BenchmarkSpec, HeldOut, SplitRows
 from tasks.benchmarks.columns import Kinds, add_kinds, as_sent
 from tasks.benchmarks.templates import (
     Evaluate,
@@ -25,8 +26,7 @@ from tasks.benchmarks.templates import (
     names_used,
 )
 from tasks.benchmarks.values import NotTextError, compared, is_null, text_of
-from tasks.pipeline.declared import BenchmarkSpec, HeldOut, Rows
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 Row = dict[str, Any]  # column -> value
 
@@ -223,7 +223,7 @@ def check_templates(spec: BenchmarkSpec, *, field: str) -> None:
 class _Compiled:
     """The templates of one split, as functions of a row and its number."""
 
-    def __init__(self, spec: BenchmarkSpec, rows: Rows, split: str, field: str):
+    def __init__(self, spec: BenchmarkSpec, rows: SplitRows, split: str, field: str):
         self.fields = {
             name: compile_value(text, field=f"{field}.{split}.fields.{name}") for name, text in rows.fields.items()
         }

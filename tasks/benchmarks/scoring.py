@@ -14,7 +14,7 @@ from tasks.models.loading import Loaded
 from tasks.models.packing import Pack, Unit
 from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack, Projection, Residuals
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import hashlib
 import json
 from typing import Literal
 
+from tasks.benchmarks.benchmark_spec import BenchmarkSpec, HeldOut
 from tasks.benchmarks.rows import Example
-from tasks.pipeline.declared import BenchmarkSpec, HeldOut
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 # Each draw has hashes of its own: the order of the test rows has nothing to do with which rows they are.
 Draw = Literal["test", "order", "adaptation"]

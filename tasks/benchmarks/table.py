@@ -11,7 +11,7 @@ import pandas as pd
 
 from tasks.benchmarks.encoding import Encoded, begins_another, encode
 from tasks.benchmarks.scoring import Answers, exact_match
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, meta, nodes
 from jinja2.sandbox import SandboxedEnvironment
 
+from tasks.benchmarks.benchmark_spec import BenchmarkSpec
 from tasks.benchmarks.values import NotTextError, NullError, is_null, readable, text_of
-from tasks.pipeline.declared import BenchmarkSpec
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 Render = Callable[[Mapping[str, Any], int], str]
 Evaluate = Callable[[Mapping[str, Any], int], Any]

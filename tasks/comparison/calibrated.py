@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
+from tasks.benchmarks.benchmark_spec import BenchmarkSpec
 from tasks.benchmarks.encoding import Encoded, encode
 from tasks.benchmarks.scoring import Answers
 from tasks.benchmarks.templates import compile_template, names_used
 from tasks.comparison.system import Answer, Fitted, Ground, System, unedited
-from tasks.pipeline.declared import BenchmarkSpec
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 CONTENT_FREE = ("N/A", "[MASK]", "")  # those of the paper
 

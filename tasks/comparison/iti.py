@@ -31,7 +31,7 @@ from tasks.comparison.steering import (
     tokens_read,
 )
 from tasks.comparison.system import Fitted, Ground, most_accurate
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 COUNTS = (16, 48)  # K; a model of fewer heads has all of them shifted
 STRENGTHS = (1.0, 5.0, 15.0)  # α

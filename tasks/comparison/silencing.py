@@ -11,11 +11,11 @@ from tasks.benchmarks.scoring import answers_without
 from tasks.comparison.system import Answer, Fitted, Ground, System
 from tasks.method.algorithm import make_recipe, search_rows
 from tasks.method.neurons import random_neurons
+from tasks.method.options import Search
 from tasks.method.recipe import Recipe
 from tasks.method.scores import as_scores
 from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack, Projection
-from tasks.pipeline.settings import Search
 
 
 def pruned(recipe: Recipe, examples: int) -> System:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from tasks.comparison.system import Answer, Fitted, Ground, System, unedited
-from tasks.sparsity.prune import Method, sparse
+from tasks.sparsity.weight_pruning import Method, sparse
 
 SPARSITY = 0.5
 

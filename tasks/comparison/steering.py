@@ -20,7 +20,7 @@ from tasks.benchmarks.table import Rows
 from tasks.comparison.system import Answer
 from tasks.models.packing import Pack
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 # What a site's values become, [n, width] -> [n, width], row by row.
 Edit = Callable[[Tensor], Tensor]

@@ -7,8 +7,8 @@ import pandas as pd
 
 from tasks.method.scores import Scores, read_scores
 from tasks.pipeline.cell import Cell
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import read_json, read_jsonl
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import read_json, read_jsonl
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,14 @@ from tasks.method.attribute import assemble as assemble_scores
 from tasks.method.attribute import attributor_on, describe
 from tasks.method.grid import UNPRUNED, Exact, Grid, Pairs, Part, Value, assemble, every_pair, parts_of
 from tasks.method.neurons import count, prominent_neurons
+from tasks.method.options import Attribution, Search
 from tasks.method.precision import Settled, settle
 from tasks.method.recipe import AdaptationResult, Criterion, Recipe, choose
 from tasks.method.scores import Scores
 from tasks.method.strategies import STRATEGIES
 from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import Attribution, Search
+from tasks.runtime.errors import InputError
 
 
 class Run(Protocol):

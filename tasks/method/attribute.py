@@ -12,10 +12,10 @@ from torch import Tensor
 from tasks.benchmarks.encoding import encode, encode_prompt
 from tasks.method.ablation import activation, single
 from tasks.method.integrated_gradients import LayerPath, layer_scores
+from tasks.method.options import Attribution
 from tasks.method.scores import Scores
 from tasks.method.targets import ON_OPTIONS, TARGETS
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.settings import Attribution
 
 Part = tuple[int, ...]  # the layers that share a path
 
@@ -92,7 +92,7 @@ class Attributor:
         return Attributed(scores, result.difference, result.gap, result.error, result.stability, result.nodes)
 
     def compute(self, part: Part) -> dict[str, Any]:
-        """`attribute` as a JSON value, for `tasks.pipeline.work`."""
+        """`attribute` as a JSON value, for `tasks.runtime.work`."""
         result = self.attribute(part)
         return vars(result) | {"scores": result.scores.tolist()}
 

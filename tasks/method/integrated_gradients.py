@@ -21,11 +21,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tasks.method.options import Attribution
 from tasks.method.quadrature import Integral, adaptive, riemann_right
 from tasks.method.targets import target_of
 from tasks.models.memory import backward_tokens
 from tasks.models.stack import DecoderStack, Projection, Residuals
-from tasks.pipeline.settings import Attribution
 
 
 class LayerPath:

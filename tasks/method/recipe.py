@@ -11,8 +11,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from tasks.method.grid import UNPRUNED
 from tasks.models.stack import Projection
-from tasks.pipeline.declared import Sha256, Strict
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
+from tasks.runtime.fields import Sha256, Strict
 
 Criterion = Literal["accuracy", "exact_match"]  # the column of the grid that decides first
 

@@ -11,7 +11,7 @@ import torch
 from tasks.method.recipe import Recipe
 from tasks.models.gated import gated_mlp
 from tasks.models.stack import DecoderStack, Projection
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tasks.models.stack import Residuals
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 TARGETS = {
     "max_logit": "largest logit over the vocabulary at the last prompt position, token fixed at the full model",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 # PyTorch has a class for a full GPU only; on a CPU it is a RuntimeError with one of these texts.
 FULL_MEMORY = re.compile(r"out of memory|can(not|'t) allocate memory|not enough memory", re.IGNORECASE)

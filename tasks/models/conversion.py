@@ -21,9 +21,9 @@ from tasks.models.gguf_tensors import check_report, check_tensors, set_rope_fact
 from tasks.models.gguf_tokenizer import gguf_tokenizer
 from tasks.models.hashing import sha256_directory
 from tasks.models.weights import model_files
-from tasks.pipeline.declared import HubSource, PathSource, WheelSource, WheelsSource
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.sources import check_sha256, fetch_file, hub_snapshot, local_path
+from tasks.runtime.errors import InputError
+from tasks.sources.fetch import check_sha256, fetch_file, hub_snapshot, local_path
+from tasks.sources.kinds import HubSource, PathSource, WheelSource, WheelsSource
 
 
 def write_model(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 Projection = Literal["gate_proj", "up_proj", "down_proj"]

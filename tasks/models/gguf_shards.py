@@ -7,8 +7,8 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 from tasks.models.checks import listed
 from tasks.models.gguf_header import Header, check_header
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.sources import shard_names
+from tasks.runtime.errors import InputError
+from tasks.sources.fetch import shard_names
 
 
 def shards(file: Path, *, name: str, field: str) -> tuple[dict[Path, Header], list[str]]:

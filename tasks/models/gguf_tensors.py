@@ -18,7 +18,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from tasks.models.checks import listed
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 Shapes = dict[str, tuple[int, ...]]
 

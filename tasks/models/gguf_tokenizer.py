@@ -7,7 +7,7 @@ from gguf import GGUFReader
 from tokenizers import decoders, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 # How text is split before byte-level merges, by `tokenizer.ggml.pre`. transformers knows the split of many names and
 # falls back to that of GPT-2, which is wrong for those that take digits one by one.

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.models.weights import INDEX, hashed_tensors, model_files
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import sha256_file, sha256_json
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import sha256_file, sha256_json
 
 # Not what a prediction depends on: the recipe that an exported model carries, how text is generated, which file a
 # tensor is in.

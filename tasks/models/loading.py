@@ -12,8 +12,8 @@ from transformers.utils import logging
 from tasks.models.checks import one_line
 from tasks.models.memory import keep_freed_memory
 from tasks.models.weights import weight_files
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import read_json
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import read_json
 
 
 @dataclass(frozen=True)

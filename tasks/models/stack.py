@@ -23,7 +23,7 @@ from tasks.models.gated import LOOKED_FOR, PROJECTIONS, Projection, gated_mlp
 from tasks.models.memory import forward_tokens
 from tasks.models.packing import Pack, Unit, pack
 from tasks.models.products import Differences, Kept, Precision, Products, linear
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 __all__ = ["PROJECTIONS", "DecoderStack", "Projection", "Residuals"]
 

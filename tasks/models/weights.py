@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.sources import CHUNK, MODEL_FILES
+from tasks.runtime.errors import InputError
+from tasks.sources.fetch import CHUNK, MODEL_FILES
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

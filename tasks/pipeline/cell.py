@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.pipeline import library
-from tasks.pipeline.declared import BenchmarkSpec, ModelSpec
-from tasks.pipeline.errors import InputError
+from tasks.benchmarks import library
+from tasks.benchmarks.benchmark_spec import BenchmarkSpec
+from tasks.models.model_spec import ModelSpec
 from tasks.pipeline.settings import Settings, load_settings
+from tasks.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

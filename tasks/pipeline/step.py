@@ -1,4 +1,4 @@
-"""The entry point that every step shares: `python -m tasks.<step> --model M --benchmark B`."""
+"""The entry point that every step shares: `python -m tasks.steps.<step> --model M --benchmark B`."""
 
 import argparse
 import os
@@ -15,9 +15,9 @@ import psutil
 from safetensors import SafetensorError
 
 from tasks.pipeline.cell import open_cell
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import scratch_beside, write_json
-from tasks.pipeline.usage import measured
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import scratch_beside, write_json
+from tasks.runtime.usage import measured
 
 
 def run_step(step: Callable[..., None], *, description: str, argument: str | None = None) -> None:
@@ -29,7 +29,7 @@ def run_step(step: Callable[..., None], *, description: str, argument: str | Non
     """
     name = step.__module__ if step.__module__ != "__main__" else sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
     name = name.rsplit(".", 1)[-1]
-    parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}", description=description)
+    parser = argparse.ArgumentParser(prog=f"python -m tasks.steps.{name}", description=description)
     parser.add_argument("--model", help="a name under models in params.yaml (default: that of a cell: see `open_cell`)")
     parser.add_argument("--benchmark", help="a name under benchmarks (default: that of a cell)")
     if argument:

@@ -69,7 +69,7 @@ def word_activations(
 
     Args:
         pruned: a context in which the model is pruned in place, by hooks or by its weights, and at whose end it is as
-            it was (`tasks.method.silence.silenced`, `tasks.sparsity.prune.sparse`).
+            it was (`tasks.method.silence.silenced`, `tasks.sparsity.weight_pruning.sparse`).
 
     Memory above the model's: 4 bytes for each layer, word and neuron, and one pack.
     """

@@ -11,14 +11,14 @@ from typing import Literal
 import numpy as np
 import torch
 
+from tasks.benchmarks.benchmark_spec import DATE
 from tasks.benchmarks.encoding import Encoded, encode_prompt
 from tasks.benchmarks.scoring import answers_unedited
-from tasks.explanation.inputs import Rule, attribute_inputs, contrast, near_zero, shares
+from tasks.explanation.input_attribution import Rule, attribute_inputs, contrast, near_zero, shares
 from tasks.method.quadrature import Integral, allowed
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.declared import DATE
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tasks.semantics.words import RowWords, lowered, spans
 
 By = Literal["gradients", "generation"]
@@ -78,7 +78,7 @@ def by_gradients(
     rule: Rule = near_zero,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> list[Influence | None]:
-    """By integrated gradients of the input tokens (`tasks.explanation.inputs`), to what the model answers.
+    """By integrated gradients of the input tokens (`tasks.explanation.input_attribution`), to what the model answers.
 
     F is the margin of the answer over the model's second choice; only the row's own tokens move. A word's attribution
     is the sum over the tokens of all its occurrences in the row; a token with characters of two words counts for both.

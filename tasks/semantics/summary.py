@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.semantics import drops, meaning
-from tasks.semantics.statistics import frequency_strata, permutation_test
+from tasks.semantics.permutation import frequency_strata, permutation_test
 
 NEURONS_OF_A_WORD = 10
 NEURONS_OF_A_LAYER = 10

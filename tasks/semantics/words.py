@@ -13,8 +13,8 @@ from typing import Any
 
 from tasks.benchmarks.encoding import Chat, written
 from tasks.benchmarks.table import Rows
-from tasks.explanation.inputs import template_ends
-from tasks.pipeline.errors import InputError
+from tasks.explanation.input_attribution import template_ends
+from tasks.runtime.errors import InputError
 
 _RUN = re.compile(r"w+(?:['’‑-]w+)*")
 AROUND = 40  # characters of context on either side

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from tasks.benchmarks.encoding import check_known, encode_prompt
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import read_jsonl, sha256_json
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import read_jsonl, sha256_json
 
 DOCUMENT = 2000  # characters from which a text counts as a long one
 

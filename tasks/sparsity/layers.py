@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from tasks.models.calls import Arguments
 from tasks.models.products import Products
-from tasks.pipeline.errors import InputError
-from tasks.sparsity.statistics import InputStatistics
+from tasks.runtime.errors import InputError
+from tasks.sparsity.input_statistics import InputStatistics
 
 
 class Layers:

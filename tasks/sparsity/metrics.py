@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 RIA_POWER = 0.5  # a in RIA's formula, the value of its paper and of its code
 

@@ -9,7 +9,7 @@ import torch
 
 from tasks.models.loading import Loaded
 from tasks.models.products import Products
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ a weight costs is made good, as far as it can be, by those to the right of it (t
 import torch
 from torch import Tensor
 
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tasks.sparsity.metrics import NOfM, Target, check_groups, removed, smallest
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import Adaptation, Attribution
-from tasks.studies.workshop import Record, Workshop
+from tasks.method.options import Adaptation, Attribution
+from tasks.runtime.errors import InputError
+from tasks.studies.context import Record, Workshop
 
 Variant = tuple[Adaptation, Attribution]
 

@@ -11,13 +11,13 @@ from tasks.method.algorithm import adapt
 from tasks.method.neurons import count, random_neurons, top_neurons
 from tasks.method.recipe import Recipe
 from tasks.method.silence import silenced
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tasks.semantics.activations import places, word_activations
 from tasks.semantics.influence import influential
 from tasks.semantics.words import occurrence_counts, own_words
-from tasks.sparsity.prune import Kept, Method, sparse
+from tasks.sparsity.weight_pruning import Kept, Method, sparse
 from tasks.studies.calibrating import OWN, calibration_set
-from tasks.studies.workshop import Record, Workshop, accuracy_record, pair_columns
+from tasks.studies.context import Record, Workshop, accuracy_record, pair_columns
 
 METHOD: Method = "wanda"
 SPARSITY = 0.5

@@ -8,10 +8,10 @@ stands in the same table, adapted anew on each of several draws of its examples:
 from typing import Any
 
 from tasks.benchmarks.scoring import Answers, answers_unedited
-from tasks.pipeline.sources import existing
+from tasks.runtime.files import existing
 from tasks.sparsity.calibration import Calibration, encode_prompts, from_prompts, from_texts, read_texts
-from tasks.sparsity.prune import Method, sparse
-from tasks.studies.workshop import Record, Workshop, accuracy_record, counts, pair_columns
+from tasks.sparsity.weight_pruning import Method, sparse
+from tasks.studies.context import Record, Workshop, accuracy_record, counts, pair_columns
 
 OWN = "own"
 DSM = "DSM"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tasks.studies import adapting, bridging, calibrating, comparing, costs, crossing, pruning
-from tasks.studies.workshop import Record, Workshop
+from tasks.studies.context import Record, Workshop
 
 
 def _one(workshop: Workshop) -> list[str]:

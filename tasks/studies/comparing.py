@@ -7,10 +7,10 @@ import numpy as np
 
 from tasks.benchmarks.table import Rows
 from tasks.comparison.system import Ground
-from tasks.comparison.systems import systems
 from tasks.evidence.statistics import standard_error
-from tasks.pipeline.usage import peak_memory
-from tasks.studies.workshop import Record, Workshop, accuracy_record, counts
+from tasks.runtime.usage import peak_memory
+from tasks.studies.context import Record, Workshop, accuracy_record, counts
+from tasks.studies.systems import systems
 
 SEARCHED = ("pruned", "random", "random_searched")  # layer and fraction, by the grid
 SEEDED = ("random", "random_searched")  # drawn once for each of evaluation.control_seeds

@@ -8,9 +8,9 @@ import torch
 
 from tasks.comparison.finetuning import answer_loss
 from tasks.method.algorithm import score_rows
-from tasks.pipeline.files import read_jsonl
+from tasks.runtime.files import read_jsonl
 from tasks.studies.adapting import with_changes
-from tasks.studies.workshop import Record, Workshop
+from tasks.studies.context import Record, Workshop
 
 
 def timing(workshop: Workshop) -> list[Record]:

@@ -5,7 +5,7 @@ import numpy as np
 from tasks.benchmarks.scoring import answers_unedited
 from tasks.benchmarks.table import Rows
 from tasks.method.recipe import Recipe
-from tasks.studies.workshop import Record, Workshop, accuracy_record, pair_columns
+from tasks.studies.context import Record, Workshop, accuracy_record, pair_columns
 
 
 def parts(workshop: Workshop) -> list[str]:

@@ -11,9 +11,9 @@ from tasks.method.algorithm import make_recipe, search_rows
 from tasks.method.neurons import count, prominent_neurons, random_neurons
 from tasks.method.recipe import Recipe
 from tasks.method.silence import silenced
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import read_json
-from tasks.studies.workshop import Record, Workshop, accuracy_record, pair_columns
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import read_json
+from tasks.studies.context import Record, Workshop, accuracy_record, pair_columns
 
 FRACTIONS = [0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40]
 ROUNDS = 4  # of `layers`

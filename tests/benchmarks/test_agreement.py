@@ -9,12 +9,12 @@ import torch
 from tokenizers import processors
 
 from bench.agreement import BENCHMARKS, compare, rows_of
+from tasks.benchmarks import library
 from tasks.benchmarks.encoding import encode
 from tasks.benchmarks.rows import Example
 from tasks.benchmarks.scoring import answers_unedited, option_logprobs
 from tasks.models.loading import Loaded, load
 from tasks.models.stack import DecoderStack
-from tasks.pipeline import library
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]

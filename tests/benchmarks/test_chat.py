@@ -5,9 +5,9 @@ import datetime
 import pytest
 from transformers.utils import chat_template_utils
 
+from tasks.benchmarks.benchmark_spec import DATE
 from tasks.benchmarks.chat import chat_text
-from tasks.pipeline.declared import DATE
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tests.tiny import tiny_tokenizer
 
 LLAMA = (

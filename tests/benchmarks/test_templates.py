@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tasks.benchmarks.templates import compile_template, compile_value, names_used
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 FIELD = "benchmarks.b.prompt"
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.benchmarks.benchmark_spec import BenchmarkSpec
 from tasks.benchmarks.rows import examples, read_rows, select
 from tasks.benchmarks.templates import compile_template
 from tasks.benchmarks.values import NotTextError, NullError, compared, text_of
-from tasks.pipeline.declared import BenchmarkSpec
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 FIELD = "benchmarks.b"
 

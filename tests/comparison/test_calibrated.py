@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.benchmarks.benchmark_spec import BenchmarkSpec
 from tasks.benchmarks.encoding import encode
 from tasks.comparison.calibrated import calibrated, content_free
 from tasks.comparison.system import Ground
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.declared import BenchmarkSpec
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tests.tiny import tiny_model, tiny_tokenizer
 
 CHAT = "{% for message in messages %}<u>{{ message['content'] }}</u><a>{% endfor %}"

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from tasks.comparison import iti as module
 from tasks.comparison.iti import iti, probe_accuracies
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tests.comparison.test_steering import (
     EXAMPLES,
     HEADS,

@@ -7,8 +7,8 @@ import pytest
 
 from tasks.comparison.silencing import pruned, random, random_searched
 from tasks.comparison.system import Fitted, most_accurate, unedited
+from tasks.method.options import Search
 from tasks.method.recipe import AdaptationResult, Recipe
-from tasks.pipeline.settings import Search
 from tests.comparison.grounds import assert_untouched, ground, state
 from tests.method.test_grid import naive
 from tests.tiny import rows as gate_rows

@@ -4,7 +4,7 @@ import pytest
 
 from tasks.comparison.sparse import SPARSITY, weights_pruned
 from tasks.models.loading import Loaded
-from tasks.sparsity.prune import METHODS, prune_weights
+from tasks.sparsity.weight_pruning import METHODS, prune_weights
 from tests.comparison.grounds import assert_untouched, ground, state
 from tests.method.test_grid import naive
 

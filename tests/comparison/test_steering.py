@@ -30,7 +30,7 @@ from tasks.comparison.steering import (
 from tasks.comparison.system import Ground
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tests.tiny import FAMILIES, SIZES, tiny_model, tiny_tokenizer
 
 LAYERS, HEADS = SIZES["num_hidden_layers"], SIZES["num_attention_heads"]

@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tasks.evidence.cell_report import render
 from tasks.evidence.figures import difference_interval, figures
 from tasks.evidence.reading import read_evidence
-from tasks.evidence.report import render
 from tasks.evidence.verdict import signed, verdict
 from tasks.pipeline.cell import Cell
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import read_json, write_json, write_parquet
-from tasks.report import report
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import read_json, write_json, write_parquet
+from tasks.steps.report import report
 from tests.cells import write_cell
 
 HOSTILE = "{i} <script>alert(1)</script><img src=x onerror=alert(2)> &amp; </style> {{ cell }} $x_1^2$ \u2028 “é”"
@@ -162,7 +162,7 @@ def test_limits_and_provenance_are_said(cell: Cell) -> None:
 
 def test_scores_of_another_kind_are_called_what_they_are(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = figures(read_evidence(cell))
-    monkeypatch.setattr("tasks.evidence.report.figures", lambda _: drawn)  # they take most of the time
+    monkeypatch.setattr("tasks.evidence.cell_report.figures", lambda _: drawn)  # they take most of the time
 
     def shown(tensors: dict[str, np.ndarray], **header: Any) -> str:
         metadata = {"header": json.dumps({"n": 10, "projection": "gate_proj", "ranking": "signed"} | header)}

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 
 from tasks.evidence.statistics import mcnemar
-from tasks.explain import chosen_examples, explain
-from tasks.explanation.page import render, visible
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import read_json, sha256_file, write_parquet
+from tasks.explanation.explanation_page import render, visible
+from tasks.explanation.sections import chosen_examples
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import read_json, sha256_file, write_parquet
+from tasks.steps.explain import explain
 from tests.cells import OPTIONS, servable_cell
 from tests.evidence.test_report import HOSTILE, parsed, plain
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from tests.flows.project import REAL
+from tests.flows.stand_in_project import REAL
 
 MEMORY = 512 << 20  # bytes beyond what the imports take
 SECONDS = 90.0  # for all of them
@@ -14,7 +14,7 @@ SECONDS = 90.0  # for all of them
 CODE = """\
 import json, resource, sys
 from pathlib import Path
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 {imports}
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + {memory}
 resource.setrlimit(resource.RLIMIT_AS, (size, size))

@@ -12,10 +12,9 @@ import yaml
 from mlflow import MlflowClient
 
 from flows.environment import child_environment
-from tasks.pipeline.files import sha256_file
-from tasks.register import FLOW
-from tasks.registry import EXPERIMENT, tracking_uri
-from tests.faults.project import NAME
+from tasks.runtime.files import sha256_file
+from tasks.tracking.store import EXPERIMENT, FLOW, tracking_uri
+from tests.faults.fault_project import NAME
 
 DVC = ("-P", "-m", "dvc")
 DSM = ("-c", "from flows.cli import app; app()")

@@ -9,7 +9,7 @@ import yaml
 from flows.integrity import Output, is_altered, outputs_of
 from flows.stages import any_stale, discard_damaged, run_stage, stages_of
 from tests.conftest import copy_of, made_once
-from tests.flows.project import cell_project, dvc, make_project, ran, script
+from tests.flows.stand_in_project import cell_project, dvc, make_project, ran, script
 from tests.flows.test_cli import call
 
 REPORT = "data/cells/tiny/reviews/report.html"

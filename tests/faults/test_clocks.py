@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks.pipeline.journal import Journal
 from tasks.pipeline.step import _alive
+from tasks.runtime.journal import Journal
+from tests.faults.fault_project import write_sources
 from tests.faults.kills import environment, results
-from tests.faults.project import write_sources
-from tests.flows.project import REAL, dvc, ran
+from tests.flows.stand_in_project import REAL, dvc, ran
 
 TIMES = {"1999-01-01": 915_148_800, "2040-01-01": 2_208_988_800}
 
@@ -74,8 +74,8 @@ def test_a_step_writes_the_same_bytes_under_another_clock(tmp_path: Path) -> Non
         (root / package).symlink_to(REAL / package)
     found = []
     for date in TIMES:
-        at(date, root, "-m", "tasks.data")
-        at(date, root, "-m", "tasks.model")
+        at(date, root, "-m", "tasks.steps.data")
+        at(date, root, "-m", "tasks.steps.model")
         found.append(results(root))
     assert len(found[0]) > 4
     assert found[0] == found[1]
@@ -84,7 +84,7 @@ def test_a_step_writes_the_same_bytes_under_another_clock(tmp_path: Path) -> Non
 def test_a_journal_goes_on_under_another_clock(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     Journal(path, "key").put("0", 1.5)
-    code = "import sys; from pathlib import Path; from tasks.pipeline.journal import Journal as J; "
+    code = "import sys; from pathlib import Path; from tasks.runtime.journal import Journal as J; "
     code += "j = J(Path(sys.argv[1]), 'key'); j.put(sys.argv[2], 2); print(sorted(j.parts))"
     (tmp_path / "tasks").symlink_to(REAL / "tasks")
     for number, (date, seconds) in enumerate(TIMES.items(), start=1):
@@ -120,6 +120,6 @@ def test_no_code_reads_the_wall_clock() -> None:
                     found.append(f"{path.relative_to(REAL)} {name}")
     assert sorted(found) == [
         "flows/environment.py datetime.now",
-        "tasks/pipeline/usage.py time.time",
-        "tasks/registry.py datetime.now",
+        "tasks/runtime/usage.py time.time",
+        "tasks/tracking/store.py datetime.now",
     ]

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from flows.stages import StepFailed, run_stage
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tests.faults import full_disk
+from tests.faults.fault_project import real_project
 from tests.faults.kills import leftovers, results
-from tests.faults.project import real_project
-from tests.flows.project import REAL, cell_project, ran
+from tests.flows.stand_in_project import REAL, cell_project, ran
 
 SIZE = "24m"
 

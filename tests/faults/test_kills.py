@@ -99,7 +99,7 @@ def killed_and_run_again(root: Path, kind: str, stage: str, kill: Callable[[Proc
         Whether it was killed.
     """
     step, undisturbed, lock = stage.partition("@")[0], results(root), locked(root)
-    argv = {"register": ("-m", "tasks.register"), "flow": (*DSM, "run")}.get(
+    argv = {"register": ("-m", "tasks.steps.register"), "flow": (*DSM, "run")}.get(
         kind, (*DVC, "repro", "--single-item", stage)
     )
     if kind != "register":

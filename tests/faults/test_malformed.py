@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from flows import cli
-from tasks.data import store
 from tasks.pipeline.cell import Cell, open_cell
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import sha256_file, write_json
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import sha256_file, write_json
+from tasks.steps.data import store
 from tests.cells import SHA
-from tests.faults.project import params, write_sources
+from tests.faults.fault_project import params, write_sources
 
 MANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # how many: tests/conftest.py
 ODD: list[Any] = [

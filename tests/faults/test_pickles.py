@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError
 
 from tasks.models.loading import load
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.yamltext import read_yaml
-from tests.flows.project import REAL
+from tasks.runtime.errors import InputError
+from tasks.runtime.yamltext import read_yaml
+from tests.flows.stand_in_project import REAL
 from tests.tiny import save_tiny
 
 SOURCES = [path for name in ("flows", "tasks", "bench") for path in (REAL / name).rglob("*.py")]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from flows.stages import STEPS
+from tests.faults.fault_project import real_project
 from tests.faults.kills import DSM, all_gone, assert_registered_once, forget, leftovers, start
-from tests.faults.project import real_project
 
 pytestmark = [
     pytest.mark.real,

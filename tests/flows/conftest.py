@@ -6,7 +6,7 @@ import pytest
 
 from flows.stages import STEPS
 from tests.conftest import copy_of, made_once
-from tests.flows.project import cell_project, dvc, ran
+from tests.flows.stand_in_project import cell_project, dvc, ran
 
 
 @pytest.fixture(scope="session", autouse=True)

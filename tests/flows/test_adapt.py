@@ -10,8 +10,8 @@ import pytest
 from flows.environment import prepare
 from flows.stages import STEPS, Busy, StepFailed
 from tasks.pipeline.cell import open_cell
-from tasks.pipeline.errors import InputError
-from tests.flows.project import cell_project, ran
+from tasks.runtime.errors import InputError
+from tests.flows.stand_in_project import cell_project, ran
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,11 @@ from flows.cells import declare, has_result, list_cell, list_entry
 from flows.environment import prepare
 from flows.removal import taken_back_without_result
 from flows.stages import STEPS, plan_stages, stages_of
-from tasks.pipeline.errors import InputError
 from tasks.pipeline.settings import load_settings
+from tasks.runtime.errors import InputError
 from tests.cells import pipeline
 from tests.faults.kills import DSM, all_gone, environment
-from tests.flows.project import REAL, cell_project, dvc, ran
+from tests.flows.stand_in_project import REAL, cell_project, dvc, ran
 from tests.flows.test_cli import call
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")

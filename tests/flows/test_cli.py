@@ -19,13 +19,13 @@ from flows.plan import forward_passes, make_plan
 from flows.results import read_result
 from flows.stages import StepFailed, stages_of
 from tasks.benchmarks.table import read_split
-from tasks.data import store
 from tasks.pipeline.cell import open_cell
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import write_text
 from tasks.pipeline.settings import parse_settings
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import write_text
+from tasks.steps.data import store
 from tests.cells import settings, write_cell
-from tests.flows.project import REAL, cell_project, ran
+from tests.flows.stand_in_project import REAL, cell_project, ran
 
 HEAVY = {"prefect", "mlflow", "torch", "transformers", "numpy", "pandas", "dvc", "rich", "pydantic", "yaml"}
 
@@ -258,8 +258,8 @@ def test_show(project: Path) -> None:
 def test_export_and_apply_call_the_exporter(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cell(project)
     calls: list[tuple[object, ...]] = []
-    monkeypatch.setattr("tasks.export.export", lambda cell, out: calls.append((cell.name, out)))
-    monkeypatch.setattr("tasks.export.apply", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr("tasks.tracking.export.export", lambda cell, out: calls.append((cell.name, out)))
+    monkeypatch.setattr("tasks.tracking.export.apply", lambda *arguments: calls.append(arguments))
     assert call("export", "--out", "there") == (0, "there\n", "")
     assert call("apply", "pruned.json", "--model", "base", "--out", "there") == (0, "there\n", "")
     assert calls == [("tiny-reviews", Path("there")), (Path("pruned.json"), Path("base"), Path("there"))]

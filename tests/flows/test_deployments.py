@@ -10,10 +10,10 @@ from prefect import Flow
 
 import flows
 from flows.deployments import FLOWS, check_schedules, prefect_yaml, served
-from tasks.pipeline.errors import InputError
 from tasks.pipeline.settings import Settings, load_settings, parse_settings
+from tasks.runtime.errors import InputError
 from tests.cells import pipeline, settings
-from tests.flows.project import REAL
+from tests.flows.stand_in_project import REAL
 from tests.flows.test_cli import call, dsm
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.flows.project import dvc, make_project
+from tests.flows.stand_in_project import dvc, make_project
 from tests.flows.test_cli import call
 
 REPORT, GRID = "data/cells/tiny/reviews/report.html", "data/cells/tiny/reviews/grid.parquet"

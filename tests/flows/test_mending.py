@@ -10,7 +10,7 @@ from zc.lockfile import SimpleLockFile
 
 from flows.mending import keep, mend
 from flows.stages import run_stage
-from tests.flows.project import make_project
+from tests.flows.stand_in_project import make_project
 
 DVC = [sys.executable, "-P", "-m", "dvc", "repro"]
 

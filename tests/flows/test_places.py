@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from flows.places import check_places, check_project
-from tasks.pipeline.errors import InputError
-from tests.flows.project import REAL, cell_project, ran
+from tasks.runtime.errors import InputError
+from tests.flows.stand_in_project import REAL, cell_project, ran
 from tests.flows.test_cli import dsm
 
 NOWHERE = "/dev/null/x"  # below a file: not even root can make it
@@ -117,7 +117,7 @@ def test_the_commands_say_so_at_once(project: Path, command: list[str]) -> None:
 def test_it_is_seen_before_prefect_is_imported() -> None:
     """What makes it quick: no clock is needed."""
     code = (
-        "import sys; from flows.environment import prepare; from tasks.pipeline.errors import InputError\n"
+        "import sys; from flows.environment import prepare; from tasks.runtime.errors import InputError\n"
         "try: prepare()\nexcept InputError: print('prefect' in sys.modules)"
     )
     env = {**os.environ, "HOME": NOWHERE}

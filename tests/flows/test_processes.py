@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flows import processes
 from flows.processes import run
-from tests.flows.project import REAL
+from tests.flows.stand_in_project import REAL
 
 CHILD = """\
 import sys, time

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from flows.refresh import is_unpinned, refresh
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import sha256_file, write_text
 from tasks.pipeline.settings import load_settings
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import sha256_file, write_text
 from tests.cells import SHA, settings
 
 HUB = {"kind": "hub", "id": "someone/reviews", "revision": "a" * 40, "split": "train"}

@@ -24,9 +24,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.server import check_server, needs_server, start_server
 from flows.stages import StepFailed
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tests.cells import settings
-from tests.flows.project import REAL, cell_project, ran
+from tests.flows.stand_in_project import REAL, cell_project, ran
 from tests.flows.test_cli import dsm
 from tests.servers import Server, free_port
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from flows.sparsify import list_sparse
+from flows.sparsify_flow import list_sparse
 from tasks.models.loading import load
 from tests.cells import write_cell
 from tests.faults.kills import DSM, start

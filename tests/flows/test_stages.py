@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from flows.stages import STEPS, Busy, StepFailed, plan_stages, run_command, run_stage, stages_of
-from tasks.pipeline.errors import InputError
-from tests.flows.project import REAL, cell_project, make_project, script
+from tasks.runtime.errors import InputError
+from tests.flows.stand_in_project import REAL, cell_project, make_project, script
 
 # A step that starts a child, as a data loader would; both note their process ids.
 FAMILY = """\

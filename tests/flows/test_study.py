@@ -6,13 +6,13 @@ import pytest
 import yaml
 
 from flows.stages import STEPS
-from flows.study import list_study
+from flows.study_flows import list_study
 from tasks.pipeline.cell import open_cell
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import read_json
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import read_json
 from tests.cells import write_cell
+from tests.faults.fault_project import real_project
 from tests.faults.kills import DSM, forget, start
-from tests.faults.project import real_project
 from tests.flows.test_cli import call
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from tasks.method.algorithm import adapt
+from tasks.method.options import Attribution, Search
 from tasks.method.recipe import Recipe
 from tasks.method.silence import Neurons, silence, silenced
 from tasks.models.gated import PROJECTIONS
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import Attribution, Search
+from tasks.runtime.errors import InputError
 from tests.comparison.grounds import assert_untouched, ground, state
 from tests.tiny import FAMILIES, rows, save_tiny, tiny_model, tiny_tokenizer
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from tasks.method.attribute import Attributor, assemble, describe
+from tasks.method.options import Attribution
 from tasks.method.targets import TARGETS
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.journal import Journal
-from tasks.pipeline.settings import Attribution
-from tasks.pipeline.work import crew, run_parts
+from tasks.runtime.errors import InputError
+from tasks.runtime.journal import Journal
+from tasks.runtime.work import crew, run_parts
 from tests.method.oracles import (
     FAMILIES,
     FIRSTS,

@@ -10,8 +10,8 @@ from tasks.benchmarks.scoring import answers_unedited, answers_without
 from tasks.method.grid import UNPRUNED, Grid, assemble, every_pair, parts_of
 from tasks.method.neurons import count, top_neurons
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.journal import Journal
-from tasks.pipeline.work import crew, run_parts
+from tasks.runtime.journal import Journal
+from tasks.runtime.work import crew, run_parts
 from tests.tiny import FAMILIES, rows, tiny_model, tiny_tokenizer
 
 FRACTIONS = [0.1, 0.25, 0.4]

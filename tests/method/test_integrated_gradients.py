@@ -5,10 +5,10 @@ import torch
 from captum.attr import IntegratedGradients
 
 from tasks.method.integrated_gradients import LayerPath, layer_scores
+from tasks.method.options import Attribution
 from tasks.method.quadrature import allowed, gauss_legendre
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import Attribution
+from tasks.runtime.errors import InputError
 from tests.method.oracles import (
     FAMILIES,
     PROJECTIONS,

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from tasks.method.recipe import choose, read_recipe
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 
 GOOD = {
     "format": 1,

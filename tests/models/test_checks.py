@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from tasks import model as step
 from tasks.models.checks import one_line
 from tasks.models.hashing import sha256_directory
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
+from tasks.steps import model as step
 from tests.models.test_conversion import make_cell, path_source
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 

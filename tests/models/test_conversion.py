@@ -11,18 +11,18 @@ from gguf import GGUFWriter
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from tasks import model as step
 from tasks.models import conversion
 from tasks.models.conversion import convert_gguf, write_model
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell, open_cell
-from tasks.pipeline.declared import HubSource, PathSource
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import sha256_file
 from tasks.pipeline.settings import load_settings
-from tasks.pipeline.sources import fetch_file
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import sha256_file
+from tasks.sources.fetch import fetch_file
+from tasks.sources.kinds import HubSource, PathSource
+from tasks.steps import model as step
 from tests.cells import settings
 from tests.tiny import SIZES, save_tiny, tiny_model, tiny_tokenizer
 
@@ -279,7 +279,7 @@ def test_gemma_keeps_its_words_and_its_numbers():
     """As stored by `dsm run --model gemma-3-270m`: norms, tied embeddings, a window shorter than the text, tokens."""
     directory = ROOT / "data" / "models" / "gemma-3-270m"
     if not directory.exists():
-        pytest.skip("needs gemma-3-270m in data/models: `python -m tasks.model --model gemma-3-270m` makes it")
+        pytest.skip("needs gemma-3-270m in data/models: `python -m tasks.steps.model --model gemma-3-270m` makes it")
     loaded = load(directory)
     model, tokenizer = loaded.model, loaded.tokenizer
     assert model.lm_head.weight is model.model.embed_tokens.weight

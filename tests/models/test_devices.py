@@ -9,7 +9,7 @@ import torch
 from accelerate import cpu_offload, dispatch_model
 
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tests.tiny import FAMILIES, tiny_model
 
 SETS = [np.arange(4), np.arange(20)]

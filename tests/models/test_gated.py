@@ -20,7 +20,7 @@ from transformers import (
 
 from tasks.models.gated import PROJECTIONS
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tests.tiny import FAMILIES, SIZES, rows, tiny_model
 
 SEQUENCES = [[3, 1, 4, 1, 5, 9], [3, 1, 4, 2, 6]]

@@ -11,12 +11,12 @@ from gguf import GGUFReader, GGUFWriter, get_tensor_name_map
 from gguf.constants import MODEL_ARCH_NAMES
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from tasks import model as step
 from tasks.models.gguf_tensors import check_tensors
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
-from tasks.pipeline.declared import PathSource
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
+from tasks.sources.kinds import PathSource
+from tasks.steps import model as step
 from tests.models.test_conversion import FIELD, convert, make_cell, path_source, write, write_gguf
 from tests.tiny import FAMILIES, LLAMA3_ROPE, SIZES, tiny_model
 

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 from transformers import AutoTokenizer
 
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tests.models.test_conversion import byte_level, convert, write_gguf
 
 BOS = EOS = 256  # in the byte-level vocabulary

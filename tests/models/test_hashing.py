@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.models.hashing import sha256_directory
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.export import apply
 from tasks.models.conversion import write_model
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
 from tasks.models.weights import model_files, tensors, weight_files
-from tasks.pipeline.declared import PathSource
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
+from tasks.sources.kinds import PathSource
+from tasks.tracking.export import apply
 from tests.method.test_recipe import GOOD
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 

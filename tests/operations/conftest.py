@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from flows.environment import QUIET
-from tasks.pipeline.files import write_text
+from tasks.runtime.files import write_text
 from tests.flows.conftest import _isolated  # noqa: F401 - a session fixture: nothing uses the machine's own settings
 from tests.operations.operated import Operated
 from tests.servers import Server, free_port

@@ -14,8 +14,8 @@ import httpx
 import psutil
 from mlflow import MlflowClient
 
-from tasks.registry import tracking_uri
-from tests.faults.project import NAME
+from tasks.tracking.store import tracking_uri
+from tests.faults.fault_project import NAME
 from tests.servers import environment
 
 PATIENCE = 900.0  # seconds until a run that is due has ended, on a busy machine

@@ -12,15 +12,15 @@ import yaml
 
 from flows.environment import child_environment
 from flows.plan import make_plan
-from tasks.data import store as data
-from tasks.model import store as model
 from tasks.pipeline.cell import open_cell
-from tasks.pipeline.files import sha256_file
-from tasks.report import report
+from tasks.runtime.files import sha256_file
+from tasks.steps.data import store as data
+from tasks.steps.model import store as model
+from tasks.steps.report import report
 from tests.cells import settings
-from tests.flows.project import REAL, cell_project, dvc, ran
+from tests.flows.stand_in_project import REAL, cell_project, dvc, ran
 from tests.servers import free_port, s3_server
-from tests.test_steps import STEPS, write_project
+from tests.steps.test_steps import STEPS, write_project
 
 KEYS = {"access_key_id": "someone", "secret_access_key": "not-for-git"}
 

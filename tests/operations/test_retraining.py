@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.pipeline.files import read_json, sha256_file, write_text
+from tasks.runtime.files import read_json, sha256_file, write_text
+from tests.faults.fault_project import NAME
 from tests.faults.kills import forget
-from tests.faults.project import NAME
 from tests.operations.operated import Operated, in_project
 
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from flows.stages import STEPS
+from tests.faults.fault_project import real_project
 from tests.faults.kills import DSM, finish
-from tests.faults.project import real_project
-from tests.flows.project import REAL, cell_project, dvc, ran
+from tests.flows.stand_in_project import REAL, cell_project, dvc, ran
 from tests.operations.test_remote import git, hashes, under_git
 
 STAGES = len(STEPS)

@@ -12,11 +12,11 @@ import mlflow
 import pytest
 
 from tasks.pipeline.cell import Cell, open_cell
-from tasks.pipeline.errors import InputError
-from tasks.register import register
+from tasks.runtime.errors import InputError
+from tasks.steps.register import register
 from tests.servers import Postgres, Server, environment, free_port, mlflow_server
-from tests.test_register import NAME, cell, master, store  # noqa: F401
-from tests.test_register import pytestmark as of_mlflow
+from tests.tracking.test_register import NAME, cell, master, store  # noqa: F401
+from tests.tracking.test_register import pytestmark as of_mlflow
 
 pytestmark = [*of_mlflow, pytest.mark.slow]
 on_a_server = pytest.mark.parametrize("cell", ["server"], indirect=True)
@@ -30,7 +30,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 def start_register(made: Cell, address: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "tasks.register"],
+        [sys.executable, "-m", "tasks.steps.register"],
         cwd=made.root, env=environment(MLFLOW_TRACKING_URI=address), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from tasks.pipeline.cell import open_cell
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tests.cells import pipeline, settings
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.pipeline.declared import HeldOut
-from tasks.pipeline.errors import InputError
+from tasks.benchmarks.benchmark_spec import HeldOut
 from tasks.pipeline.settings import load_settings, parse_settings
+from tasks.runtime.errors import InputError
 from tests.cells import settings
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.pipeline.files import sha256_file
+from tasks.runtime.files import sha256_file
 from tests.cells import settings
 
 ROOT = Path(__file__).parents[2]
@@ -49,13 +49,13 @@ def write_rows(project: Path) -> None:
     ],
 )
 def test_an_unknown_name_is_one_line_and_exit_2(project: Path, arguments: list[str], line: str) -> None:
-    done = run("tasks.data", project, *arguments)
+    done = run("tasks.steps.data", project, *arguments)
     assert (done.returncode, done.stderr) == (2, line)
     assert not (project / "data").exists()
 
 
 def test_a_missing_file_is_one_line_and_exit_2(project: Path) -> None:
-    done = run("tasks.data", project)
+    done = run("tasks.steps.data", project)
     assert done.returncode == 2
     assert done.stderr.startswith("error: benchmarks.reviews.train.source.path: no such file or directory: reviews.csv")
     assert done.stderr.count("\n") == 1
@@ -64,7 +64,7 @@ def test_a_missing_file_is_one_line_and_exit_2(project: Path) -> None:
 def test_a_place_that_cannot_be_written_is_one_line_and_exit_2(project: Path) -> None:
     write_rows(project)
     (project / "data").write_text("a file, where a directory is to be made")
-    done = run("tasks.data", project)
+    done = run("tasks.steps.data", project)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr
@@ -72,7 +72,7 @@ def test_a_place_that_cannot_be_written_is_one_line_and_exit_2(project: Path) ->
 
 def test_the_time_it_took_is_written_outside_dvc(project: Path) -> None:
     write_rows(project)
-    assert run("tasks.data", project).returncode == 0
+    assert run("tasks.steps.data", project).returncode == 0
     timing = project / "data" / "scratch" / "tiny" / "reviews" / "timings" / "data.json"
     assert json.loads(timing.read_text())["seconds"] >= 0
 
@@ -80,7 +80,7 @@ def test_the_time_it_took_is_written_outside_dvc(project: Path) -> None:
 SLOW = """
 import sys, tempfile, time
 from pathlib import Path
-from tasks.pipeline.files import replacing
+from tasks.runtime.files import replacing
 from tasks.pipeline.step import run_step
 
 def slow(cell):

@@ -9,9 +9,9 @@ from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
 from tasks.semantics import drops, meaning
 from tasks.semantics.activations import Places, places, word_activations
-from tasks.semantics.statistics import agreement
+from tasks.semantics.permutation import agreement
 from tasks.semantics.words import occurrence_counts, own_words
-from tasks.sparsity.prune import prune_weights, sparse
+from tasks.sparsity.weight_pruning import prune_weights, sparse
 from tests.comparison.grounds import assert_untouched, state, table
 from tests.tiny import rows as weight_rows
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -11,17 +11,17 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from tasks.evidence.pages import write_page
+from tasks.evidence.study_pages import write_page
 from tasks.method.quadrature import gauss_legendre
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
-from tasks.nsa import nsa
 from tasks.pipeline.cell import open_cell
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl, write_parquet
-from tasks.pipeline.pages import OF, WITH
+from tasks.pipeline.cell_pages import OF, WITH
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl, write_parquet
 from tasks.semantics import influence
-from tasks.semantics.page import render, sentence
+from tasks.semantics.nsa_page import render, sentence
+from tasks.steps.nsa import nsa
 from tests.cells import OPTIONS, servable_cell
 from tests.comparison.grounds import WORDS
 from tests.evidence.test_report import HOSTILE, parsed, plain

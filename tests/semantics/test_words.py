@@ -7,11 +7,11 @@ import torch
 
 from tasks.benchmarks.scoring import answers_unedited
 from tasks.benchmarks.table import encode_rows
-from tasks.explanation.inputs import attribute_inputs, contrast
+from tasks.explanation.input_attribution import attribute_inputs, contrast
 from tasks.method.quadrature import gauss_legendre
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tasks.semantics.influence import NEW_TOKENS, _greedy, by_gradients, influential, named
 from tasks.semantics.words import Occurrence, RowWords, contexts, occurrence_counts, own_words, spans
 from tests.comparison.grounds import ground

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tasks.sparsity.calibration import from_documents, from_prompts, from_stream, read_texts
 from tests.tiny import tiny_tokenizer
 

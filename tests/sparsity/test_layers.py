@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from tasks.models.loading import Loaded
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tasks.sparsity.layers import Layers
 from tasks.sparsity.metrics import NOfM
-from tasks.sparsity.prune import METHODS, prune_weights, sparse
+from tasks.sparsity.weight_pruning import METHODS, prune_weights, sparse
 from tests.tiny import FAMILIES, SIZES, tiny_model
 
 SEQUENCES = [[(7 * i + 3 * j) % 250 for j in range(length)] for i, length in enumerate((12, 9, 12, 20))]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tasks.sparsity import metrics
+from tasks.sparsity.bitmask import pack_mask, unpack_mask
 from tasks.sparsity.metrics import NOfM
-from tasks.sparsity.packing import pack_mask, unpack_mask
 
 PATTERNS = [NOfM(2, 4), NOfM(4, 8), NOfM(1, 4)]
 

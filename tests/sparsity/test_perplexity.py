@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tasks.models.loading import Loaded
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tasks.sparsity.perplexity import perplexity
 from tests.tiny import tiny_model
 

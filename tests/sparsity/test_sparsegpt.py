@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.pipeline.errors import InputError
+from tasks.runtime.errors import InputError
 from tasks.sparsity import metrics, sparsegpt
 from tasks.sparsity.metrics import NOfM
 

@@ -8,21 +8,21 @@ import yaml
 from tasks.benchmarks.scoring import answers_without
 from tasks.benchmarks.table import exact_matches
 from tasks.comparison.system import Ground
-from tasks.comparison.systems import systems
-from tasks.data import store as data
 from tasks.method.neurons import prominent_neurons
 from tasks.method.recipe import choose, read_recipe
 from tasks.method.strategies import STRATEGIES
-from tasks.model import store as model
 from tasks.pipeline.cell import open_cell
-from tasks.pipeline.settings import StudyRun
-from tasks.prune import prune
-from tasks.sample import sample
-from tasks.score import score
-from tasks.search import search
+from tasks.pipeline.runs import StudyRun
+from tasks.steps.data import store as data
+from tasks.steps.model import store as model
+from tasks.steps.prune import prune
+from tasks.steps.sample import sample
+from tasks.steps.score import score
+from tasks.steps.search import search
+from tasks.studies.context import Workshop
 from tasks.studies.pruning import generation
-from tasks.studies.workshop import Workshop
-from tests.test_steps import write_project
+from tasks.studies.systems import systems
+from tests.steps.test_steps import write_project
 
 
 @pytest.fixture(scope="module")

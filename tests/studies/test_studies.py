@@ -7,25 +7,25 @@ import pytest
 import torch
 import yaml
 
-from flows.study import list_study
-from tasks.data import store as data
-from tasks.evidence.pages import fingerprint, write_page
-from tasks.evidence.studies import table
+from flows.study_flows import list_study
+from tasks.evidence.study_pages import fingerprint, write_page
+from tasks.evidence.study_tables import table
 from tasks.method.silence import Neurons, silenced
-from tasks.model import store as model
 from tasks.pipeline.cell import open_cell
-from tasks.pipeline.errors import InputError
-from tasks.pipeline.files import read_json
 from tasks.pipeline.names import STUDIES, SYSTEMS
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import read_json
 from tasks.semantics.influence import influential
 from tasks.semantics.words import own_words
+from tasks.steps.data import store as data
+from tasks.steps.model import store as model
+from tasks.steps.study import study
 from tasks.studies.bridging import linked
 from tasks.studies.catalogue import STUDIES as CATALOGUE
-from tasks.studies.workshop import Workshop
-from tasks.study import study
+from tasks.studies.context import Workshop
 from tests.comparison.grounds import assert_untouched, ground, state
 from tests.method.test_grid import naive
-from tests.test_steps import STEPS, write_project
+from tests.steps.test_steps import STEPS, write_project
 from tests.tiny import rows as gate_rows
 
 RUNS = {

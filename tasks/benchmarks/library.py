@@ -1,0 +1,262 @@
+"""The library of benchmarks: one YAML file each in `specs`, written out where params.yaml names it in one line.
+
+A file may describe a family: its `variants` give values to the names that stand as `$name` in its strings, and
+`<file>-<variant>` is a benchmark. A list as a value (the subjects of a domain) repeats the list item it stands in.
+"""
+
+import difflib
+import functools
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tasks.runtime.errors import InputError
+
+SPECS = Path(__file__).parent / "specs"
+DEFAULT_TEMPLATE = "sadi"
+
+Kind = Literal["wheel", "hub", "local"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Facts(_Strict):
+    """What is known of the rows that a source gives, as published: before prompts that occur twice are dropped.
+
+    Rows of both splits, and the share of the commonest gold option in test (in both, where test is held out of train);
+    None where it is not known.
+    """
+
+    train: int | None = None
+    test: int | None = None
+    majority: float | None = Field(default=None, gt=0, le=1)
+
+
+class Prompt(_Strict):
+    """One template of a benchmark: `prompt` and `options` as in params.yaml."""
+
+    prompt: str
+    options: list[str] | str
+
+
+class OriginRows(_Strict):
+    """One split from one source: `source` without its kind; the rest as in params.yaml, if it is not the file's own."""
+
+    source: dict[str, Any]
+    where: dict[str, list[Any]] = {}
+    fields: dict[str, str] | None = None
+    gold: str | None = None
+    labels: list[str] | str | None = None
+
+
+class Origin(_Strict):
+    """Where the rows of both splits come from; `test` may be held out of train. `facts` become `Facts`."""
+
+    train: OriginRows
+    test: OriginRows | dict[str, Any]
+    facts: dict[str, Any]
+
+
+class Variant(_Strict):
+    """One member of a family; what it states replaces what the family states."""
+
+    values: dict[str, str | list[str]] = {}
+    sources: dict[Kind, Origin] | None = None
+
+
+class Spec(_Strict):
+    """One file of the library."""
+
+    licence: str
+    note: str
+    choices: str  # how many options a row has: "2", "3 to 5"
+    prompts: dict[str, Prompt]
+    fields: dict[str, str] = {}
+    gold: str
+    labels: list[str] | str | None = None
+    group: str | None = None
+    sources: dict[Kind, Origin]
+    limits: dict[str, int]
+    members: str = ""  # what the variants are: "languages"
+    variants: dict[str, Variant] = {}
+
+
+class Entry(_Strict):
+    """The one line of params.yaml.
+
+    Attributes:
+        spec: a name of the library.
+        data: a directory with the files that the spec names under `local`, relative to params.yaml or absolute.
+        source: wheel, hub or local; by default local where `data` is given, else the first the spec has of wheel, hub.
+        revision: the commit of the hub's data set, for specs that do not know it.
+        test: rows to hold out of train instead of the spec's own test split.
+    """
+
+    spec: str
+    limits: dict[str, Any] | None = None
+    template: str = DEFAULT_TEMPLATE
+    chat_template: bool = False
+    date: Any = None  # BenchmarkSpec checks it
+    data: str | None = None
+    source: Kind | None = None
+    revision: str | None = None
+    test: dict[str, Any] | None = None
+
+
+def spec_names() -> list[str]:
+    """The files of the library, by name: families, not their members."""
+    return sorted(path.stem for path in SPECS.glob("*.yaml"))
+
+
+def benchmark_names() -> list[str]:
+    """Every benchmark of the library: members of families, not the families."""
+    return [
+        f"{name}-{variant}" if variant else name
+        for name in spec_names()
+        for variant in (read_spec(name).variants or [""])
+    ]
+
+
+@functools.cache
+def read_spec(name: str) -> Spec:
+    """One file of the library. Its mistakes are ours, so they are not turned into an InputError."""
+    # The C loader where there is one: ten times as fast, and as safe.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    text = (SPECS / f"{name}.yaml").read_text(encoding="utf-8")
+    return Spec.model_validate(yaml.load(text, loader))
+
+
+def is_benchmark(name: str) -> bool:
+    family, _, variant = name.partition("-")
+    if family not in spec_names():
+        return False
+    variants = read_spec(family).variants
+    return variant in variants if variants else not variant
+
+
+def closest(name: str, names: Collection[str]) -> str:
+    """The end of a message about an unknown name: those like it, or where to find all."""
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else "`dsm benchmarks ls` shows all there are"
+
+
+def member(name: str, *, field: str) -> tuple[Spec, Variant]:
+    """The file and the variant that a name of the library stands for.
+
+    Raises:
+        InputError: the library has no such benchmark.
+    """
+    if not is_benchmark(name):
+        family = name.partition("-")[0]
+        if name in spec_names():
+            some = ", ".join(f"{name}-{variant}" for variant in list(read_spec(name).variants)[:3])
+            raise InputError(field, f"{name} is a family; name one of its {read_spec(name).members}, such as {some}")
+        names = [known for known in benchmark_names() if not family or known.startswith(family)]
+        raise InputError(field, f"no benchmark {name!r} in the library; {closest(name, names or benchmark_names())}")
+    family, _, variant = name.partition("-")
+    spec = read_spec(family)
+    return spec, spec.variants[variant] if variant else Variant()
+
+
+def origin(name: str, *, field: str, kind: Kind | None = None, data: str | None = None) -> tuple[Kind, Origin, Facts]:
+    """Which of its sources a benchmark is read from, and what is known of those rows.
+
+    That depends on what is asked for, never on what this machine can reach: the same params.yaml is the same rows.
+
+    Raises:
+        InputError: the spec has no such source, or `data` is missing for local files or stands beside another source.
+    """
+    spec, variant = member(name, field=f"{field}.spec")
+    sources = variant.sources or spec.sources
+    kind = kind or ("local" if data else next(known for known in ("wheel", "hub", "local") if known in sources))
+    if kind not in sources:
+        raise InputError(f"{field}.source", f"{name} has no source {kind!r}; there are {sorted(sources)}")
+    if kind == "local" and data is None:
+        raise InputError(f"{field}.data", "is missing: name the directory with the benchmark's files")
+    if kind != "local" and data is not None:
+        raise InputError(f"{field}.data", f"is for local files, but source is {kind!r}")
+    return kind, sources[kind], Facts.model_validate(_fill(sources[kind].facts, variant.values))
+
+
+def expand(raw: dict[str, Any], *, field: str) -> dict[str, Any]:
+    """What one would write in params.yaml instead of the one line `raw`. `field` is its place there.
+
+    Raises:
+        InputError: a field is wrong, or names nothing that the library has.
+    """
+    try:
+        entry = Entry.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(".".join([field, *map(str, first["loc"])]), first["msg"]) from None
+    spec, variant = member(entry.spec, field=f"{field}.spec")
+    if entry.template not in spec.prompts:
+        there = sorted(spec.prompts)
+        raise InputError(f"{field}.template", f"{entry.spec} has no {entry.template!r}; there are {there}")
+    kind, rows, _ = origin(entry.spec, field=field, kind=entry.source, data=entry.data)
+    if entry.revision is not None and kind != "hub":
+        raise InputError(f"{field}.revision", f"is for the hub, but the rows come from: {kind}")
+    prompt = spec.prompts[entry.template]
+    expanded: dict[str, Any] = {
+        "train": _rows(spec, rows.train, kind, entry, field),
+        "test": _rows(spec, rows.test, kind, entry, field) if isinstance(rows.test, OriginRows) else rows.test,
+        "prompt": prompt.prompt,
+        "options": prompt.options,
+        "labels": rows.train.labels or spec.labels,
+        "group": spec.group,
+        "chat_template": entry.chat_template,
+        "licence": spec.licence,
+    }
+    expanded = _fill(expanded, variant.values)
+    if entry.test is not None:
+        expanded["test"] = entry.test
+    if "date" in raw:
+        expanded["date"] = entry.date
+    if "limits" in raw:
+        expanded["limits"] = entry.limits
+    return expanded
+
+
+def _rows(spec: Spec, rows: OriginRows, kind: Kind, entry: Entry, field: str) -> dict[str, Any]:
+    """One split as params.yaml would have it."""
+    source = {"kind": kind, **rows.source}
+    if kind == "local":
+        source["paths"] = [f"{(entry.data or '').rstrip('/')}/{path}" for path in source["paths"]]
+    if kind == "hub":
+        known = source.get("revision")
+        if known and entry.revision not in (None, known):
+            raise InputError(f"{field}.revision", f"{entry.spec} is read from the commit {known}")
+        source["revision"] = known or entry.revision
+        if source["revision"] is None:
+            raise InputError(
+                f"{field}.revision",
+                f"is missing: no commit of {source['id']} is known here; add the one you want (40 hexadecimal digits), "
+                "or `data` with a directory that holds its files",
+            )
+    fields = spec.fields if rows.fields is None else rows.fields
+    return {"source": source, "where": rows.where, "fields": fields, "gold": rows.gold or spec.gold}
+
+
+def _fill(value: Any, values: dict[str, str | list[str]]) -> Any:
+    """`value` with every `$name` in its strings replaced; an item of a list becomes several for a list of values."""
+    if isinstance(value, dict):
+        return {key: _fill(inner, values) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [filled for item in value for filled in _filled_items(item, values)]
+    if isinstance(value, str):
+        return re.sub(r"\$([a-z]+)", lambda found: str(values.get(found[1], found[0])), value)
+    return value
+
+
+def _filled_items(item: Any, values: dict[str, str | list[str]]) -> list[Any]:
+    if isinstance(item, str):
+        for name, several in values.items():
+            if isinstance(several, list) and f"${name}" in item:
+                return [_fill(item, {**values, name: one}) for one in several]
+    return [_fill(item, values)]

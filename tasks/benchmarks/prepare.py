@@ -1,0 +1,98 @@
+"""From what params.yaml declares of a benchmark to its train and test rows."""
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tasks.benchmarks.benchmark_spec import BenchmarkSpec, HeldOut
+from tasks.benchmarks.rows import (
+    AMBIGUOUS,
+    BY_WHERE,
+    UNLABELLED,
+    Example,
+    Row,
+    check_templates,
+    examples,
+    frame,
+    read_rows,
+)
+from tasks.benchmarks.splits import splits
+from tasks.runtime.files import existing
+from tasks.sources.fetch import fetch_file, hub_rows
+from tasks.sources.kinds import HubSource, LocalSource, RowsSource, WheelSource
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The rows of a benchmark, rendered and split.
+
+    No prompt occurs twice in a split, and none in both. Test rows are in an order by hashes.
+
+    Attributes:
+        train: one row an example, with `id`, `prompt`, `options` and `gold`.
+        test: the same columns.
+        summary: one line that counts what was read, left out and kept.
+        columns: the kinds of the prompt's columns and an example of them; empty if all of them are texts.
+    """
+
+    train: pd.DataFrame
+    test: pd.DataFrame
+    summary: str
+    columns: dict[str, Any]
+
+
+def prepare(name: str, spec: BenchmarkSpec, root: Path) -> Prepared:
+    """Fetches the rows of the benchmark `name` of the project in `root`, renders its prompts and splits them.
+
+    Raises:
+        InputError: a source cannot be read, or a row or template does not fit.
+    """
+    field = f"benchmarks.{name}"
+    check_templates(spec, field=field)
+    with tempfile.TemporaryDirectory() as work:
+        rows = _fetch(spec.train.source, root, f"{field}.train.source", Path(work))
+        found = examples(rows, spec, "train", field=field)
+        read, kept, left_out, given = len(rows), len(found.examples), found.left_out, None
+        kinds = found.kinds
+        if not isinstance(spec.test, HeldOut):
+            rows = _fetch(spec.test.source, root, f"{field}.test.source", Path(work))
+            tested = examples(rows, spec, "test", field=field)
+            given = tested.examples
+            read, kept, left_out = read + len(rows), kept + len(given), left_out + tested.left_out
+            kinds = {name: kinds[name] | tested.kinds[name] for name in kinds}
+    train, test = splits(spec, found.examples, given, field=field)
+    parts = [f"{left_out[BY_WHERE]} {BY_WHERE}"]
+    parts += [f"{left_out[reason]} {reason} dropped" for reason in (UNLABELLED, AMBIGUOUS) if left_out[reason]]
+    parts += [f"{kept - len(train) - len(test)} repeated prompts dropped"]
+    summary = f"{name}: {read} rows read, {', '.join(parts)}; train {_counted(train)}, test {_counted(test)}"
+    columns = {"kinds": {name: sorted(of) for name, of in kinds.items()}, "example": found.sent}
+    only_texts = all(of == {"text"} for of in kinds.values())
+    return Prepared(
+        train=frame(train, "train", chat=spec.chat),
+        test=frame(test, "test", chat=spec.chat),
+        summary=summary,
+        columns={} if only_texts else columns,
+    )
+
+
+def _fetch(source: RowsSource, root: Path, field: str, work: Path) -> list[Row]:
+    if isinstance(source, HubSource):
+        return hub_rows(source, field=field)
+    if isinstance(source, LocalSource):
+        files = [(name, existing(name, field=f"{field}.paths", root=root)) for name in source.paths]
+        return [row for name, path in files for row in read_rows(path, name=name, field=field)]
+    name = source.file if isinstance(source, WheelSource) else source.path
+    return read_rows(fetch_file(source, field=field, root=root, work=work), name=name, field=field)
+
+
+def _counted(split: list[Example]) -> str:
+    """How many, and how often each option is right: by its text where all rows share the options, else by its place."""
+    counts = Counter(example.gold for example in split)
+    width = max(len(example.options) for example in split)
+    shared = len({example.options for example in split}) == 1
+    names = [repr(option) for option in split[0].options] if shared else [f"option {i + 1}" for i in range(width)]
+    return f"{len(split)} (" + ", ".join(f"{counts[i]} {name}" for i, name in enumerate(names)) + ")"

@@ -1,0 +1,47 @@
+"""The adaptation set: the few train rows that the method may look at."""
+
+import pandas as pd
+
+from tasks.benchmarks.scoring import answers_unedited
+from tasks.benchmarks.splits import place
+from tasks.benchmarks.table import encode_rows
+from tasks.method.options import Adaptation
+from tasks.models.stack import DecoderStack
+from tasks.runtime.errors import InputError
+from tasks.runtime.progress import progress
+
+
+def draw(train: pd.DataFrame, stack: DecoderStack, tokenizer: object, settings: Adaptation) -> pd.DataFrame:
+    """The adaptation set out of the train split.
+
+    Raises:
+        InputError: there are too few rows of the kind, or one of them cannot be used.
+    """
+    asked = zip(train["prompt"], train["options"], strict=True)
+    places = [place("adaptation", settings.seed, prompt, list(options)) for prompt, options in asked]
+    train = train.iloc[sorted(range(len(train)), key=places.__getitem__)].reset_index(drop=True)
+    if settings.selection == "random":
+        chosen = train.head(settings.size)
+    else:
+        chosen = _selected(train, stack, tokenizer, settings.selection == "correct", settings.size)
+    if len(chosen) < settings.size:
+        kind = "" if settings.selection == "random" else f" that the model gets {settings.selection}"
+        raise InputError("adaptation.size", f"{settings.size}, but the train split has {len(chosen)} rows{kind}")
+    encode_rows(chosen, tokenizer, stack.context)  # refuses what the later steps could not use..
+    if not chosen["prompt"].str.strip().all():  # ..and here `score`
+        raise InputError("prompt", "is empty in some of the rows: there is nothing to attribute an answer to")
+    return chosen
+
+
+def _selected(train: pd.DataFrame, stack: DecoderStack, tokenizer: object, right: bool, size: int) -> pd.DataFrame:
+    found = train.head(0)
+    with progress("sample", size) as advance:
+        for start in range(0, len(train), 4 * size):
+            rows = encode_rows(train.iloc[start : start + 4 * size], tokenizer, stack.context)
+            predicted = answers_unedited(stack, rows.encoded).predicted()[0]
+            kept = rows.table[(predicted == rows.table["gold"]) == right]
+            advance(min(len(kept), size - len(found)))
+            found = pd.concat([found, kept])
+            if len(found) >= size:
+                break
+    return found.head(size)

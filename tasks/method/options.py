@@ -1,0 +1,70 @@
+"""Options of the method: the adaptation set, the attribution and the grid."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tasks.runtime.fields import Count, Fraction, Seed, Strict
+
+
+class Adaptation(Strict):
+    """The adaptation set: the few train rows that the method may look at."""
+
+    size: Count = 10
+    seed: Seed = 0
+    selection: Literal["random", "correct", "wrong"] = "random"
+
+
+class Attribution(Strict):
+    """What a neuron's score is, and how it is computed; the formulas stand in `tasks.method`."""
+
+    method: Literal["integrated_gradients", "gradient_x_activation", "activation", "relu_gradient"] = (
+        "integrated_gradients"
+    )
+    path: Literal["layer", "all_layers", "single"] = "layer"
+    projection: Literal["gate_proj", "up_proj", "down_proj"] = "gate_proj"
+    target: Literal["max_logit", "max_logit_remaximised", "max_option_logit", "option_margin"] = "max_logit"
+    ranking: Literal["signed", "absolute"] = "signed"
+    quadrature: Literal["adaptive", "riemann_right"] = "adaptive"
+    steps: Count = 20
+    tolerance: float = Field(default=0.01, gt=0)
+    stability: float = Field(default=0.99, ge=0, le=1)
+    max_nodes: int = Field(default=32, ge=4, lt=2**31)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Attribution":
+        if self.path == "single" and self.method != "integrated_gradients":
+            raise ValueError(f"path: single is an exact integral, which {self.method} has none of; use layer")
+        if self.path != "layer" and self.method in ("gradient_x_activation", "activation"):
+            raise ValueError(f"path: {self.method} looks at the full model only and has no path; leave it at layer")
+        if self.target != "max_logit" and self.method == "activation":
+            raise ValueError("target: activation looks at no output; leave it at max_logit")
+        return self
+
+    def effective(self) -> dict[str, Any]:
+        """The settings that the scores depend on; those of another method or rule are left out."""
+        found = self.model_dump()
+        if self.method == "activation":
+            del found["target"]
+        if self.method in ("gradient_x_activation", "activation"):
+            del found["path"]
+        if self.method != "integrated_gradients" or self.path == "single":
+            del found["quadrature"]  # relu_gradient has a mean over `steps`, the others no integral
+        adaptive = found.get("quadrature") == "adaptive"
+        steps = found.get("quadrature") == "riemann_right" or self.method == "relu_gradient"
+        unused = {"steps": not steps} | dict.fromkeys(("tolerance", "stability", "max_nodes"), not adaptive)
+        return {name: value for name, value in found.items() if not unused.get(name)}
+
+
+class Search(Strict):
+    """The grid: layers x these fractions of their neurons, and which of its pairs are looked at."""
+
+    strategy: Literal["exhaustive", "coarse_to_fine", "layer_subset", "dropping"] = "exhaustive"
+    fractions: list[Fraction] = Field(default=[0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40], min_length=1)
+
+    @field_validator("fractions")
+    @classmethod
+    def _ascending(cls, value: list[float]) -> list[float]:
+        if value != sorted(set(value)):
+            raise ValueError("must be ascending, without repeats")
+        return value

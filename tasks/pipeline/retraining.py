@@ -1,0 +1,51 @@
+"""When cells are retrained and which model becomes champion: the section `retrain` of params.yaml."""
+
+from zoneinfo import available_timezones
+
+from pydantic import Field, field_validator
+
+from tasks.runtime.fields import NAME, Strict
+
+
+class Schedule(Strict):
+    """When which cells of the pipeline are retrained: those with one of the names given; all where none are."""
+
+    cron: str
+    timezone: str = "UTC"
+    models: list[str] = Field(default=[])
+    benchmarks: list[str] = Field(default=[])
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError(f"must be a name of the time zone database, such as Europe/Berlin, not {value!r}")
+        return value
+
+
+class Promotion(Strict):
+    """When a challenger becomes champion; `tasks.tracking.promote.decide` applies it, all on the same test rows.
+
+    Attributes:
+        alpha: the level of the exact McNemar tests, all judgements on the same test rows together.
+        margin: by how much accuracy a challenger that is better than the base may stay below the champion.
+    """
+
+    alpha: float = Field(default=0.05, gt=0, le=1)
+    margin: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Retrain(Strict):
+    """Retraining: no result depends on it, so it makes nothing stale. `pool` is the work pool of the deployments."""
+
+    pool: str = "dsm"
+    schedules: dict[str, Schedule] = Field(default={})
+    promotion: Promotion = Promotion()
+
+    @field_validator("schedules")
+    @classmethod
+    def _are_names(cls, value: dict[str, Schedule]) -> dict[str, Schedule]:
+        for name in value:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{name!r}: a name has letters, digits, - and _ only")
+        return value

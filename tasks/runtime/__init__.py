@@ -1,0 +1,1 @@
+"""What every step needs to run: files, journals, workers, progress, errors."""

@@ -1,0 +1,66 @@
+"""YAML that somebody else may have written: read within bounds, or refused in one line."""
+
+from typing import Any
+
+import yaml
+
+from tasks.runtime.errors import InputError
+
+TEXT_LIMIT = 4 << 20  # characters; a real file has some thousand
+NODE_LIMIT = 1_000_000  # with every alias written out: a few nested ones stand for billions
+
+
+def read_yaml(text: str, *, field: str) -> Any:
+    """The value of the one document in `text`. `field` is what a message calls the text.
+
+    Raises:
+        InputError: not YAML, too large, nested too deeply, or with a key that occurs twice in one mapping.
+    """
+    if len(text) > TEXT_LIMIT:
+        raise InputError(field, f"has {len(text)} characters; {TEXT_LIMIT} are the limit")
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _check(node, {}, field)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise InputError(field, f"not valid YAML{where}: {getattr(error, 'problem', error)}") from None
+    except RecursionError:
+        raise InputError(field, "is nested too deeply") from None
+    except (ValueError, OverflowError, TypeError) as error:  # a date that is none, a number of too many digits
+        raise InputError(field, f"holds a value that cannot be read: {error}") from None
+
+
+def _check(node: yaml.Node, sizes: dict[int, int], field: str) -> int:
+    """The number of nodes from here on, with aliases written out; `sizes` has those that are known, by identity."""
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise InputError(field, f"line {node.start_mark.line + 1}: a value that contains itself")
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    line = node.start_mark.line + 1
+    total = 1
+    if isinstance(node, yaml.ScalarNode):
+        if any("\ud800" <= character <= "\udfff" for character in node.value):
+            raise InputError(field, f"line {line}: half of a surrogate pair, which is not text")
+    elif isinstance(node, yaml.MappingNode):
+        keys = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in keys:
+                    raise InputError(field, f"line {key.start_mark.line + 1}: {key.value!r} is there twice")
+                keys.add((key.tag, key.value))
+            total += _check(key, sizes, field) + _check(value, sizes, field)
+    else:
+        total += sum(_check(item, sizes, field) for item in node.value)
+    if total > NODE_LIMIT:
+        raise InputError(field, f"line {line}: stands for more than {NODE_LIMIT} values")
+    sizes[id(node)] = total
+    return total

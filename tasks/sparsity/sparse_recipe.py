@@ -1,0 +1,193 @@
+"""A sparse model as data: a JSON recipe, and a safetensors file of masks beside it.
+
+Magnitude, Wanda and RIA only remove weights: the masks, one bit a weight, make the model from its base. SparseGPT also
+moves the weights it keeps, and running it again on other hardware, or with another number of threads, would give other
+last digits and soon other masks. So of SparseGPT the kept weights are stored too, which makes that file as large as
+the kept part of the pruned matrices.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tasks.models.hashing import sha256_directory
+from tasks.models.loading import Loaded
+from tasks.runtime.errors import InputError
+from tasks.runtime.fields import Count, Fraction, Seed, Sha256, Strict
+from tasks.runtime.files import replacing, sha256_file, write_json
+from tasks.sparsity.bitmask import unpack_mask
+from tasks.sparsity.calibration import Calibration
+from tasks.sparsity.layers import Layers
+from tasks.sparsity.metrics import NOfM
+from tasks.sparsity.weight_pruning import Method, Report
+
+RECIPE, MASKS = "sparse.json", "masks.safetensors"
+SIZE_LIMIT = 16 << 20  # bytes of the recipe; a line for each matrix of the deepest model fills less than one
+
+
+class CalibrationSet(Strict):
+    """The sequences that the statistics are of; `length` in tokens, `sha256` of their token ids."""
+
+    name: str
+    sha256: Sha256
+    sequences: Count
+    length: Count
+    seed: Seed
+
+
+class Matrix(Strict):
+    """A pruned matrix: its shape, and how many weights the mask removes."""
+
+    rows: Count
+    columns: Count
+    removed: int = Field(ge=0)
+    sparsity: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "Matrix":
+        if self.sparsity != self.removed / (self.rows * self.columns):
+            raise ValueError(f"{self.removed} of {self.rows} x {self.columns} weights are not {self.sparsity}")
+        return self
+
+
+class SparseRecipe(Strict):
+    """How a model was pruned. `matrices` by the name of the linear layer; `masks_sha256` of the file of masks."""
+
+    format: Literal[1] = 1
+    base_sha256: Sha256
+    method: Method
+    sparsity: Fraction | None = None
+    n_of_m: tuple[int, int] | None = None
+    calibration: CalibrationSet | None = None
+    matrices: dict[str, Matrix]
+    masks_sha256: Sha256
+
+    @model_validator(mode="after")
+    def _one_target(self) -> "SparseRecipe":
+        if (self.sparsity is None) == (self.n_of_m is None):
+            raise ValueError("one of sparsity and n_of_m is needed")
+        if (self.calibration is None) != (self.method == "magnitude"):
+            raise ValueError("all methods but magnitude have a calibration set")
+        return self
+
+
+def write_recipe(
+    directory: Path, loaded: Loaded, report: Report, *, base_sha256: str, calibration: Calibration | None
+) -> SparseRecipe:
+    """Writes sparse.json and masks.safetensors for a model that `prune_weights` has just pruned.
+
+    Args:
+        base_sha256: of the model before (`tasks.models.hashing.sha256_directory`).
+        calibration: whose sequences it was pruned with; of magnitude it is left out.
+    """
+    tensors: dict[str, Tensor] = {}
+    linears = Layers(loaded.model).all_linears()
+    for name, matrix in report.matrices.items():
+        tensors[f"{name}.mask"] = matrix.mask
+        if report.method == "sparsegpt":
+            weight = linears[name].weight.detach().cpu()
+            tensors[f"{name}.kept"] = weight[~unpack_mask(matrix.mask, matrix.shape)]
+    directory.mkdir(parents=True, exist_ok=True)
+    with replacing(directory / MASKS) as temporary:
+        save_file(tensors, temporary)
+    recipe = SparseRecipe(
+        base_sha256=base_sha256,
+        method=report.method,
+        sparsity=None if isinstance(report.target, NOfM) else report.target,
+        n_of_m=report.target if isinstance(report.target, NOfM) else None,
+        calibration=None if report.method == "magnitude" or calibration is None else _described(calibration),
+        matrices={
+            name: Matrix(rows=m.shape[0], columns=m.shape[1], removed=m.removed, sparsity=m.sparsity)
+            for name, m in report.matrices.items()
+        },
+        masks_sha256=sha256_file(directory / MASKS),
+    )
+    write_json(directory / RECIPE, recipe.model_dump(mode="json"))
+    return recipe
+
+
+def read_sparse_recipe(directory: Path) -> SparseRecipe:
+    """The recipe in a directory.
+
+    Raises:
+        InputError: not there, not a recipe, or its masks are not the ones it was written with.
+    """
+    path = directory / RECIPE
+    try:
+        if path.stat().st_size > SIZE_LIMIT:
+            raise InputError(str(path), f"has {path.stat().st_size} bytes; {SIZE_LIMIT} are the limit")
+        recipe = SparseRecipe.model_validate_json(path.read_bytes(), strict=True)
+        actual = sha256_file(directory / MASKS)
+    except OSError as error:
+        raise InputError(str(error.filename or path), error.strerror or "cannot be read") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path}{': ' + field if field else ''}", first["msg"].removeprefix("Value error, ")) from None
+    if actual != recipe.masks_sha256:
+        raise InputError(str(directory / MASKS), f"has SHA-256 {actual}, but {RECIPE} says {recipe.masks_sha256}")
+    return recipe
+
+
+@torch.no_grad()
+def apply_recipe(loaded: Loaded, model_dir: Path, directory: Path) -> SparseRecipe:
+    """Prunes a model in place as the recipe in `directory` says, to the weights of the pruned model bit for bit.
+
+    Args:
+        loaded: the unpruned model, as `tasks.models.loading.load` gives it.
+        model_dir: where it was loaded from.
+
+    Raises:
+        InputError: see `read_sparse_recipe`; or the recipe is for another model (by hash), whose matrices differ. The
+            model is unchanged then.
+    """
+    recipe = read_sparse_recipe(directory)
+    actual = sha256_directory(model_dir)
+    if actual != recipe.base_sha256:
+        raise InputError("model", f"{model_dir} has hash {actual}, but the recipe is for {recipe.base_sha256}")
+    linears = Layers(loaded.model).all_linears()
+    shapes = {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
+    if shapes != {name: (matrix.rows, matrix.columns) for name, matrix in recipe.matrices.items()}:
+        raise InputError("model", f"{model_dir} has other linear layers than the recipe")
+    try:
+        with safe_open(directory / MASKS, framework="pt") as file:
+            _check_contents(file, recipe, directory / MASKS)
+            for name, linear in linears.items():
+                _apply(file, name, linear, kept=recipe.method == "sparsegpt")
+    except SafetensorError as error:
+        raise InputError(str(directory / MASKS), f"is not a safetensors file: {error}") from None
+    return recipe
+
+
+def _check_contents(file: Any, recipe: SparseRecipe, path: Path) -> None:
+    expected: dict[str, list[int]] = {}
+    for name, matrix in recipe.matrices.items():
+        size = matrix.rows * matrix.columns
+        expected[f"{name}.mask"] = [(size + 7) // 8]
+        if recipe.method == "sparsegpt":
+            expected[f"{name}.kept"] = [size - matrix.removed]
+    if {key: file.get_slice(key).get_shape() for key in file.keys()} != expected:  # noqa: SIM118 (not a mapping)
+        raise InputError(str(path), "does not hold the masks of the recipe's matrices")
+
+
+def _apply(file: Any, name: str, linear: nn.Linear, *, kept: bool) -> None:
+    weight = linear.weight
+    mask = unpack_mask(file.get_tensor(f"{name}.mask"), (linear.out_features, linear.in_features)).to(weight.device)
+    if kept:
+        weight.masked_scatter_(~mask, file.get_tensor(f"{name}.kept").to(weight))
+    weight.masked_fill_(mask, 0)
+
+
+def _described(calibration: Calibration) -> CalibrationSet:
+    return CalibrationSet(
+        name=calibration.name,
+        sha256=calibration.sha256,
+        sequences=len(calibration.sequences),
+        length=calibration.length,
+        seed=calibration.seed,
+    )

@@ -1,0 +1,170 @@
+"""The entry: prune the weights of a loaded model in place, for good or for the time of a context."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tasks.models.gated import PLACES
+from tasks.models.loading import Loaded
+from tasks.runtime.errors import InputError
+from tasks.sparsity import metrics, sparsegpt
+from tasks.sparsity.bitmask import pack_mask
+from tasks.sparsity.input_statistics import InputStatistics
+from tasks.sparsity.layers import Layers
+from tasks.sparsity.metrics import NOfM, Target
+
+Method = Literal["magnitude", "wanda", "ria", "sparsegpt"]
+METHODS: tuple[Method, ...] = get_args(Method)
+Kept = Mapping[int, Sequence[int]]  # neurons by decoder layer
+
+
+@dataclass(frozen=True)
+class PrunedMatrix:
+    """What was removed from a weight matrix.
+
+    Attributes:
+        shape: (d_out, d_in).
+        removed: how many weights the mask removes.
+        mask: one bit a weight (`tasks.sparsity.bitmask`).
+    """
+
+    shape: tuple[int, int]
+    removed: int
+    mask: Tensor
+
+    @property
+    def sparsity(self) -> float:
+        return self.removed / (self.shape[0] * self.shape[1])
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `prune_weights` did. `matrices` by the name of the linear layer in the model."""
+
+    method: Method
+    target: Target
+    matrices: dict[str, PrunedMatrix]
+
+    @property
+    def sparsity(self) -> float:
+        """Of all pruned matrices together."""
+        sizes = sum(rows * columns for rows, columns in (matrix.shape for matrix in self.matrices.values()))
+        return sum(matrix.removed for matrix in self.matrices.values()) / sizes
+
+
+def prune_weights(
+    loaded: Loaded, sequences: Sequence[Sequence[int]], method: Method, target: Target, spared: Kept | None = None
+) -> Report:
+    """Prunes all linear layers inside the decoder layers, in place.
+
+    A `DecoderStack` that was made before keeps bfloat16 copies of weights; make a new one afterwards.
+
+    Memory above the model: one bit for each of its weights, what one layer's matrix and its scores take, and, but for
+    magnitude, the residuals and statistics of `Layers.walk`.
+
+    Args:
+        sequences: token ids of the calibration sequences; magnitude does not look at them.
+        target: the part of the weights to remove, or N:M.
+        spared: neurons (rows of gate_proj and up_proj, columns of down_proj) of which no weight is removed. Others go
+            in their place, but for Wanda's rows of gate_proj and up_proj, each of which stands alone: there, less
+            than `target` is removed. Not with SparseGPT, nor with N:M.
+
+    Raises:
+        InputError: a target that is not possible, in general or for this model, or see `Layers` and `Layers.walk`. What
+            fails in the middle of the walk (inputs that are not finite) leaves the layers before it pruned; `sparse`
+            restores them.
+    """
+    metrics.check_target(target)
+    if spared and (method == "sparsegpt" or isinstance(target, NOfM)):
+        raise InputError("spared", "neurons can be spared by magnitude, wanda and ria at a sparsity only")
+    layers = Layers(loaded.model)
+    if isinstance(target, NOfM):
+        for linear in layers.all_linears().values():
+            metrics.check_groups(linear.in_features, target)
+    matrices: dict[str, PrunedMatrix] = {}
+    if method == "magnitude":
+        for index, linears in enumerate(layers.linears):
+            for name, linear in linears.items():
+                matrices[name] = _pruned(linear, name, None, method, target, (spared or {}).get(index, ()))
+    else:
+        for index, statistics in layers.walk(sequences, products=method == "sparsegpt"):
+            for name, linear in layers.linears[index].items():
+                matrices[name] = _pruned(linear, name, statistics, method, target, (spared or {}).get(index, ()))
+    return Report(method, target, matrices)
+
+
+@contextmanager
+def restored(loaded: Loaded) -> Iterator[None]:
+    """At the end of this context the linear layers of the decoder have the weights of its beginning, bit for bit.
+
+    Keeps a copy of these weights on their device: the model's memory once more, but for its embeddings.
+    """
+    kept = [(linear.weight, linear.weight.clone()) for linear in Layers(loaded.model).all_linears().values()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, copy in kept:
+                weight.copy_(copy)
+
+
+@contextmanager
+def sparse(
+    loaded: Loaded, sequences: Sequence[Sequence[int]], method: Method, target: Target, spared: Kept | None = None
+) -> Iterator[Report]:
+    """`prune_weights` for the time of a context. Memory: see `restored`."""
+    with restored(loaded):
+        yield prune_weights(loaded, sequences, method, target, spared)
+
+
+@torch.no_grad()
+def _pruned(
+    linear: nn.Linear,
+    name: str,
+    statistics: InputStatistics | None,
+    method: Method,
+    target: Target,
+    spared: Sequence[int],
+) -> PrunedMatrix:
+    weight = linear.weight
+    work = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    if method == "sparsegpt" and statistics is not None:
+        mask, new = sparsegpt.prune(work, statistics.hessian(name), target)
+        weight.copy_(new)
+    else:
+        if statistics is None:
+            score = metrics.magnitude(work)
+        else:
+            score = (metrics.wanda if method == "wanda" else metrics.ria)(work, statistics.squared_norms(name))
+        exempt = _exempt(name, work, spared)
+        mask = _selected(score.masked_fill(exempt, torch.inf), target, per_row=method == "wanda") & ~exempt
+    weight.masked_fill_(mask, 0)
+    rows, columns = mask.shape
+    return PrunedMatrix((rows, columns), int(mask.sum()), pack_mask(mask))
+
+
+def _exempt(name: str, weight: Tensor, neurons: Sequence[int]) -> Tensor:
+    """Mask of the weights of these neurons, [d_out, d_in]: none in a linear layer that is not part of the MLP."""
+    mask = torch.zeros_like(weight, dtype=torch.bool)
+    if not neurons:
+        return mask
+    kind, index = name.rsplit(".", 1)[-1], torch.tensor(list(neurons), device=weight.device)
+    for projection, places in PLACES.items():
+        for place, part, parts in places:
+            if place != kind:
+                continue
+            if projection == "down_proj":
+                mask[:, index] = True
+            else:
+                mask[index + part * (len(weight) // parts)] = True
+    return mask
+
+
+def _selected(score: Tensor, target: Target, *, per_row: bool) -> Tensor:
+    if isinstance(target, NOfM):
+        return metrics.by_group(score, target)
+    return metrics.by_row(score, target) if per_row else metrics.by_matrix(score, target)

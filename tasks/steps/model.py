@@ -1,0 +1,24 @@
+"""Step `model`: a source in params.yaml becomes a plain Hugging Face directory, stored once."""
+
+import tempfile
+from pathlib import Path
+
+from tasks.models.conversion import write_model
+from tasks.models.loading import load
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.step import run_step
+from tasks.runtime.files import replacing
+
+
+def store(cell: Cell) -> None:
+    """Writes data/models/<model>/; refuses a model whose neurons the method cannot prune before anything is stored."""
+    field = f"models.{cell.model}.source"
+    with tempfile.TemporaryDirectory() as work, replacing(cell.model_dir) as target:
+        write_model(cell.model_spec.source, target, field=field, root=cell.root, work=Path(work))
+        stack = DecoderStack(load(target).model)
+    print(f"{cell.model}: {len(stack)} layers with {stack.d_ff} neurons each, in {cell.model_dir}")
+
+
+if __name__ == "__main__":
+    run_step(store, description="Fetch a model and store it as a plain Hugging Face directory.")

@@ -1,0 +1,26 @@
+"""prune: choose (layer, fraction) from the grid and write the recipe, which is the pruned model."""
+
+import pandas as pd
+
+from tasks.method.algorithm import make_recipe
+from tasks.method.scores import read_scores
+from tasks.models.hashing import sha256_directory
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.step import run_step
+from tasks.runtime.files import write_json
+
+
+def prune(cell: Cell) -> None:
+    """Writes pruned.json."""
+    recipe = make_recipe(
+        pd.read_parquet(cell.grid),
+        read_scores(cell.scores),
+        model=cell.model,
+        benchmark=cell.benchmark,
+        base_sha256=sha256_directory(cell.model_dir),
+    )
+    write_json(cell.pruned, recipe.model_dump())
+
+
+if __name__ == "__main__":
+    run_step(prune, description=__doc__)

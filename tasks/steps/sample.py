@@ -1,0 +1,33 @@
+"""sample: draw the adaptation set, the few train rows that the method may look at."""
+
+import json
+
+from tasks.benchmarks.table import encode_rows, read_split
+from tasks.method.adaptation_set import draw
+from tasks.models.loading import load
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.step import run_step
+from tasks.runtime.files import write_jsonl
+
+
+def sample(cell: Cell) -> None:
+    """Writes the `adaptation.size` rows of the train split with the smallest seeded hashes of what they ask.
+
+    With `selection: correct` or `wrong`, those that the unpruned model gets right or wrong, in the same order. Rows
+    that are added to the split or removed change the set by no more than their number.
+
+    Raises:
+        InputError: as `draw`; or a test row that `evaluate` or `transfer` will read does not fit the model.
+    """
+    loaded = load(cell.model_dir)
+    stack = DecoderStack(loaded.model)
+    limits = cell.benchmark_spec.limits
+    tested = read_split(cell.test, max(limits.test, limits.transfer))
+    encode_rows(tested, loaded.tokenizer, stack.context, warn=False)  # not hours later, in `evaluate` or `transfer`
+    chosen = draw(read_split(cell.train), stack, loaded.tokenizer, cell.settings.adaptation)
+    write_jsonl(cell.samples, json.loads(chosen.to_json(orient="records")))
+
+
+if __name__ == "__main__":
+    run_step(sample, description=__doc__)

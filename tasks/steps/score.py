@@ -1,0 +1,68 @@
+"""score: the score of every neuron on the adaptation set, by default by integrated gradients."""
+
+import sys
+from functools import partial
+
+import numpy as np
+
+from tasks.method.algorithm import score_neurons
+from tasks.method.attribute import Attributor, attributor_on, describe
+from tasks.method.options import Attribution
+from tasks.method.scores import Scores
+from tasks.models.hashing import sha256_directory
+from tasks.models.loading import load
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.step import run_step
+from tasks.runtime.files import read_jsonl, replacing, sha256_file
+from tasks.runtime.journal import Journal, journal_key
+from tasks.runtime.progress import progress
+from tasks.runtime.work import crew, run_parts
+
+
+def score(cell: Cell) -> None:
+    """Writes scores, completeness gaps and node counts of every layer; warns where the integral did not converge.
+
+    The scores are signed; the header's `ranking` says how to order them (`Scores.ranked`).
+    """
+    settings = cell.settings.attribution
+    header = {
+        **describe(settings),
+        "samples_sha256": sha256_file(cell.samples),
+        "model_sha256": sha256_directory(cell.model_dir),
+        "n": len(read_jsonl(cell.samples)),
+    }
+    journal = Journal(cell.scratch / "score.jsonl", journal_key(header))
+    with crew(partial(attributor, cell)) as workers:
+        parts = workers.ask("parts")
+        with progress("score", len(parts)) as advance:
+            scores = score_neurons(partial(run_parts, workers, journal=journal), parts, header, advance)
+    _warn(scores, settings)
+    with replacing(cell.scores) as temporary:
+        temporary.write_bytes(scores.to_bytes())
+    journal.remove()
+
+
+def _warn(scores: Scores, settings: Attribution) -> None:
+    """Names the layers whose integral did not converge. NaN, of scores that are not an integral, compares as false."""
+    if settings.method != "integrated_gradients" or scores.stability is None:
+        return
+    rough = scores.relative_error > settings.tolerance
+    unsettled = ~rough & (scores.stability < settings.stability)
+    for what, where in (
+        ("completeness gap over attribution.tolerance", rough),
+        ("ranking below attribution.stability", unsettled),
+    ):
+        if where.any():
+            layers = np.flatnonzero(np.broadcast_to(where, len(scores.values))).tolist()
+            print(f"warning: {what} in layers {layers}", file=sys.stderr)
+
+
+def attributor(cell: Cell) -> Attributor:
+    """The attribution on the adaptation set."""
+    loaded, samples = load(cell.model_dir), read_jsonl(cell.samples)
+    return attributor_on(DecoderStack(loaded.model), loaded.tokenizer, samples, cell.settings.attribution)
+
+
+if __name__ == "__main__":
+    run_step(score, description=__doc__)

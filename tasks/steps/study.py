@@ -1,0 +1,95 @@
+"""study: one of the experiments around the method, on one cell; see tasks/studies."""
+
+import time
+from functools import partial
+from typing import Any
+
+from tasks.evidence.study_tables import plot
+from tasks.models.hashing import sha256_directory
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.runs import StudyRun
+from tasks.pipeline.settings import Settings
+from tasks.pipeline.step import run_step
+from tasks.pipeline.study_inputs import benchmark_hash, check_inputs
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import replacing, sha256_file, write_json, write_text
+from tasks.runtime.journal import Journal, journal_key
+from tasks.runtime.progress import progress
+from tasks.runtime.work import crew, run_parts
+from tasks.studies.catalogue import STUDIES
+from tasks.studies.context import Record, Workshop
+
+
+def study(cell: Cell, name: str) -> None:
+    """Writes data/studies/<study>/<model>/<benchmark>/: result.json and plot.svg.
+
+    Unlike what the other steps write it holds seconds, so two runs of it differ in bytes.
+    """
+    run = _run(cell, name)
+    what = STUDIES[name]
+    settings = cell.settings
+    check_inputs(run, settings, cell.root)
+    inputs = [
+        run.model_dump(),
+        *(section.model_dump() for section in (settings.adaptation, settings.attribution, settings.search)),
+        settings.evaluation.model_dump(),
+        settings.precision.search,
+        benchmark_hash(cell.benchmark_spec, cell.root, field=cell.benchmark),
+        sha256_directory(cell.model_dir),
+        *(sha256_file(path) for path in (cell.train, cell.test, cell.samples, cell.scores, cell.pruned, cell.transfer)),
+    ]
+    journal = Journal(cell.scratch / f"study-{name}.jsonl", journal_key(inputs))
+    with crew(partial(Worker, cell, run)) as workers:
+        parts = workers.ask("parts")
+        with progress(name, len(parts)) as advance:
+            values = run_parts(workers, parts, journal, advance)
+    records = what.finish([Record(**record) for value in values.values() for record in value["records"]])
+    result = {
+        "study": name,
+        "model": cell.model,
+        "benchmark": cell.benchmark,
+        "unit": what.unit,
+        "settings": run.model_dump(exclude_unset=True, exclude={"inputs"}),
+        "adapted with": _changed(settings),
+        "seconds": round(sum(value["seconds"] for value in values.values()), 1),
+        "records": [record.as_json() for record in records],
+    }
+    with replacing(cell.study(name)) as target:
+        target.mkdir()
+        write_json(target / "result.json", result)
+        write_text(target / "plot.svg", plot(result, x=what.x))
+    journal.remove()
+
+
+def _changed(settings: Settings) -> dict[str, Any]:
+    """What an adaptation was done with where it is not the default, and the fractions of the grid."""
+    sections = (settings.adaptation, settings.attribution, settings.search)
+    return {key: value for section in sections for key, value in section.model_dump(exclude_defaults=True).items()}
+
+
+def _run(cell: Cell, name: str) -> StudyRun:
+    key = f"{name}-{cell.name}"
+    if key not in cell.settings.studies:
+        raise InputError("studies", f"{key!r} is not in params.yaml: `dsm study` adds it")
+    return cell.settings.studies[key]
+
+
+class Worker:
+    """Computes the parts of a study (`tasks.runtime.work`)."""
+
+    def __init__(self, cell: Cell, run: StudyRun):
+        self._workshop = Workshop(cell, run)
+        self._study = STUDIES[run.study]
+
+    @property
+    def parts(self) -> list[str]:
+        return self._study.parts(self._workshop)
+
+    def compute(self, part: str) -> dict[str, Any]:
+        started = time.monotonic()
+        records = [record.as_json() for record in self._study.compute(self._workshop, part)]
+        return {"records": records, "seconds": time.monotonic() - started}
+
+
+if __name__ == "__main__":
+    run_step(study, description=__doc__, argument="study")

@@ -1,0 +1,192 @@
+"""What all studies share: the cell's model and rows, an adaptation with other settings, and a record of an accuracy."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from tasks.benchmarks.encoding import Encoded
+from tasks.benchmarks.prepare import prepare
+from tasks.benchmarks.scoring import Answers, answers_unedited, answers_without
+from tasks.benchmarks.table import Rows, encode_rows, read_split
+from tasks.evidence.statistics import mcnemar, standard_error
+from tasks.method.adaptation_set import draw
+from tasks.method.algorithm import adapt, make_recipe, search_rows
+from tasks.method.options import Adaptation, Attribution
+from tasks.method.recipe import Recipe, read_recipe
+from tasks.method.scores import Scores, read_scores
+from tasks.models.loading import load
+from tasks.models.stack import DecoderStack
+from tasks.pipeline.cell import Cell
+from tasks.pipeline.runs import StudyRun
+from tasks.runtime.files import read_jsonl
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row of a study's table, and a point of its plot.
+
+    Attributes:
+        label: what was varied.
+        value: an accuracy, or what `Table.unit` of the study says; None: not possible on this
+            benchmark, and `more` tells why.
+        stderr: of the value, None where it has none.
+        n: test rows.
+        p: exact McNemar test against the unpruned model on the same rows; None where there is no such pair.
+        x: where on a numeric axis it stands; None: a row of a dot plot.
+        group: the line or colour it belongs to.
+        more: further columns, as they are shown.
+    """
+
+    label: str
+    value: float | None
+    stderr: float | None = None
+    n: int | None = None
+    p: float | None = None
+    x: float | None = None
+    group: str = ""
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Workshop:
+    """The model, the train split and the test rows of a cell, each read when it is first needed."""
+
+    def __init__(self, cell: Cell, run: StudyRun):
+        self.cell = cell
+        self.run = run
+        self.settings = cell.settings
+        self._others: dict[str, tuple[pd.DataFrame, pd.DataFrame]] = {}
+
+    @cached_property
+    def loaded(self) -> Any:
+        return load(self.cell.model_dir)
+
+    @cached_property
+    def stack(self) -> DecoderStack:
+        return DecoderStack(self.loaded.model)
+
+    @cached_property
+    def train(self) -> pd.DataFrame:
+        return read_split(self.cell.train)
+
+    @cached_property
+    def samples(self) -> Rows:
+        """The adaptation set of the cell."""
+        return self.encoded(pd.DataFrame(read_jsonl(self.cell.samples)))
+
+    @cached_property
+    def test(self) -> Rows:
+        return self.encoded(read_split(self.cell.test, self.run.test or self.cell.benchmark_spec.limits.test))
+
+    @cached_property
+    def base(self) -> Answers:
+        """The unpruned model's answers to the test rows."""
+        return answers_unedited(self.stack, self.test.encoded)
+
+    def rows_of(self, benchmark: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Train and test rows of another benchmark, from its source: they need no stage of their own."""
+        if benchmark not in self._others:
+            found = prepare(benchmark, self.settings.benchmarks[benchmark], self.cell.root)
+            self._others[benchmark] = found.train, found.test
+        return self._others[benchmark]
+
+    def encoded(self, table: pd.DataFrame) -> Rows:
+        return encode_rows(table, self.loaded.tokenizer, self.stack.context)
+
+    # -- adaptation ---------------------------------------------------------------------------------------------------
+
+    def adapt(
+        self,
+        adaptation: Adaptation | None = None,
+        attribution: Attribution | None = None,
+        train: pd.DataFrame | None = None,
+    ) -> tuple[Recipe, float | None]:
+        """Sample, score, search and choose as the steps do. What equals the cell's own settings is read from the cell.
+
+        Args:
+            train: another train split than the cell's.
+
+        Returns:
+            The recipe, and the seconds that it took; None where it is the cell's own.
+        """
+        adaptation = adaptation or self.settings.adaptation
+        attribution = attribution or self.settings.attribution
+        own = (adaptation, attribution) == (self.settings.adaptation, self.settings.attribution)
+        if own and train is None:
+            return self.chosen, None
+        started = time.monotonic()
+        table = draw(self.train if train is None else train, self.stack, self.loaded.tokenizer, adaptation)
+        found = adapt(
+            self.stack,
+            self.loaded.tokenizer,
+            table,
+            attribution=attribution,
+            search=self.settings.search,
+            precision=self.settings.precision.search,
+        )
+        return found.recipe, time.monotonic() - started
+
+    @cached_property
+    def chosen(self) -> Recipe:
+        """What the cell's own steps chose."""
+        return read_recipe(self.cell.pruned)
+
+    @cached_property
+    def scores(self) -> Scores:
+        """The cell's own scores."""
+        return read_scores(self.cell.scores)
+
+    def search(self, rows: Rows) -> Recipe:
+        """The choice that the cell's own scores and settings make on these rows."""
+        grid, _ = search_rows(self.stack, rows, self.scores, self.settings.search, self.settings.precision.search)
+        return make_recipe(grid, self.scores)
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def answers(self, recipe: Recipe, rows: Sequence[Encoded] | None = None) -> Answers:
+        """The pruned model's answers, by default to the test rows."""
+        rows = self.test.encoded if rows is None else rows
+        return answers_without(self.stack, rows, recipe.layer, [np.array(recipe.neurons)], projection=recipe.projection)
+
+    def right(self, answers: Answers, rows: Rows | None = None) -> npt.NDArray[np.bool_]:
+        """Which rows the first model got right, bool [n]."""
+        found: npt.NDArray[np.bool_] = answers.predicted()[0] == np.array((rows or self.test).gold)
+        return found
+
+    def base_record(self) -> Record:
+        return accuracy_record("unpruned", self.right(self.base), None)
+
+    def pruned_record(self, label: str, recipe: Recipe, seconds: float | None = None, **more: Any) -> Record:
+        """The accuracy of a recipe on the test rows."""
+        right = self.right(self.answers(recipe))
+        return accuracy_record(label, right, self.right(self.base), **pair_columns(recipe, seconds) | more)
+
+
+def pair_columns(recipe: Recipe, seconds: float | None = None) -> dict[str, Any]:
+    """Further columns of a record: the chosen pair, and the seconds of its scores and search."""
+    found: dict[str, Any] = {"layer": recipe.layer, "fraction": recipe.fraction}
+    return found | ({} if seconds is None else {"seconds": round(seconds, 1)})
+
+
+def counts(answers: Answers) -> str:
+    """How often the first model predicted each option, as `12:88`."""
+    width = max(len(logprobs[0]) for logprobs in answers.logprobs)
+    return ":".join(map(str, np.bincount(answers.predicted()[0], minlength=width)))
+
+
+def accuracy_record(
+    label: str, right: npt.NDArray[np.bool_], base: npt.NDArray[np.bool_] | None, **more: Any
+) -> Record:
+    """The record of an accuracy on n rows, against the unpruned model where `base` says what that got right."""
+    n, accuracy = len(right), float(right.mean())
+    x, group = more.pop("x", None), more.pop("group", "")
+    p = None if base is None else mcnemar(right, base)["p"]
+    return Record(label, accuracy, standard_error(accuracy, n), n, p, x, group, more)

@@ -1,0 +1,1 @@
+"""MLflow: runs, the model registry, promotion, serving; and export of pruned models."""

@@ -1,0 +1,211 @@
+"""The registry: where it lies, what a version answers, and which version an alias names.
+
+A version is never changed; an alias moves to it, last, after its bytes were loaded back and asked.
+"""
+
+import getpass
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+
+from tasks.benchmarks.templates import fixed_options
+from tasks.pipeline.cell import Cell
+from tasks.runtime.errors import InputError
+from tasks.tracking.database import check_path, make_database, sqlite_uri, troubles_told
+
+EXPERIMENT = "dsm-pruning"
+CHALLENGER = "challenger"
+CHAMPION = "champion"
+CONTENT = "content"  # the tag of a run and of a model version that says what is in it
+PROMOTION = "promotion."  # tags of a registered model: one for every move of its champion
+FLOW = "DSM_FLOW_RUN"  # id and name of the flow run that this step is part of; a tag of the run that stands for it
+TOLERANCE = 1e-3  # of a probability: the same float32 model in other batches
+# What tells MLflow about the run of whoever calls, such as `mlflow run`: ours are runs of their own.
+OF_THE_CALLER = (
+    "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT", "MLFLOW_ACTIVE_MODEL_ID",
+    "_MLFLOW_ACTIVE_MODEL_ID", "MLFLOW_ENABLE_ASYNC_LOGGING", "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING",
+)  # fmt: skip
+
+
+def tracking_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI if set, else an SQLite database in the project's directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri((root / "mlflow.db").resolve())
+
+
+@contextmanager
+def store(root: Path) -> Iterator[tuple[Any, str]]:
+    """A client and the experiment's id. One process at a time: a fresh database does not survive two that make it.
+
+    A tracking server is shared with other machines, which no lock here stops: see `tasks.steps.register`.
+
+    Raises:
+        InputError: the tracking server or the database cannot be used, or the server failed on the way.
+    """
+    check_path(root.resolve())
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # with pauses of 1, 2 and 4 seconds
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    with FileLock(root / "mlflow.db.lock"), _apart_from_the_caller():
+        import mlflow
+
+        uri = tracking_uri(root)
+        with troubles_told(uri, "cannot be used"):
+            make_database(uri)
+            mlflow.set_tracking_uri(uri)
+            mlflow.set_registry_uri(uri)
+            client = mlflow.MlflowClient()
+            experiment = _experiment(client, root, uri)
+        with troubles_told(uri, "failed on the way; what it has is kept, and the next call goes on from it"):
+            yield client, experiment
+
+
+@contextmanager
+def _apart_from_the_caller() -> Iterator[None]:
+    """Hides run, experiment and model of the caller from MLflow; at the end it has them back, and its own store."""
+    hidden = {name: os.environ.pop(name) for name in OF_THE_CALLER if name in os.environ}
+    import mlflow
+
+    stores = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ[name] for name in stores if name in os.environ}
+    own = mlflow.is_tracking_uri_set() or mlflow.active_run() is not None  # type: ignore[no-untyped-call]
+    tracking = (mlflow.get_tracking_uri() or before.get("MLFLOW_TRACKING_URI", "")) if own else ""
+    registry = mlflow.get_registry_uri() if own else ""
+    if registry == tracking:  # it follows the tracking store, as by default
+        registry = ""
+    try:
+        yield
+    finally:
+        if own:  # else MLflow goes on with ours in this process: it had none
+            mlflow.set_tracking_uri(tracking)
+            mlflow.set_registry_uri(registry)
+        for name in stores:  # MLflow sets these too, and `tracking_uri` of another project reads them
+            os.environ.pop(name, None)
+        os.environ.update(before | hidden)
+
+
+def _experiment(client: Any, root: Path, uri: str) -> str:
+    """The id of the experiment, which is made if it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    known = client.get_experiment_by_name(EXPERIMENT)
+    if not known:
+        where = (root / "mlartifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
+        try:
+            return str(client.create_experiment(EXPERIMENT, artifact_location=where))
+        except MlflowException:
+            known = client.get_experiment_by_name(EXPERIMENT)
+            if not known:  # no other machine was faster
+                raise
+    return str(known.experiment_id)
+
+
+class OtherOptions(InputError):
+    """A version cannot be asked these rows, ever: it was made for other options."""
+
+
+def options_of(cell: Cell, rows: pd.DataFrame) -> list[list[str]]:
+    """The options of each of these test rows, which have an `id`."""
+    if fixed := fixed_options(cell.benchmark_spec):
+        return [list(fixed)] * len(rows)
+    of_row = pd.read_parquet(cell.test).set_index("id")["options"]
+    return [list(of_row[name]) for name in rows["id"]]
+
+
+def probabilities(name: str, version: int, rows: pd.DataFrame, options: list[list[str]]) -> list[np.ndarray]:
+    """What a registered version, loaded from the registry, answers: for each row the probability of each option.
+
+    Args:
+        rows: test rows with `prompt`.
+        options: for each of them the list of its options; a version with options of its own must have the same.
+
+    Returns:
+        float64 [options] for each row, of sum 1.
+
+    Raises:
+        OtherOptions: the version answers other options.
+        InputError: it cannot be loaded, or cannot answer one of the rows.
+    """
+    import mlflow
+
+    path = list(sys.path)
+    try:
+        loaded = mlflow.pyfunc.load_model(f"models:/{name}/{version}")
+    finally:
+        sys.path[:] = path  # MLflow puts the version's own code first
+    model, prompts = loaded.unwrap_python_model(), rows["prompt"].tolist()
+    own = loaded.model_config["options"]
+    if own is None:
+        return [np.array(p, dtype=np.float64) for p in model.answer(prompts, options)["p"]]
+    if other := next((row for row in options if row != own), None):
+        raise OtherOptions(f"version {version} of {name}", f"answers {own}, and the test rows now have {other}")
+    return list(model.answer(prompts).drop(columns="option").to_numpy(dtype=np.float64))
+
+
+def check_answers(name: str, version: int, answers: list[np.ndarray], rows: pd.DataFrame) -> None:
+    """Compares a version's answers with `pruned_logprobs` of predictions.parquet, which `evaluate` wrote.
+
+    Raises:
+        InputError: a probability differs by more than TOLERANCE.
+    """
+    for row, answer, written in zip(rows["id"], answers, rows["pruned_logprobs"], strict=True):
+        logprobs = np.array(written, dtype=np.float64)
+        expected = np.exp(logprobs - logprobs.max())
+        expected /= expected.sum()
+        if not (np.abs(answer - expected) <= TOLERANCE).all():
+            raise InputError(
+                f"version {version} of {name}",
+                f"answers row {row} with {answer.round(4)}, not {expected.round(4)}; no alias was moved. "
+                "Are the cell's files up to date (dvc status)?",
+            )
+
+
+@dataclass(frozen=True)
+class Move:
+    """One move of the alias `champion`: when, from which version (None: there was none) to which, by whom and why.
+
+    `by_rule`: nobody decided it.
+    """
+
+    when: str
+    before: int | None
+    after: int
+    who: str
+    why: str
+    by_rule: bool
+
+
+def move_champion(client: Any, name: str, version: int, why: str, *, by_rule: bool) -> None:
+    """Points `champion` at a version. The record is written first: an alias without a record cannot be explained."""
+    aliases = client.get_registered_model(name).aliases
+    now = datetime.now(UTC)
+    record = {
+        "when": now.isoformat(timespec="seconds"),
+        "before": int(aliases[CHAMPION]) if CHAMPION in aliases else None,
+        "after": version,
+        "who": f"{getpass.getuser()}@{socket.gethostname()}",
+        "why": why,
+        "by_rule": by_rule,
+    }
+    client.set_registered_model_tag(name, f"{PROMOTION}{now:%Y%m%dT%H%M%S.%fZ}", json.dumps(record))
+    client.set_registered_model_alias(name, CHAMPION, str(version))
+
+
+def moves(client: Any, name: str) -> list[Move]:
+    """Every move of `champion`, oldest first."""
+    tags = client.get_registered_model(name).tags
+    return [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(PROMOTION)]

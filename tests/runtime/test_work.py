@@ -1,0 +1,268 @@
+"""Work in parts: by this process, and by workers on a Ray that is started here."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.method.grid import every_pair, parts_of
+from tasks.models.products import linear
+from tasks.runtime.cluster import Shares, share_of
+from tasks.runtime.errors import InputError
+from tasks.runtime.files import sha256_file
+from tasks.runtime.journal import Journal
+from tasks.runtime.work import Crew, crew, run_parts
+from tasks.steps.prune import prune
+from tasks.steps.sample import sample
+from tasks.steps.score import score
+from tasks.steps.search import adaptation_grid, search
+from tasks.steps.transfer import transfer
+from tests.runtime.squares import Squares
+from tests.steps.test_steps import data, model, write_project
+
+ROOT = Path(__file__).parents[2]
+
+
+# -- whoever computes -------------------------------------------------------------------------------------------------
+
+
+def test_parts_of_the_journal_are_not_computed_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", "key")
+    journal.put("2", "from the journal")
+    told: list[int] = []
+    with crew(Squares) as workers:
+        assert workers.ask("names") == ("square",)
+        assert run_parts(workers, [3, 2, 1], journal, told.append) == {3: 9, 2: "from the journal", 1: 1}
+    assert told == [1, 1, 1]
+
+
+@pytest.mark.parametrize("text", ["two", "-1", "1.5", "²"])
+def test_a_wrong_number_of_workers_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSM_WORKERS", text)
+    with pytest.raises(InputError, match=f"DSM_WORKERS: must be a whole number from 0, not '{text}'"), crew(Squares):
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "0"])
+def test_without_workers_ray_is_not_imported(text: str) -> None:
+    code = "import sys; from tasks.runtime.work import crew\n"
+    code += "with crew(object): assert 'ray' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "DSM_WORKERS": text}, cwd=ROOT, check=True)
+
+
+def test_without_ray_the_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSM_WORKERS", "2")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"^DSM_WORKERS: needs Ray: pip install dsm-pruning\[ray\]$"), crew(Squares):
+        pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:99999"])
+def test_a_cluster_that_is_not_there_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSM_WORKERS", "2")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError, match=f"^RAY_ADDRESS: {address} cannot be reached: "), crew(Squares):
+        pass
+
+
+def test_each_worker_holds_a_gpu_or_its_share_of_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DSM_DEVICE", raising=False)
+    node = {"CPU": 3.0, "memory": 1e9}
+    assert share_of([node, node], 2) == {"num_cpus": 3, "num_gpus": 0}
+    assert share_of([node, node], 3) == {"num_cpus": 1, "num_gpus": 0}  # two of two processors would not fit a node
+    assert share_of([node | {"GPU": 2.0}, node], 2) == {"num_cpus": 1, "num_gpus": 1}
+    with pytest.raises(InputError, match="DSM_WORKERS: 3 workers, but there are 2 GPUs"):
+        share_of([node | {"GPU": 2.0}, node], 3)
+    with pytest.raises(InputError, match="DSM_WORKERS: 7 workers, but there are 6 CPUs"):
+        share_of([node, node], 7)
+    monkeypatch.setenv("DSM_DEVICE", "cpu")
+    assert share_of([node | {"GPU": 2.0}, node], 6) == {"num_cpus": 1, "num_gpus": 0}
+
+
+@given(st.integers(0, 60), st.integers(1, 5), st.data())
+def test_shares_hand_out_every_part_once_and_mostly_neighbours(parts: int, takers: int, data: st.DataObject) -> None:
+    shares, taken = Shares(range(parts), takers), {taker: [] for taker in range(takers)}
+    busy = list(range(takers))
+    while busy:
+        taker = data.draw(st.sampled_from(busy))
+        if part := shares.take(taker):
+            taken[taker] += part
+        else:
+            busy.remove(taker)
+    assert sorted(part for own in taken.values() for part in own) == list(range(parts))
+    jumps = sum(later != earlier + 1 for own in taken.values() for earlier, later in pairwise(own))
+    assert jumps <= takers * max(1, parts).bit_length()
+
+
+# -- on Ray -----------------------------------------------------------------------------------------------------------
+
+
+def descendants() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+@pytest.fixture
+def two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSM_WORKERS", "2")
+    monkeypatch.setenv("DSM_DEVICE", "cpu")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.fixture(scope="class")
+def on_ray() -> Iterator[Crew]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSM_WORKERS", "2")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        before = signal.getsignal(signal.SIGTERM)
+        with crew(Squares) as workers:
+            yield workers
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not [process for process in descendants() if "ray" in process.name()]
+
+
+@pytest.mark.real
+class TestOnRay:
+    def test_workers_give_what_this_process_gives(self, on_ray: Crew) -> None:
+        assert on_ray.ask("names") == ("square",)
+        assert dict(on_ray.compute(range(20))) == {i: i * i for i in range(20)}
+        assert dict(on_ray.compute([])) == {}
+
+    def test_a_part_whose_worker_is_killed_is_tried_again(self, on_ray: Crew, tmp_path: Path) -> None:
+        parts = [0, 1, tmp_path / "died", 2, 3]
+        assert dict(on_ray.compute(parts)) == {0: 0, 1: 1, tmp_path / "died": "alive", 2: 4, 3: 9}
+
+    def test_bad_input_of_a_worker_is_the_same_line_here(self, on_ray: Crew) -> None:
+        with pytest.raises(InputError) as caught:
+            list(on_ray.compute(["refuse"]))
+        assert (str(caught.value), caught.value.field) == ("params.field: is wrong", "params.field")
+
+    def test_other_errors_are_those_of_the_worker(self, on_ray: Crew) -> None:
+        with pytest.raises(ArithmeticError, match=r"^cannot square a circle$"):
+            list(on_ray.compute(["a circle"]))
+        with pytest.raises(FileNotFoundError) as caught:
+            list(on_ray.compute(["missing"]))
+        assert caught.value.filename == "rows.jsonl"
+
+    def test_it_listens_on_this_machine_alone(self, on_ray: Crew) -> None:
+        listening = [
+            connection.laddr.ip
+            for process in descendants()
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        assert listening
+        assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+
+    def test_a_part_that_always_kills_its_worker_is_given_up(self, on_ray: Crew) -> None:
+        with pytest.raises(RuntimeError, match="the workers that were given die died, 4 times"):
+            list(on_ray.compute(["die"]))
+        assert dict(on_ray.compute([5, 6])) == {5: 25, 6: 36}
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # Ray starts three times
+def test_two_workers_of_which_one_is_killed_write_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_workers: None
+) -> None:
+    others = set(descendants())  # of other tests, such as a Prefect server
+    cell = write_project(tmp_path)
+    outputs = [cell.scores, cell.grid, cell.pruned, cell.transfer_grid, cell.transfer]
+    steps = [score, search, prune, transfer]
+    with monkeypatch.context() as patch:
+        patch.delenv("DSM_WORKERS")
+        for step in [model, data, sample, *steps]:
+            step(cell)
+    here = list(map(sha256_file, outputs))
+    for path in outputs:
+        path.unlink()
+    put, killed = Journal.put, []
+
+    def kills_at_the_second(self: Journal, name: str, value: object) -> None:
+        put(self, name, value)
+        if len(self.parts) == 2 and self not in killed:
+            worker = next(process for process in descendants() if process.name().startswith("ray::_Actor"))
+            worker.kill()
+            killed.append(self)
+
+    monkeypatch.setattr(Journal, "put", kills_at_the_second)
+    for step in steps:
+        step(cell)
+    assert list(map(sha256_file, outputs)) == here
+    assert len(killed) == 3  # one in each step but prune
+    assert set(descendants()) <= others
+
+
+DRIVER = """
+import time
+from tasks.runtime.work import crew
+with crew(object) as workers:
+    workers.ask("__class__")
+    print("ready", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("how", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGKILL, -9)]
+)
+def test_nothing_outlives_a_driver_that_is_ended(how: signal.Signals, code: int, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"DSM_WORKERS": "2", "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    if len(str(tmp_path)) > 40:  # sockets lie there, whose paths are limited
+        del environment["TMPDIR"]
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+    )
+    with driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "ready\n"
+        left = psutil.Process(driver.pid).children(recursive=True)
+        assert len(left) > 4
+        time.sleep(1.5)  # the keeper looks once a second
+        driver.send_signal(how)
+        assert driver.wait(30) == code
+    _, left = psutil.wait_procs(left, timeout=10)
+    assert left == []
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- the same bytes ---------------------------------------------------------------------------------------------------
+
+
+def test_values_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+    cell = write_project(tmp_path)
+    for step in [model, data, sample, score]:
+        step(cell)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            score(cell)
+            grid = adaptation_grid(cell)
+            parts = parts_of(every_pair(3, (0.1, 0.4)), len(grid.sizes))
+            found.append((sha256_file(cell.scores), [grid.compute(part) for part in parts]))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 48), (576, 1536), (1536, 576)])
+def test_a_row_does_not_depend_on_how_many_are_multiplied_with_it(inputs: int, outputs: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, inputs, generator=generator) for n in (33, outputs))
+    whole = linear(x, weight)
+    for rows in (1, 2, 3, 8, 16):
+        assert linear(x[:rows], weight).numpy().tobytes() == whole[:rows].numpy().tobytes()
+    assert linear(x[None, :1], weight).shape == (1, 1, outputs)
