@@ -187,7 +187,7 @@ def _choices(rows: list[Row], columns: list[str], space: str, name: str) -> _Cho
 
 def _listed(rows: list[Row], column: str, space: str, name: str) -> _Choices:
     """A column of lists, or of mappings with lists `text` and `label` as in ARC."""
-    values = [row.get(column) for row in rows]
+    values: list[Any] = [row.get(column) for row in rows]
     expression, told, own = _column(column), repr(column), None
     if all(isinstance(value, Mapping) and "text" in value for value in values):
         mappings = [value for value in values if isinstance(value, Mapping)]

@@ -94,17 +94,27 @@ def hash_of_model(path: Path, *, field: str) -> str:
         InputError: naming `field`; it is neither.
     """
     from tasks.models.hashing import sha256_directory
+
+    check_model_path(path, field=field)
+    return sha256_directory(path) if path.is_dir() else sha256_of_gguf(path, field=field)
+
+
+def check_model_path(path: Path, *, field: str) -> None:
+    """Looks at what lies at the path, without reading weights.
+
+    Raises:
+        InputError: naming `field`; no directory with a configuration and safetensors weights, and no GGUF file.
+    """
     from tasks.models.weights import weight_files
 
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(field, f"{path} is not a model directory: it has no config.json")
-        if not weight_files(path):
-            raise InputError(field, f"{path} has no model.safetensors and no index of shards; no other format is read")
-        return sha256_directory(path)
-    if path.suffix == ".gguf":
-        return sha256_of_gguf(path, field=field)
-    raise InputError(field, f"{path} is not a model: a directory with safetensors or a .gguf file is needed")
+    if not path.is_dir():
+        if path.suffix != ".gguf":
+            raise InputError(field, f"{path} is not a model: a directory with safetensors or a .gguf file is needed")
+        return
+    if not (path / "config.json").is_file():
+        raise InputError(field, f"{path} is not a model directory: it has no config.json")
+    if not weight_files(path):
+        raise InputError(field, f"{path} has no model.safetensors and no index of shards; no other format is read")
 
 
 def _hub_model(repository: str, revision: str | None, settings: Settings, taken: Collection[str]) -> Wanted:
