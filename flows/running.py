@@ -108,3 +108,14 @@ def hash_path(
     found = existing(str(path), field="path", root=Path.cwd())
     is_model = found.is_dir() or found.suffix == ".gguf"
     print(hash_of_model(found, field="path") if is_model else sha256_file(found))
+
+
+@app.command("init")
+def init_project(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory, or one with your rows.")],
+) -> None:
+    """Make a project in a directory of your own, outside a checkout; renew the dvc.yaml of one after an upgrade."""
+    from flows.starting import init
+
+    for line in init(directory):
+        print(line)
