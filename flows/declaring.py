@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ def declare(root: Path, asked: Asked) -> Declared:
     benchmarks: list[Wanted] = []
     for text in asked.benchmarks:
         taken = [wanted.name for wanted in benchmarks if wanted.entry]
-        benchmarks.append(wanted_benchmark(text, settings, root, data=asked.data, taken=taken))
+        wanted = wanted_benchmark(text, settings, root, data=asked.data, taken=taken)
+        benchmarks.append(_limited(wanted, asked.limit))
     changes = [(way, value) for way, value in map(parse_change, asked.changes)]
     for way, _ in changes:
         _check_setting(settings, way)
@@ -75,6 +76,8 @@ def declare(root: Path, asked: Asked) -> Declared:
                 told += _add(document[section], section, wanted)
         if asked.limit is not None:
             for wanted in benchmarks:
+                if wanted.entry is not None:
+                    continue
                 limits = document["benchmarks"][wanted.name].get("limits") or {}
                 changes.append((["benchmarks", wanted.name, "limits", "test"], asked.limit))
                 if (
@@ -88,6 +91,14 @@ def declare(root: Path, asked: Asked) -> Declared:
     return Declared([wanted.name for wanted in models], [wanted.name for wanted in benchmarks], told)
 
 
+def _limited(wanted: Wanted, limit: int | None) -> Wanted:
+    """With these limits where it is new."""
+    if limit is None or wanted.entry is None:
+        return wanted
+    transfer = min(wanted.entry["limits"]["transfer"], max(limit, 0))
+    return replace(wanted, entry=wanted.entry | {"limits": {"test": limit, "transfer": transfer}})
+
+
 def _add(section: Any, place: str, wanted: Wanted) -> list[str]:
     for way, value in wanted.pins.items():
         holder = section[wanted.name]
@@ -98,7 +109,9 @@ def _add(section: Any, place: str, wanted: Wanted) -> list[str]:
         return []
     short = "spec" in wanted.entry
     add_entry(section, wanted.name, one_line(wanted.entry) if short else block(wanted.entry, wanted.comment))
-    return [f"added to params.yaml: {place}.{wanted.name}: {json.dumps(wanted.entry, ensure_ascii=False)}"]
+    # What was guessed is told already; it is long, and better read in the file.
+    what = "" if wanted.told else f": {json.dumps(wanted.entry, ensure_ascii=False)}"
+    return [f"added to params.yaml: {place}.{wanted.name}{what}"]
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------

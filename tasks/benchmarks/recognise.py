@@ -76,7 +76,7 @@ def recognise(rows: list[Row], *, name: str, source: Mapping[str, Any]) -> Recog
         raise InputError("benchmark", f"{name} has no rows")
     columns = list(dict.fromkeys(column for row in rows for column in row))
     prompt = _one_of(PROMPTS, columns, "prompt", name)
-    label = _one_of(LABELS, [column for column in columns if column != prompt], "label", name)
+    label = _one_of(LABELS, columns, "label", name)
     rows = [row for row in rows if _label(row, label, name) is not None]
     if not rows:
         raise InputError("benchmark", f"{name}: no row has a label in {label!r}")

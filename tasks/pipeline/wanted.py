@@ -173,6 +173,14 @@ def undeclared_benchmark(text: str, declared: Iterable[str]) -> str:
     return f"{told}, and the library has it: `dsm run --benchmark {text}` adds it"
 
 
+def spec_of(wanted: Wanted, settings: Settings) -> BenchmarkSpec:
+    """The benchmark, whether params.yaml has it or not."""
+    if wanted.entry is None:
+        return settings.benchmarks[wanted.name]
+    entry = wanted.entry
+    return BenchmarkSpec.model_validate(library.expand(entry, field=wanted.name) if "spec" in entry else entry)
+
+
 def of_the_library(name: str, data: str | None, root: Path) -> dict[str, Any]:
     """The entry of a benchmark of the library, with the limits that its file suggests.
 
