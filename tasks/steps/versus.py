@@ -42,7 +42,7 @@ class Outcome:
         return found
 
 
-def test_rows(wanted: str | None, settings: Settings, root: Path, limit: int | None) -> tuple[str, pd.DataFrame]:
+def rows_for(wanted: str | None, settings: Settings, root: Path, limit: int | None) -> tuple[str, pd.DataFrame]:
     """The name of a benchmark and its test rows: those of the pipeline where it has it, else made for this."""
     text = wanted or next(iter(settings.pipeline.benchmarks), None)
     if text is None:
@@ -113,10 +113,10 @@ def _paired(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> dict
 def main(arguments: argparse.Namespace, root: Path) -> None:
     settings = load_settings(root)
     sides = find_sides(arguments.model, arguments.base, settings, root)
-    name, table = test_rows(arguments.benchmark or sides.benchmark, settings, root, arguments.limit)
+    name, table = rows_for(arguments.benchmark or sides.benchmark, settings, root, arguments.limit)
     found = compare(sides, table) | {
         "model": sides.name,
-        "base": None if sides.base is None else str(sides.base),
+        "base": None if sides.base is None else str(sides.base).removeprefix(f"{root}/"),
         "benchmark": name,
     }
     write_json(arguments.out, found)

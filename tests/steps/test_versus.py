@@ -19,7 +19,7 @@ from tasks.runtime.files import read_json, write_text
 from tasks.sparsity.sparse_recipe import write_recipe
 from tasks.sparsity.weight_pruning import prune_weights
 from tasks.steps import try_row
-from tasks.steps.versus import compare, main, test_rows
+from tasks.steps.versus import compare, main, rows_for
 from tasks.tracking.export import apply, export
 from tests.sparsity.test_layers import SEQUENCES
 from tests.tiny import save_tiny
@@ -35,7 +35,7 @@ def cell(finished_root):
 def found(cell, text, base=None, benchmark=None, limit=None):
     settings = load_settings(cell.root)
     sides = find_sides(str(text), base, settings, cell.root)
-    name, table = test_rows(benchmark or sides.benchmark, settings, cell.root, limit)
+    name, table = rows_for(benchmark or sides.benchmark, settings, cell.root, limit)
     return compare(sides, table) | {"benchmark": name}
 
 
@@ -131,7 +131,7 @@ def test_the_step_writes_what_it_found(cell, tmp_path):
     main(arguments, cell.root)
     written = read_json(tmp_path / "found.json")
     assert (written["n"], written["model"], written["benchmark"]) == (5, cell.name, "reviews")
-    assert written["base"] == str(cell.model_dir)
+    assert written["base"] == "data/models/tiny"
 
 
 # -- try --------------------------------------------------------------------------------------------------------------
