@@ -48,7 +48,7 @@ def build_wheel(folder: Path, package: str, files: dict[str, bytes]) -> None:
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Cell, list[tuple[str, object]]]:
-    """The project of the page: its files beside it, a folder as the index of wheels, the hub at its library's boundary."""
+    """The project of the page: its files beside it, a folder of wheels for pip, the hub at its library's boundary."""
     model = save_tiny(tmp_path / "my-model")
     gguf = write_gguf(tmp_path / "my-model.gguf")
     lines = "".join(json.dumps(row) + "\n" for row in ROWS)
