@@ -20,7 +20,7 @@ def templates(*folders: Path) -> jinja2.Environment:
     )
     environment.filters |= {"signed": words.signed, "p_value": words.p_value, "percent": words.percent}
     environment.filters |= {"minus": lambda text: str(text).replace("-", "−"), "counted": words.counted}
-    environment.filters |= {"width": width}
+    environment.filters |= {"width": width, "interval": words.interval}
     environment.filters |= {"tight": lambda text: re.sub(r"(±|=|<) |(p) (?=[=<])", "\\1\\2\u00a0", text)}
     return environment
 
