@@ -128,24 +128,23 @@ def verdict(pruned: dict[str, Any], evaluation: dict[str, Any]) -> Verdict:
         "mixed" if {1, -1} <= signs else "better" if 1 in signs else "worse" if -1 in signs else "same"
     )
     what = f"{counted(len(pruned['neurons']), 'neuron')} ({percent(pruned['fraction'])}) of layer {pruned['layer']}"
-    rows = f"on {counted(evaluation['n'], 'held-out row')}"
-    told = {name: _change(name, evaluation, found[name]) for name in found}
-    sentence = f"Pruning {what} {told['accuracy'][0]} {rows} {told['accuracy'][1]}. "
-    sentence += f"It {told['exact_match'][0]} {told['exact_match'][1]}."
+    rows = f" on {counted(evaluation['n'], 'held-out row')}"
+    accuracy = _change("accuracy", evaluation, found["accuracy"], rows)
+    exact = _change("exact_match", evaluation, found["exact_match"])
     control = " ".join(_control(name, evaluation) for name in found)
-    return Verdict(tone, _headline(found, evaluation), sentence, control)
+    return Verdict(tone, _headline(found, evaluation), f"Pruning {what} {accuracy}. It {exact}.", control)
 
 
-def _change(name: str, evaluation: dict[str, Any], sign: int) -> tuple[str, str]:
-    """What pruning does to a measure, as the rest of a sentence, and the test in brackets."""
+def _change(name: str, evaluation: dict[str, Any], sign: int, rows: str = "") -> str:
+    """What pruning does to a measure, as the rest of a sentence, with the test in brackets."""
     before, after = (evaluation["systems"][system][name] for system in ("base", "pruned"))
     comparison = measured(evaluation)[name]["pruned_vs_base"]
-    change = f"{_NAMES[name]} from {before:.3f} to {after:.3f}"
-    verb = {1: f"raises {change}", -1: f"lowers {change}", 0: f"does not detectably change {_NAMES[name]}"}[sign]
-    if not sign:
-        verb += f" ({before:.3f} before, {after:.3f} after)"
-    return verb, (
-        f"(paired difference {signed(comparison['difference'])}, 95 % interval {interval(comparison)}, "
+    if sign:
+        change = f"{'raises' if sign > 0 else 'lowers'} {_NAMES[name]} from {before:.3f} to {after:.3f}{rows}"
+    else:
+        change = f"does not detectably change {_NAMES[name]}{rows}: {before:.3f} before, {after:.3f} after"
+    return (
+        f"{change} (paired difference {signed(comparison['difference'])}, 95 % interval {interval(comparison)}, "
         f"exact McNemar {p_value(comparison['p'])})"
     )
 

@@ -6,7 +6,6 @@ import pytest
 
 from tasks.evidence.verdict import notes, p_value, percent, signed, trail, verdict
 
-
 Random = dict[str, tuple[float, float]]  # of each draw its value, and p of the pruned model against it
 NO_CHANGE = (0.3, 0.3, 1.0)
 
@@ -66,7 +65,13 @@ DRAW: Random = {"0": (0.6, 0.01)}
     [
         (0.66, 0.713, 0.01, "better", "raises accuracy from 0.660 to 0.713 on 400 held-out rows"),
         (0.66, 0.600, 0.01, "worse", "lowers accuracy from 0.660 to 0.600"),
-        (0.66, 0.670, 0.60, "same", "does not detectably change accuracy (0.660 before, 0.670 after) on 400"),
+        (
+            0.66,
+            0.670,
+            0.60,
+            "same",
+            "does not detectably change accuracy on 400 held-out rows: 0.660 before, ",
+        ),
         (0.66, 0.713, 0.05, "same", "does not detectably change accuracy"),  # at the level is not below it
         (0.66, 0.660, 1.00, "same", "difference 0.000, 95 % interval −0.040 to +0.040, exact McNemar p = 1.00)."),
     ],
@@ -76,7 +81,7 @@ def test_wording_follows_the_test(base: float, pruned: float, p: float, tone: st
     assert told.tone == tone
     assert says in told.sentence
     assert told.sentence.startswith("Pruning 154 neurons (10 %) of layer 3 ")
-    assert "It does not detectably change exact match (0.300 before, 0.300 after)" in told.sentence
+    assert "It does not detectably change exact match: 0.300 before, 0.300 after (paired" in told.sentence
 
 
 SAME = (0.66, 0.67, 0.6)

@@ -67,7 +67,7 @@ def cell_project(root: Path) -> Path:
     make_project(root, stages)
     cell = write_cell(root / "made")
     (root / "params.yaml").write_text((cell.root / "params.yaml").read_text())
-    (root / "tasks").mkdir()
+    (root / "tasks" / "steps").mkdir(parents=True)
     script(
         root, "tasks/steps/register.py", "import sys\nopen('ran.txt', 'a').write('register\\n')\nprint(sys.argv[1:])\n"
     )
