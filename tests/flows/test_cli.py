@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 from flows import cli
 from flows.cells import declare, list_cell
 from flows.plan import forward_passes, make_plan
-from flows.results import read_result
 from flows.stages import StepFailed, stages_of
 from tasks.benchmarks.table import read_split
 from tasks.pipeline.cell import open_cell
@@ -234,25 +233,6 @@ def test_benchmarks_ls(sst2: Path) -> None:
     assert [cell.strip() for cell in line.split("│")][3] == "?"  # rows of a fraction are not known before they are read
     (sst2 / "params.yaml").unlink()
     assert call("benchmarks", "ls")[0] == 0
-
-
-def test_show(project: Path) -> None:
-    made = write_cell(project)
-    code, out, _ = call("show")
-    assert code == 0
-    line = next(line for line in out.splitlines() if "tiny" in line)
-    result = read_result(made)
-    assert result is not None
-    assert f"{result.pruned:.3f} ± {result.pruned_stderr:.3f}" in line
-    assert [part.strip() for part in line.split("│")[-6:-2]] == ["60", f"{result.p:.2g}", "2", "10%"]
-    answers = " → ".join(":".join(map(str, counts)) for counts in (result.base_answers, result.pruned_answers))
-    assert sum(result.base_answers) == sum(result.pruned_answers) == 60
-    assert line.split("│")[-2].strip() == answers
-    code, out, _ = call("show", "--markdown")
-    assert code == 0
-    assert out.splitlines()[-1].endswith(f"| 60 | {result.p:.2g} | 2 | 10% | {answers} |")
-    made.evaluation.unlink()
-    assert call("show")[:2] == (0, "no cell has a result yet: `dsm run` makes one\n")
 
 
 def test_export_and_apply_call_the_exporter(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
