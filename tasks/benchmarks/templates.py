@@ -141,13 +141,13 @@ def _failed(error: Exception, row: Mapping[str, Any], number: int, field: str) -
         return kind(field, f"row {number}: {error}")
     problem = str(error) or type(error).__name__
     names = f"the names there are {sorted(row)}"
-    strange = next((name for name in sorted(row) if not _is_name(name)), None)
+    strange = next((name for name in sorted(row) if not is_name(name)), None)
     if strange is not None:
         names += f"; of these, {strange!r} is written {ROW}[{strange!r}]"
     return InputError(field, f"row {number}: {problem}; {names}")
 
 
-def _is_name(column: str) -> bool:
+def is_name(column: str) -> bool:
     """Whether `{{ column }}` is the column, not a sign, a number or a word of Jinja's such as `not`."""
     try:
         return column.isidentifier() and names_used("{{ " + column + " }}") == {column}

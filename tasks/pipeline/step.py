@@ -36,15 +36,24 @@ def run_step(step: Callable[..., None], *, description: str, argument: str | Non
         parser.add_argument(f"--{argument}", required=True)
     arguments = parser.parse_args()
     more = [getattr(arguments, argument)] if argument else []
-    _end_with_the_parents()
-    # An orderly end on `kill` too: Python's default would leave temporary files behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
+
+    def body() -> None:
         with measured() as usage:
             cell = open_cell(arguments.model, arguments.benchmark)
             with _temporary_files_beside(cell.scratch / name):
                 step(cell, *more)
         write_json(cell.scratch / "timings" / f"{'-'.join([name, *more])}.json", usage)
+
+    run_main(name, body)
+
+
+def run_main(name: str, body: Callable[[], None]) -> None:
+    """Runs the body of a process that ends with 0, or 2 after one line, and soon after the flow that started it."""
+    _end_with_the_parents()
+    # An orderly end on `kill` too: Python's default would leave temporary files behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        body()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
