@@ -27,8 +27,9 @@ def run_step(step: Callable[..., None], *, description: str, argument: str | Non
 
     The time it took goes to data/scratch, outside DVC: a cached output holds nothing that changes from run to run.
     """
-    name = step.__module__ if step.__module__ != "__main__" else sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
-    name = name.rsplit(".", 1)[-1]
+    started = sys.modules["__main__"].__spec__  # `step` may be defined in another module than the one that is run
+    name = started.name if started and started.name.startswith("tasks.steps.") else step.__module__
+    name = name.rpartition(".")[2]
     parser = argparse.ArgumentParser(prog=f"python -m tasks.steps.{name}", description=description)
     parser.add_argument("--model", help="a name under models in params.yaml (default: that of a cell: see `open_cell`)")
     parser.add_argument("--benchmark", help="a name under benchmarks (default: that of a cell)")
