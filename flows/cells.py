@@ -18,7 +18,7 @@ from filelock import FileLock
 from tasks.benchmarks import library
 from tasks.pipeline.settings import PARAMS, ListedCell, Settings, load_settings, parse_settings
 from tasks.runtime.errors import InputError
-from tasks.runtime.files import existing, write_text
+from tasks.runtime.files import existing_path, write_text
 
 
 def named_cells(
@@ -119,7 +119,7 @@ def declare(root: Path, benchmark: str, *, model: str | None, data: str | None) 
     written = library.expand(entry, field=f"benchmarks.{benchmark}")
     for split in ("train", "test"):
         for path in written[split].get("source", {}).get("paths", ()):
-            existing(path, field="data", root=root)
+            existing_path(path, field="data", root=root)
     with edited(root) as document:
         document["benchmarks"][benchmark] = _one_line(entry)
     return f"benchmarks.{benchmark}: {json.dumps(entry, ensure_ascii=False)}"

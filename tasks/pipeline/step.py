@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from tasks.pipeline.cell import open_cell
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import scratch_beside, write_json
-from tasks.runtime.usage import measured
+from tasks.runtime.usage import measure_usage
 
 
 def run_step(step: Callable[..., None], *, description: str, argument: str | None = None) -> None:
@@ -40,7 +40,7 @@ def run_step(step: Callable[..., None], *, description: str, argument: str | Non
     # An orderly end on `kill` too: Python's default would leave temporary files behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with measured() as usage:
+        with measure_usage() as usage:
             cell = open_cell(arguments.model, arguments.benchmark)
             with _temporary_files_beside(cell.scratch / name):
                 step(cell, *more)

@@ -24,7 +24,7 @@ class WheelSource(WheelFile):
 
 
 class WheelsSource(Strict):
-    """A file that is too large for one wheel: `parts` one after the other are `file`, of which `sha256` is the hash."""
+    """A file that is too large for one wheel: its parts concatenated are `file`, with the hash `sha256`."""
 
     kind: Literal["wheels"]
     parts: list[WheelFile] = Field(min_length=1)
@@ -52,7 +52,7 @@ class HubSource(Strict):
 class PathSource(Strict):
     """A local file (JSONL, CSV, Parquet) or model directory, relative to params.yaml or absolute.
 
-    The hash is what tells DVC that the bytes changed; for a directory see `tasks.models.hashing.sha256_directory`.
+    By the hash DVC detects a change; for a directory see `tasks.models.hashing.sha256_directory`.
     """
 
     kind: Literal["path"]
@@ -64,9 +64,9 @@ Source = Annotated[WheelSource | WheelsSource | HubSource | PathSource, Field(di
 
 
 class LocalSource(Strict):
-    """Local files of a benchmark of the library, read one after the other; relative to params.yaml or absolute.
+    """Local files of a benchmark of the library, concatenated; relative to params.yaml or absolute.
 
-    Not hashed, since a line of params.yaml names only their directory: `dvc repro -f data@NAME` after they changed.
+    They are not hashed, since params.yaml names only their directory: run `dvc repro -f data@NAME` after a change.
     """
 
     kind: Literal["local"]

@@ -44,7 +44,7 @@ def write_rows(project: Path) -> None:
         (
             ["--benchmark", "none"],
             "error: benchmarks: 'none' is not declared in params.yaml; there are ['reviews']; "
-            "no benchmark 'none' in the library; `dsm benchmarks ls` shows all there are\n",
+            "no benchmark 'none' in the library; `dsm benchmarks ls` lists all\n",
         ),
     ],
 )
