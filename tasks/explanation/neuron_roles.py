@@ -119,7 +119,7 @@ def direct_logits(
     return (logits - logits.mean(-1, keepdim=True)).cpu()
 
 
-def written(tokenizer: Any, logits: Tensor, count: int) -> dict[str, list[dict[str, Any]]]:
+def top_tokens(tokenizer: Any, logits: Tensor, count: int) -> dict[str, list[dict[str, Any]]]:
     """The tokens that a direction raises most, `raised`, and lowers most, `lowered`: each `token` and `logit`."""
     order = np.argsort(-logits.numpy(), kind="stable")
 

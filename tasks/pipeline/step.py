@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from tasks.pipeline.cell import open_cell
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import scratch_beside, write_json
-from tasks.runtime.usage import measured
+from tasks.runtime.usage import measure_usage
 
 
 def run_step(step: Callable[..., None], *, description: str, argument: str | None = None) -> None:
@@ -39,7 +39,7 @@ def run_step(step: Callable[..., None], *, description: str, argument: str | Non
     more = [getattr(arguments, argument)] if argument else []
 
     def body() -> None:
-        with measured() as usage:
+        with measure_usage() as usage:
             cell = open_cell(arguments.model, arguments.benchmark)
             with _temporary_files_beside(cell.scratch / name):
                 step(cell, *more)

@@ -73,9 +73,9 @@ Source = Annotated[WheelSource | WheelsSource | HubSource | PathSource, Field(di
 
 
 class LocalSource(Strict):
-    """Local files of a benchmark of the library, read one after the other; relative to params.yaml or absolute.
+    """Local files of a benchmark of the library, concatenated; relative to params.yaml or absolute.
 
-    Not hashed, since a line of params.yaml names only their directory: `dvc repro -f data@NAME` after they changed.
+    They are not hashed, since params.yaml names only their directory: run `dvc repro -f data@NAME` after a change.
     """
 
     kind: Literal["local"]

@@ -18,7 +18,7 @@ from tasks.pipeline.step import run_step
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import sha256_file
 from tasks.runtime.journal import Journal, journal_key
-from tasks.semantics.activations import Places, places, word_activations
+from tasks.semantics.activations import WordPositions, word_activations, word_positions
 from tasks.semantics.findings import MINIMUM, find_influences, findings, of_first, pruned_models, split_words, stability
 from tasks.semantics.nsa_page import render
 from tasks.semantics.words import own_words
@@ -46,12 +46,12 @@ def nsa(cell: Cell) -> None:
     kept, others = split_words(own, examples)
     if not kept:
         raise InputError(cell.name, f"no influential word occurs {MINIMUM} times in the {len(own)} rows")
-    there = places([*kept, *others], [row.prompt for row in rows.encoded], own)
+    there = word_positions([*kept, *others], [row.prompt for row in rows.encoded], own)
     base = word_activations(stack, there)
     ways = pruned_models(cell, run, recipe, loaded, stack)
     after = {name: word_activations(stack, there, way).mean for name, way in ways.items()}
     found = findings(cell, run, recipe, rows, own, examples, kept, base, after)
-    found["stability"] = stability(stack, Places(kept, there.prompts, of_first(there, len(kept))))
+    found["stability"] = stability(stack, WordPositions(kept, there.prompts, of_first(there, len(kept))))
     _write(cell, found, of, kept, {"a": base.mean} | {f"a_{name}": values for name, values in after.items()})
     journal.remove()
 

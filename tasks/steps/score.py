@@ -17,7 +17,7 @@ from tasks.pipeline.step import run_step
 from tasks.runtime.files import read_jsonl, replacing, sha256_file
 from tasks.runtime.journal import Journal, journal_key
 from tasks.runtime.progress import progress
-from tasks.runtime.work import crew, run_parts
+from tasks.runtime.work import run_parts, worker_pool
 
 
 def score(cell: Cell) -> None:
@@ -32,10 +32,10 @@ def score(cell: Cell) -> None:
         "model_sha256": recorded_hash(cell.model_dir),
         "n": len(read_jsonl(cell.samples)),
     }
-    with crew(partial(attributor, cell)) as workers:
-        header["products"] = workers.ask("products")
+    with worker_pool(partial(attributor, cell)) as workers:
+        header["products"] = workers.attribute("products")
         journal = Journal(cell.scratch / "score.jsonl", journal_key(header))
-        parts = workers.ask("parts")
+        parts = workers.attribute("parts")
         with progress("score", len(parts)) as advance:
             scores = score_neurons(partial(run_parts, workers, journal=journal), parts, header, advance)
     _warn(scores, settings)

@@ -16,17 +16,17 @@ from tasks.pipeline.step import run_step
 from tasks.runtime.files import read_jsonl, sha256_file, write_parquet
 from tasks.runtime.journal import Journal, journal_key
 from tasks.runtime.progress import progress
-from tasks.runtime.work import crew, run_parts
+from tasks.runtime.work import run_parts, worker_pool
 
 
 def search(cell: Cell) -> None:
     """Writes the grid. Its labels are those of the adaptation set; no test row is seen."""
     settings, scores = cell.settings.search, read_scores(cell.scores)
     inputs = [recorded_hash(cell.model_dir), *map(sha256_file, (cell.samples, cell.scores))]
-    with crew(partial(adaptation_grid, cell)) as workers:
-        products = workers.ask("products")
+    with worker_pool(partial(adaptation_grid, cell)) as workers:
+        products = workers.attribute("products")
         journal = Journal(cell.scratch / "search.jsonl", journal_key([*inputs, products]))
-        sizes = workers.ask("sizes")
+        sizes = workers.attribute("sizes")
         with progress("search", len(sizes) * (1 + len(scores.values))) as advance:
             run, precision = partial(run_parts, workers, journal=journal), cell.settings.precision.search
             frame, settled = search_grid(run, sizes, scores, settings, precision, advance)

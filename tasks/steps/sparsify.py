@@ -9,7 +9,7 @@ from tasks.pipeline.cell import Cell
 from tasks.pipeline.runs import SparseRun
 from tasks.pipeline.step import run_step
 from tasks.runtime.errors import InputError
-from tasks.runtime.files import existing, replacing
+from tasks.runtime.files import existing_path, replacing
 from tasks.sparsity.calibration import Calibration, encode_prompts, from_prompts, from_texts, read_texts
 from tasks.sparsity.metrics import NOfM
 from tasks.sparsity.sparse_recipe import write_recipe
@@ -42,7 +42,7 @@ def sparsify(cell: Cell, key: str) -> None:
 
 def _calibration(cell: Cell, key: str, run: SparseRun, loaded: Loaded) -> Calibration:
     """Of a file of texts, or of the train prompts of a benchmark's directory."""
-    path = existing(run.calibration, field=f"sparse.{key}.calibration", root=cell.root)
+    path = existing_path(run.calibration, field=f"sparse.{key}.calibration", root=cell.root)
     count, length, seed = run.sequences, run.length, run.seed
     if not path.is_dir():
         # As params.yaml has it: the recipe must not depend on where the project lies.

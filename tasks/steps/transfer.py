@@ -19,7 +19,7 @@ from tasks.pipeline.step import run_step
 from tasks.runtime.files import sha256_file, write_json, write_parquet
 from tasks.runtime.journal import Journal, journal_key
 from tasks.runtime.progress import progress
-from tasks.runtime.work import crew, run_parts
+from tasks.runtime.work import run_parts, worker_pool
 
 
 def transfer(cell: Cell) -> None:
@@ -32,10 +32,10 @@ def transfer(cell: Cell) -> None:
     search = Search(fractions=cell.settings.search.fractions)  # every pair, whatever the search looked at
     scores = read_scores(cell.scores)
     inputs = [recorded_hash(cell.model_dir), *map(sha256_file, (cell.test, cell.scores)), search.fractions, limit]
-    with crew(partial(test_grid, cell)) as workers:
-        products = workers.ask("products")
+    with worker_pool(partial(test_grid, cell)) as workers:
+        products = workers.attribute("products")
         journal = Journal(cell.scratch / "transfer.jsonl", journal_key([*inputs, products]))
-        sizes = workers.ask("sizes")
+        sizes = workers.attribute("sizes")
         with progress("transfer", len(sizes) * (1 + len(scores.values))) as advance:
             run, precision = partial(run_parts, workers, journal=journal), cell.settings.precision.transfer
             frame, settled = search_grid(run, sizes, scores, search, precision, advance)

@@ -108,8 +108,8 @@ PART = {"package": "p", "version": "1", "file": "f"}
         (source("path", path="x", sha256="ABC"), "models.tiny.source.sha256: String should match pattern"),
         (source("hub", id="a/b", revision="main"), "models.tiny.source.revision: must be a commit of 40 hexadecimal"),
         (put([" a"], "benchmarks", "reviews", "options"), "benchmarks.reviews.options: "),
-        (put([" a", " a"], "benchmarks", "reviews", "options"), "options holds the same value twice"),
-        (put([" a", " "], "benchmarks", "reviews", "options"), "options holds an empty one"),
+        (put([" a", " a"], "benchmarks", "reviews", "options"), "options holds a value twice"),
+        (put([" a", " "], "benchmarks", "reviews", "options"), "options holds an empty option"),
         (put(["0"], "benchmarks", "reviews", "labels"), "labels has 1 values for 2 options"),
         (put("text", "benchmarks", "reviews", "train", "fields"), "benchmarks.reviews.train.fields: "),
         (put([" a", 1], "benchmarks", "reviews", "options"), "benchmarks.reviews.options.1: "),
@@ -118,7 +118,7 @@ PART = {"package": "p", "version": "1", "file": "f"}
         (put("yesterday", "benchmarks", "reviews", "date"), "benchmarks.reviews.date: must be a date such as"),
         (put("2024-02-30", "benchmarks", "reviews", "date"), "benchmarks.reviews.date: must be a date such as"),
         (put(20240726, "benchmarks", "reviews", "date"), "benchmarks.reviews.date: must be a date such as"),
-        (put(datetime.date(2025, 2, 3), "benchmarks", "reviews", "date"), 'must stand in quotes, "2025-02-03": DVC'),
+        (put(datetime.date(2025, 2, 3), "benchmarks", "reviews", "date"), 'must be in quotes, "2025-02-03": DVC'),
         (put("2025-02-03", "benchmarks", "reviews", "date"), "reviews: date is for a chat template, but chat_template"),
         (
             put(

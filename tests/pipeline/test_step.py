@@ -49,7 +49,7 @@ def test_a_step_goes_by_the_name_of_its_module(project: Path, step: str) -> None
         (
             ["--benchmark", "none"],
             "error: benchmarks: 'none' is not declared in params.yaml; there are ['reviews']; "
-            "no benchmark 'none' in the library; `dsm benchmarks ls` shows all there are\n",
+            "no benchmark 'none' in the library; `dsm benchmarks ls` lists all\n",
         ),
     ],
 )

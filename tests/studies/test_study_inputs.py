@@ -37,19 +37,19 @@ def cell(tmp_path, monkeypatch):
     return cell
 
 
-def parts(workshop):
+def parts(context):
     return ["1", "2", "3"]
 
 
 ASKED: list[str] = []
 
 
-def told(workshop, part):
+def told(context, part):
     ASKED.append(part)
     if len(ASKED) == 2:
         raise KeyboardInterrupt
-    text = (workshop.cell.root / "words.txt").read_text().strip()
-    return [Record(f"{part}: {text}, {workshop.settings.benchmarks['others'].prompt}", 0.5)]
+    text = (context.cell.root / "words.txt").read_text().strip()
+    return [Record(f"{part}: {text}, {context.settings.benchmarks['others'].prompt}", 0.5)]
 
 
 def change(cell, edit):

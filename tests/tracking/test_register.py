@@ -431,7 +431,7 @@ def test_options_of_the_row_are_an_input(cell: Cell, tmp_path: Path) -> None:
     for options, told in (
         ([" a"], "row 1: options must be a list of at least two texts"),
         ("no list", "row 1: options must be a list of at least two texts"),
-        ([" a", " a"], "are the same tokens to this model"),
+        ([" a", " a"], "have the same tokens for this model"),
     ):
         with pytest.raises(MlflowException, match=told) as refused:
             model.predict(None, pd.DataFrame({"prompt": ["Which?"], "options": [options]}))
