@@ -101,7 +101,7 @@ def versions(model: Model = None, benchmark: Benchmark = None, as_json: AsJson =
 
     cell = open_cell(model, benchmark)
 
-    from tasks.tracking.promote import versions as registered
+    from tasks.tracking.promotion import versions as registered
 
     found, moves = registered(cell)
     if as_json:
@@ -138,7 +138,7 @@ def promote(
 
     cell = open_cell(model, benchmark)
 
-    from tasks.tracking.promote import promote as make_champion
+    from tasks.tracking.promotion import promote as make_champion
 
     before = make_champion(cell, version, why)
     print(f"{cell.name}: version {version} is the champion now (before: {before or 'none'})")

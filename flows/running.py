@@ -103,9 +103,9 @@ def hash_path(
 ) -> None:
     """Print the SHA-256 that pins a file or a model directory in params.yaml."""
     from tasks.pipeline.wanted import hash_of_model
-    from tasks.runtime.files import existing, sha256_file
+    from tasks.runtime.files import existing_path, sha256_file
 
-    found = existing(str(path), field="path", root=Path.cwd())
+    found = existing_path(str(path), field="path", root=Path.cwd())
     is_model = found.is_dir() or found.suffix == ".gguf"
     print(hash_of_model(found, field="path") if is_model else sha256_file(found))
 

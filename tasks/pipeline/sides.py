@@ -7,7 +7,7 @@ from tasks.method.recipe import Recipe, read_recipe
 from tasks.models.hashing import sha256_directory
 from tasks.pipeline.settings import Settings
 from tasks.runtime.errors import InputError
-from tasks.runtime.files import existing
+from tasks.runtime.files import existing_path
 from tasks.sparsity.sparse_recipe import RECIPE, read_sparse_recipe
 
 PRUNED = "pruned.json"  # what `dsm export` and the step `prune` call a recipe
@@ -52,7 +52,7 @@ def find_sides(text: str, base: str | None, settings: Settings, root: Path) -> S
     elif text in settings.models:
         path = _directory(text, "model", settings, root)
     else:
-        path = existing(text, field="model", root=root)
+        path = existing_path(text, field="model", root=root)
     if path.is_file():
         if path.name == RECIPE:
             return _sparse(text, path.parent, given, settings, root)
@@ -86,7 +86,7 @@ def _directory(text: str, field: str, settings: Settings, root: Path) -> Path:
         if not directory.is_dir():
             raise InputError(field, f"{text} has not been fetched yet: `dsm run --model {text}` does it")
         return directory
-    return existing(text, field=field, root=root)
+    return existing_path(text, field=field, root=root)
 
 
 def _base(sha256: str | None, given: Path | None, settings: Settings, root: Path) -> Path:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from tasks.pipeline.cell import open_cell
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import scratch_beside, write_json
-from tasks.runtime.usage import measured
+from tasks.runtime.usage import measure_usage
 
 
 def run_step(step: Callable[..., None], *, description: str, argument: str | None = None) -> None:
@@ -27,8 +27,9 @@ def run_step(step: Callable[..., None], *, description: str, argument: str | Non
 
     The time it took goes to data/scratch, outside DVC: a cached output holds nothing that changes from run to run.
     """
-    name = step.__module__ if step.__module__ != "__main__" else sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
-    name = name.rsplit(".", 1)[-1]
+    started = sys.modules["__main__"].__spec__  # `step` may be defined in another module than the one that is run
+    name = started.name if started and started.name.startswith("tasks.steps.") else step.__module__
+    name = name.rpartition(".")[2]
     parser = argparse.ArgumentParser(prog=f"python -m tasks.steps.{name}", description=description)
     parser.add_argument("--model", help="a name under models in params.yaml (default: that of a cell: see `open_cell`)")
     parser.add_argument("--benchmark", help="a name under benchmarks (default: that of a cell)")
@@ -38,7 +39,7 @@ def run_step(step: Callable[..., None], *, description: str, argument: str | Non
     more = [getattr(arguments, argument)] if argument else []
 
     def body() -> None:
-        with measured() as usage:
+        with measure_usage() as usage:
             cell = open_cell(arguments.model, arguments.benchmark)
             with _temporary_files_beside(cell.scratch / name):
                 step(cell, *more)

@@ -14,7 +14,7 @@ from tasks.benchmarks import library
 from tasks.benchmarks.benchmark_spec import BenchmarkSpec, SplitRows
 from tasks.pipeline.settings import Settings
 from tasks.runtime.errors import InputError
-from tasks.runtime.files import existing, sha256_file
+from tasks.runtime.files import existing_path, sha256_file
 from tasks.sources.fetch import FIRST_SHARD
 from tasks.sources.kinds import HubSource, PathSource
 from tasks.sources.pinning import COMMIT, HUB_ID, ask_hub, sha256_of_gguf
@@ -70,7 +70,7 @@ def _is_a_path(text: str, endings: tuple[str, ...]) -> bool:
 
 
 def _local_model(text: str, settings: Settings, root: Path, taken: Collection[str]) -> Wanted:
-    path = existing(text, field="model", root=root)
+    path = existing_path(text, field="model", root=root)
     sha256 = hash_of_model(path, field="model")
     for name, model in settings.models.items():
         if isinstance(model.source, PathSource) and _is_same(root, model.source.path, path):
@@ -192,7 +192,7 @@ def of_the_library(name: str, data: str | None, root: Path) -> dict[str, Any]:
     written = library.expand(entry, field=f"benchmarks.{name}")
     for split in ("train", "test"):
         for path in written[split].get("source", {}).get("paths", ()):
-            existing(path, field="data", root=root)
+            existing_path(path, field="data", root=root)
     return entry
 
 
@@ -200,7 +200,7 @@ def _file_of_rows(text: str, settings: Settings, root: Path, taken: Collection[s
     from tasks.benchmarks.recognise import recognise
     from tasks.benchmarks.rows import read_rows
 
-    path = existing(text, field="benchmark", root=root)
+    path = existing_path(text, field="benchmark", root=root)
     if path.suffix not in ROWS:
         raise InputError("benchmark", f"{text} is neither a benchmark of the library nor a file {', '.join(ROWS)}")
     sha256 = sha256_file(path)

@@ -42,8 +42,9 @@ def evaluate(cell: Cell) -> None:
     predicted = dict(zip(_systems(seeds), answers.predicted(), strict=True))
     margins = answers.margins(rows.gold)
     frame = table[["id", "prompt", "gold"]].assign(**predicted)
-    for i, system in enumerate(("base", "pruned")):
+    for i, system in enumerate(_systems(seeds)):
         frame[f"{system}_exact"] = exact_matches(loaded.tokenizer, rows, answers, i)
+    for i, system in enumerate(("base", "pruned")):
         frame[f"{system}_logprobs"] = [logprobs[i].tolist() for logprobs in answers.logprobs]
     write_parquet(cell.predictions, frame)
     result = summary(frame, table, seeds)
@@ -54,9 +55,13 @@ def evaluate(cell: Cell) -> None:
             "acc_norm": norm,
             "acc_norm_stderr": standard_error(norm, len(table)),
         }
+<<<<<<< HEAD
     write_json(cell.evaluation, result | {"precision": settled.as_json()})
     shown = {name: round(result["systems"][name]["accuracy"], 3) for name in ("base", "pruned")}
     write_json(cell.metrics, shown | {"p": float(f"{result['comparisons']['pruned_vs_base']['p']:.2g}")})
+=======
+    write_json(cell.evaluation, result | {"precision": settled.as_json() | {"products": stack.products}})
+>>>>>>> main
 
 
 def _systems(seeds: list[int]) -> list[str]:

@@ -289,25 +289,15 @@ def test_benchmarks_ls(sst2: Path) -> None:
     assert call("benchmarks", "ls")[0] == 0
 
 
-def test_show(project: Path) -> None:
+def test_show_as_json(project: Path) -> None:
     made = write_cell(project)
-    code, out, _ = call("show")
-    assert code == 0
-    line = next(line for line in out.splitlines() if "tiny" in line)
     result = read_result(made)
     assert result is not None
-    assert f"{result.pruned:.3f} ± {result.pruned_stderr:.3f}" in line
-    assert [part.strip() for part in line.split("│")[-6:-2]] == ["60", f"{result.p:.2g}", "2", "10%"]
-    answers = " → ".join(":".join(map(str, counts)) for counts in (result.base_answers, result.pruned_answers))
-    assert sum(result.base_answers) == sum(result.pruned_answers) == 60
-    assert line.split("│")[-2].strip() == answers
-    code, out, _ = call("show", "--markdown")
-    assert code == 0
-    assert out.splitlines()[-1].endswith(f"| 60 | {result.p:.2g} | 2 | 10% | {answers} |")
     (as_json,) = json.loads(call("show", "--json")[1])
-    assert (as_json["pruned"], as_json["p"], as_json["n"]) == (result.pruned, result.p, 60)
+    assert (as_json["model"], as_json["n"]) == ("tiny", 60)
+    assert as_json["accuracy"]["pruned"] == result.accuracy.pruned
+    assert as_json["exact_match"]["p"] == result.exact_match.p
     made.evaluation.unlink()
-    assert call("show")[:2] == (0, "no cell has a result yet: `dsm run` makes one\n")
     assert call("show", "--json")[:2] == (0, "[]\n")
 
 
