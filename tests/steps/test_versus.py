@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.evidence.statistics import mcnemar
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
 from tasks.pipeline.cell import open_cell
@@ -48,15 +47,8 @@ def test_a_recipe_has_the_numbers_of_its_cell(cell):
             for field in FIELDS:
                 name = "accuracy_stderr" if field == "stderr" else field
                 assert one["systems"][ours][name] == pytest.approx(evaluation["systems"][theirs][field])
-        paired = one["model_vs_base"]["accuracy"]
-        assert {name: paired[name] for name in ("difference", "stderr", "p", "only_first", "only_second")} == (
-            evaluation["comparisons"]["pruned_vs_base"]
-        )
-        low, high = paired["interval"]
-        assert low <= paired["difference"] <= high
-    predictions = pd.read_parquet(cell.predictions)
-    exact = mcnemar(predictions.pruned_exact.to_numpy(), predictions.base_exact.to_numpy())
-    assert one["model_vs_base"]["exact_match"]["p"] == exact["p"]
+        assert one["model_vs_base"]["accuracy"] == evaluation["comparisons"]["pruned_vs_base"]
+        assert one["model_vs_base"]["exact_match"] == evaluation["comparisons"]["exact_match"]["pruned_vs_base"]
 
 
 def test_an_export_is_evaluated_by_its_own_weights_beside_the_base_that_its_recipe_names(cell, tmp_path):
