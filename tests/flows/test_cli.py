@@ -1,5 +1,6 @@
 """The `dsm` command: what is typed, what is printed, how it ends."""
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -27,6 +28,7 @@ from tasks.pipeline.settings import parse_settings
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import write_text
 from tasks.steps.data import store
+from tasks.tracking.promotion import Version
 from tests.cells import settings, write_cell
 from tests.faults.fault_project import write_sources
 from tests.flows.stand_in_project import REAL, cell_project, ran
@@ -299,6 +301,15 @@ def test_show_as_json(project: Path) -> None:
     assert as_json["exact_match"]["p"] == result.exact_match.p
     made.evaluation.unlink()
     assert call("show", "--json")[:2] == (0, "[]\n")
+
+
+def test_versions_as_json(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cell(project)
+    version = Version(number=2, aliases=["champion"], made=0, metrics={"accuracy_base": 0.5}, reason="better")
+    monkeypatch.setattr("tasks.tracking.promotion.versions", lambda cell: ([version], []))
+    code, out, _ = call("versions", "--json")
+    assert code == 0
+    assert json.loads(out) == {"versions": [dataclasses.asdict(version)], "moves": []}
 
 
 def test_export_and_apply_call_the_exporter(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
