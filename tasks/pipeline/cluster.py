@@ -18,9 +18,11 @@ from typing import Any
 
 from tasks.pipeline import keeper
 from tasks.pipeline.errors import InputError
+from tasks.pipeline.work import groups_of, values_of
 
 ADDRESS = "RAY_ADDRESS"
 DEVICE = "DSM_DEVICE"
+TAKEN = (DEVICE, "DSM_MEMORY", "DSM_PIECES")  # variables that workers are to have, too
 RETRIES = 3  # of a part whose worker died: one that always kills its worker must not be tried for ever
 SCARCE = 78643200  # bytes of shared memory, the least that Ray takes: nothing large passes through it
 
@@ -51,8 +53,11 @@ class _Actor:
     def ask(self, name: str) -> Any:
         return self._answer(lambda worker: getattr(worker, name))
 
-    def compute(self, part: Any) -> Any:
-        return self._answer(lambda worker: worker.compute(part))
+    def groups(self, parts: Sequence[Any]) -> Any:
+        return self._answer(lambda worker: groups_of(worker, parts))
+
+    def compute(self, group: Sequence[Any]) -> Any:
+        return self._answer(lambda worker: values_of(worker, group))
 
 
 class Shares:
@@ -95,20 +100,23 @@ class OnRay:
 
     def compute(self, parts: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         """Parts with their values, as they are done."""
-        shares = Shares(parts, len(self._actors))
+        if not parts:
+            return
+        groups = self._value(self._actors[0].groups.remote(parts), "groups")
+        shares = Shares(groups, len(self._actors))
         running: dict[Any, tuple[int, Any]] = {}
 
         def give(number: int) -> None:
-            for part in shares.take(number):
-                running[self._actors[number].compute.remote(part)] = number, part
+            for group in shares.take(number):
+                running[self._actors[number].compute.remote(group)] = number, group
 
         for number in range(len(self._actors)):
             give(number)
         while running:
             done, _ = self._ray.wait(list(running), num_returns=1)
-            number, part = running.pop(done[0])
+            number, group = running.pop(done[0])
             give(number)  # before the driver turns to its journal
-            yield part, self._value(done[0], part)
+            yield from zip(group, self._value(done[0], group[0]), strict=True)
 
     def _value(self, reference: Any, wanted: Any) -> Any:
         try:
@@ -137,7 +145,7 @@ def on_ray(make: Callable[[], Any], workers: int) -> Iterator[OnRay]:
         signal.signal(signal.SIGTERM, _leave)
         # Ray makes OMP_NUM_THREADS of the CPUs that an actor holds.
         each = share_of([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
-        there = {name: os.environ[name] for name in (DEVICE,) if name in os.environ}  # nodes have their own environment
+        there = {name: os.environ[name] for name in TAKEN if name in os.environ}  # nodes have their own environment
         actor = ray.remote(_Actor).options(
             **each, runtime_env={"env_vars": there}, max_restarts=-1, max_task_retries=RETRIES
         )
@@ -148,8 +156,14 @@ def share_of(nodes: Sequence[Mapping[str, float]], workers: int) -> dict[str, in
     """What each worker holds: a GPU where there are any (and DSM_DEVICE is not cpu), else as many CPUs as there are.
 
     Raises:
-        InputError: there are more workers than GPUs, or than CPUs.
+        InputError: there are more workers than GPUs, or than CPUs; or DSM_DEVICE names one GPU of several.
     """
+    name = os.environ.get(DEVICE) or ""
+    if name.startswith("cuda:"):
+        raise InputError(
+            DEVICE,
+            f"{name} is one GPU, but each worker holds one of its own: use cuda (CUDA_VISIBLE_DEVICES says which)",
+        )
     gpus = 0 if os.environ.get(DEVICE) == "cpu" else int(sum(node.get("GPU", 0) for node in nodes))
     if gpus:
         if workers > gpus:
