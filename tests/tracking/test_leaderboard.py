@@ -25,9 +25,7 @@ def client(tmp_path: Path) -> MlflowClient:
     return MlflowClient(uri, uri)
 
 
-def log(
-    client: MlflowClient, experiment: str, benchmark: str, metrics: dict[str, float], status: str = "FINISHED"
-) -> str:
+def log(client: MlflowClient, experiment: str, benchmark: str, metrics: dict[str, float], end: str = "FINISHED") -> str:
     tags = {"cell": f"tiny-{benchmark}", "model": "tiny", "benchmark": benchmark}
     run = client.create_run(experiment, tags=tags)
     for name, value in metrics.items():
