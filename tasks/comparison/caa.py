@@ -20,19 +20,19 @@ from tasks.comparison.steering import (
     steered,
     tokens_read,
 )
-from tasks.comparison.system import Fitted, Ground, most_accurate
+from tasks.comparison.system import FitData, Fitted, most_accurate
 
 MULTIPLIERS = (0.5, 1.0, 2.0, 4.0)
 
 
-def caa(ground: Ground) -> Fitted:
+def caa(fit_data: FitData) -> Fitted:
     """Contrastive activation addition, with the most accurate layer and multiplier.
 
     Raises:
         InputError: an example has a single option.
     """
-    check_contrasts(ground.examples)
-    stack, rows = ground.stack, ground.examples
+    check_contrasts(fit_data.examples)
+    stack, rows = fit_data.stack, fit_data.examples
     site = layer_outputs(stack)
     vectors = mean_difference(option_activations(stack, site, rows.encoded), rows.gold)
 
@@ -46,4 +46,4 @@ def caa(ground: Ground) -> Fitted:
         )
 
     candidates = (candidate(layer, multiplier) for layer in range(len(stack)) for multiplier in MULTIPLIERS)
-    return most_accurate(candidates, ground.deciding)
+    return most_accurate(candidates, fit_data.selection_rows)

@@ -16,7 +16,7 @@ from tasks.benchmarks.benchmark_spec import BenchmarkSpec
 from tasks.benchmarks.encoding import Encoded, encode
 from tasks.benchmarks.scoring import Answers
 from tasks.benchmarks.templates import compile_template, names_used
-from tasks.comparison.system import Answer, Fitted, Ground, System, unedited
+from tasks.comparison.system import Answer, FitData, Fitted, System, unedited
 from tasks.runtime.errors import InputError
 
 CONTENT_FREE = ("N/A", "[MASK]", "")  # those of the paper
@@ -112,12 +112,12 @@ def calibrated(spec: BenchmarkSpec) -> System:
     What the model would write by itself (`Answers.greedy`) stays as it is: the correction is one of the options.
     """
 
-    def fit(ground: Ground) -> Fitted:
-        prompts = encoded_prompts(spec, ground.loaded.tokenizer, ground.stack.context)
+    def fit(fit_data: FitData) -> Fitted:
+        prompts = encoded_prompts(spec, fit_data.loaded.tokenizer, fit_data.stack.context)
 
         @contextmanager
         def applied() -> Iterator[Answer]:
-            with unedited(ground.stack) as answer:
+            with unedited(fit_data.stack) as answer:
                 yield lambda rows: divided_out(answer(rows), log_priors(answer, prompts, rows))
 
         return Fitted(applied, examples=0, labels=0, settings={"content-free inputs": list(CONTENT_FREE)})

@@ -30,7 +30,7 @@ from tasks.comparison.steering import (
     steered,
     tokens_read,
 )
-from tasks.comparison.system import Fitted, Ground, most_accurate
+from tasks.comparison.system import FitData, Fitted, most_accurate
 from tasks.runtime.errors import InputError
 
 COUNTS = (16, 48)  # K; a model of fewer heads has all of them shifted
@@ -38,23 +38,23 @@ STRENGTHS = (1.0, 5.0, 15.0)  # α
 FOLDS = 2
 
 
-def iti(ground: Ground) -> Fitted:
+def iti(fit_data: FitData) -> Fitted:
     """Inference-time intervention, with the most accurate K and α.
 
     Raises:
         InputError: there are fewer than two examples, or one has a single option, or the attention has no o_proj.
     """
-    check_contrasts(ground.examples)
-    if len(ground.examples.encoded) < FOLDS:
+    check_contrasts(fit_data.examples)
+    if len(fit_data.examples.encoded) < FOLDS:
         raise InputError("examples", f"the probes of ITI need at least {FOLDS}, to be validated on rows not seen")
-    stack, rows = ground.stack, ground.examples
+    stack, rows = fit_data.stack, fit_data.examples
     site = head_outputs(stack)
     per_row = option_activations(stack, site, rows.encoded)
     outputs = by_head(stack, torch.cat(per_row))
     row = np.repeat(np.arange(len(per_row)), [len(values) for values in per_row])
     true = np.concatenate([np.arange(len(values)) == gold for values, gold in zip(per_row, rows.gold, strict=True)])
 
-    accuracies = probe_accuracies(outputs.double().cpu().numpy(), true, row, ground.seed)
+    accuracies = probe_accuracies(outputs.double().cpu().numpy(), true, row, fit_data.seed)
     ranked = np.argsort(-accuracies, axis=None, kind="stable")  # of equal heads, the first
     shifts = mass_mean_shifts(outputs, torch.from_numpy(true).to(outputs.device))
 
@@ -72,7 +72,9 @@ def iti(ground: Ground) -> Fitted:
         )
 
     counts = sorted({min(count, ranked.size) for count in COUNTS})
-    return most_accurate((candidate(count, strength) for count in counts for strength in STRENGTHS), ground.deciding)
+    return most_accurate(
+        (candidate(count, strength) for count in counts for strength in STRENGTHS), fit_data.selection_rows
+    )
 
 
 def probe_accuracies(outputs: np.ndarray, true: np.ndarray, row: np.ndarray, seed: int) -> np.ndarray:

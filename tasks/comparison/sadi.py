@@ -35,7 +35,7 @@ from tasks.comparison.steering import (
     option_activations,
     steered,
 )
-from tasks.comparison.system import Fitted, Ground, most_accurate
+from tasks.comparison.system import FitData, Fitted, most_accurate
 from tasks.models.stack import DecoderStack
 
 HEAD_COUNTS = (1, 4, 10)
@@ -59,31 +59,31 @@ class Elements:
     strengths: Sequence[int]
 
 
-def sadi_head(ground: Ground) -> Fitted:
+def sadi_head(fit_data: FitData) -> Fitted:
     """SADI-HEAD, with the most accurate count and strength.
 
     Raises:
         InputError: an example has a single option, or the attention has no o_proj.
     """
-    return _sadi(ground, _heads)
+    return _sadi(fit_data, _heads)
 
 
-def sadi_neuron(ground: Ground) -> Fitted:
+def sadi_neuron(fit_data: FitData) -> Fitted:
     """SADI-NEURON, with the most accurate count and strength.
 
     Raises:
         InputError: an example has a single option, or the activation function is no module of each MLP.
     """
-    return _sadi(ground, _neurons)
+    return _sadi(fit_data, _neurons)
 
 
-def sadi_hidden(ground: Ground) -> Fitted:
+def sadi_hidden(fit_data: FitData) -> Fitted:
     """SADI-HIDDEN, with the most accurate count and strength.
 
     Raises:
         InputError: an example has a single option.
     """
-    return _sadi(ground, _hidden)
+    return _sadi(fit_data, _hidden)
 
 
 def top_elements(differences: Tensor, count: int) -> Tensor:
@@ -110,9 +110,9 @@ def _singly(values: Tensor) -> Tensor:
     return values[..., None]
 
 
-def _sadi(ground: Ground, elements_of: Callable[[DecoderStack], Elements]) -> Fitted:
-    check_contrasts(ground.examples)
-    stack, rows = ground.stack, ground.examples
+def _sadi(fit_data: FitData, elements_of: Callable[[DecoderStack], Elements]) -> Fitted:
+    check_contrasts(fit_data.examples)
+    stack, rows = fit_data.stack, fit_data.examples
     elements = elements_of(stack)
     by_dimension = elements.grouped(mean_difference(option_activations(stack, elements.site, rows.encoded), rows.gold))
     differences = by_dimension.mean(-1)
@@ -131,4 +131,4 @@ def _sadi(ground: Ground, elements_of: Callable[[DecoderStack], Elements]) -> Fi
 
     counts = sorted({min(count, differences.numel()) for count in elements.counts})
     candidates = (candidate(count, strength) for count in counts for strength in elements.strengths)
-    return most_accurate(candidates, ground.deciding)
+    return most_accurate(candidates, fit_data.selection_rows)

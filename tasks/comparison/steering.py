@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.benchmarks.encoding import Encoded
-from tasks.benchmarks.scoring import Answers, read_options, unit
+from tasks.benchmarks.scoring import Answers, in_order, read_options, unit
 from tasks.benchmarks.table import Rows
 from tasks.comparison.system import Answer
 from tasks.models.packing import Pack
@@ -191,14 +191,14 @@ def answers_steered(stack: DecoderStack, steering: Steering, rows: Sequence[Enco
     Raises:
         InputError: a logit is NaN or infinite.
     """
-    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    by_row: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for group in _groups(rows):
         members = [rows[index] for index in group]
         for packed in stack.pack([unit(row) for row in members]):
             part = read_options(packed, members, _logits(stack, steering, packed, members)[None])
-            names = [group[number] for number in packed.units]
-            found |= dict(zip(names, zip(part.logprobs, part.greedy, strict=True), strict=True))
-    return Answers(*([found[index][i] for index in range(len(rows))] for i in (0, 1)))
+            indices = [group[number] for number in packed.units]
+            by_row |= dict(zip(indices, zip(part.logprobs, part.greedy, strict=True), strict=True))
+    return in_order(by_row)
 
 
 def _logits(stack: DecoderStack, steering: Steering, packed: Pack, rows: Sequence[Encoded]) -> Tensor:

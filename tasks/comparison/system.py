@@ -22,22 +22,22 @@ Answer = Callable[[Sequence[Encoded]], Answers]
 
 
 @dataclass(frozen=True)
-class Ground:
+class FitData:
     """What a system is fitted on.
 
     Attributes:
         loaded: the model, in eval mode, whose parameters take no gradient; a system leaves it bit for bit as it was.
         stack: the same model, for packed runs.
         examples: the adaptation set, with its labels.
-        deciding: the rows on whose accuracy a system's own settings (a layer, a strength) are chosen: the adaptation
-            set, or, with `protocol: published`, the test rows, as the code that was published with SADI does.
-        seed: of everything drawn.
+        selection_rows: a system chooses its own settings (a layer, a strength) by the accuracy on these rows. They
+            are the adaptation set or, with `protocol: published`, the test rows, as in the code published with SADI.
+        seed: of everything that is drawn.
     """
 
     loaded: Loaded
     stack: DecoderStack
     examples: Rows
-    deciding: Rows
+    selection_rows: Rows
     seed: int = 0
 
 
@@ -59,13 +59,13 @@ class Fitted:
 
 
 class System(Protocol):
-    """Fits on the ground; the model is unchanged when it returns.
+    """Fits on the data; the model is unchanged when it returns.
 
     Raises:
         InputError: the model or the examples do not allow it.
     """
 
-    def __call__(self, ground: Ground) -> Fitted: ...
+    def __call__(self, fit_data: FitData) -> Fitted: ...
 
 
 @contextmanager

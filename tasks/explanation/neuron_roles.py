@@ -109,9 +109,9 @@ def direct_logits(
         float64 [neurons, vocabulary].
     """
     if projection == "down_proj":
-        directions = torch.eye(stack.d_model, device=stack.device, dtype=stack.model.dtype)[list(neurons)]
+        directions = torch.eye(stack.d_model, device=stack.device, dtype=stack.dtype)[list(neurons)]
     else:
-        directions = stack.mlps[layer].down.weight.T[list(neurons)]
+        directions = stack.mlps[layer].down.weight.T[list(neurons)].to(stack.dtype)
     after = getattr(stack.layers[layer], "post_feedforward_layernorm", None)
     if after is not None:
         directions = after(directions)
@@ -119,7 +119,7 @@ def direct_logits(
     return (logits - logits.mean(-1, keepdim=True)).cpu()
 
 
-def written(tokenizer: Any, logits: Tensor, count: int) -> dict[str, list[dict[str, Any]]]:
+def top_tokens(tokenizer: Any, logits: Tensor, count: int) -> dict[str, list[dict[str, Any]]]:
     """The tokens that a direction raises most, `raised`, and lowers most, `lowered`: each `token` and `logit`."""
     order = np.argsort(-logits.numpy(), kind="stable")
 

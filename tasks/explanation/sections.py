@@ -14,7 +14,7 @@ from tasks.comparison.calibrated import encoded_prompts, log_priors
 from tasks.explanation import bias, correlates
 from tasks.explanation.confidence import calibration, confidences, difference
 from tasks.explanation.input_attribution import STABILITY, TOLERANCE, before_and_after, shares, template_ends
-from tasks.explanation.neuron_roles import activations, direct_logits, top_activating, written
+from tasks.explanation.neuron_roles import activations, direct_logits, top_activating, top_tokens
 from tasks.method.recipe import Recipe
 from tasks.method.scores import read_scores
 from tasks.models.loading import Loaded
@@ -153,7 +153,7 @@ def neuron_section(
                 ],
                 "correlations": {name: _of(one, neuron) for name, one in correlations.items()},
             }
-            | written(loaded.tokenizer, logits[column], VOCABULARY)
+            | top_tokens(loaded.tokenizer, logits[column], VOCABULARY)
             for column, neuron in enumerate(top)
         ],
     }

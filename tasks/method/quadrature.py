@@ -118,7 +118,7 @@ def adaptive(
     panels = {(0.0, 1.0): measured((0.0, 1.0))}
     while not (found := result()).converged(tolerance, stability) and found.nodes + 4 <= max_nodes:
         unsettled = found.error <= allowed(found.difference, tolerance)
-        start, end = worst = max(panels, key=lambda p: panels[p].unrest if unsettled else abs(panels[p].gap))
+        start, end = worst = max(panels, key=lambda p: panels[p].score_change if unsettled else abs(panels[p].gap))
         middle = (start + end) / 2
         halves = [(start, middle), (middle, end)]
         new = [alpha for half in halves for alpha in _nodes(half) if alpha not in at]
@@ -140,7 +140,7 @@ class _Measured:
     gap: float
 
     @property
-    def unrest(self) -> float:
+    def score_change(self) -> float:
         return float((self.scores - self.coarse).abs().sum())
 
 

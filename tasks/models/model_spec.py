@@ -1,5 +1,9 @@
 """What params.yaml declares of a model."""
 
+from typing import Any
+
+from pydantic import field_validator
+
 from tasks.runtime.fields import Strict
 from tasks.sources.kinds import Source
 
@@ -15,3 +19,11 @@ class ModelSpec(Strict):
     source: Source
     licence: str = ""
     hub: str = ""
+
+    @field_validator("source")
+    @classmethod
+    def _dtype_is_for_gguf(cls, value: Any) -> Any:
+        name = getattr(value, "path", getattr(value, "file", ""))
+        if getattr(value, "dtype", None) and not name.endswith(".gguf"):
+            raise ValueError("dtype: is for GGUF files; the weights of others stay in the type they have")
+        return value

@@ -1,1 +1,1 @@
-"""What every step shares: settings, cell paths, atomic files, journals, progress, the entry point."""
+"""Settings (params.yaml), cells and their files, and the entry point that every step shares."""

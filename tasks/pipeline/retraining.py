@@ -24,7 +24,7 @@ class Schedule(Strict):
 
 
 class Promotion(Strict):
-    """When a challenger becomes champion; `tasks.tracking.promote.decide` applies it, all on the same test rows.
+    """When a challenger becomes champion; `tasks.tracking.promotion.decide` applies it, all on the same test rows.
 
     Attributes:
         alpha: the level of the exact McNemar tests, all judgements on the same test rows together.

@@ -60,7 +60,7 @@ class StudyRun(Strict):
         for field in ("benchmarks", "systems", "sizes", "methods", "sparsities"):
             values = getattr(self, field)
             if len(set(values)) < len(values):
-                raise ValueError(f"{field}: holds the same value twice")
+                raise ValueError(f"{field}: holds a value twice")
         if self.benchmark in self.benchmarks:
             raise ValueError(f"benchmarks: {self.benchmark} is the cell's own, which the study looks at anyway")
         for name in self.texts:

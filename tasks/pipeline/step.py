@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from tasks.pipeline.cell import open_cell
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import scratch_beside, write_json
-from tasks.runtime.usage import measured
+from tasks.runtime.usage import measure_usage
 
 
 def run_step(step: Callable[..., None], *, description: str, argument: str | None = None) -> None:
@@ -27,8 +27,9 @@ def run_step(step: Callable[..., None], *, description: str, argument: str | Non
 
     The time it took goes to data/scratch, outside DVC: a cached output holds nothing that changes from run to run.
     """
-    name = step.__module__ if step.__module__ != "__main__" else sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
-    name = name.rsplit(".", 1)[-1]
+    started = sys.modules["__main__"].__spec__  # `step` may be defined in another module than the one that is run
+    name = started.name if started and started.name.startswith("tasks.steps.") else step.__module__
+    name = name.rpartition(".")[2]
     parser = argparse.ArgumentParser(prog=f"python -m tasks.steps.{name}", description=description)
     parser.add_argument("--model", help="a name under models in params.yaml (default: that of a cell: see `open_cell`)")
     parser.add_argument("--benchmark", help="a name under benchmarks (default: that of a cell)")
@@ -36,15 +37,24 @@ def run_step(step: Callable[..., None], *, description: str, argument: str | Non
         parser.add_argument(f"--{argument}", required=True)
     arguments = parser.parse_args()
     more = [getattr(arguments, argument)] if argument else []
-    _end_with_the_parents()
-    # An orderly end on `kill` too: Python's default would leave temporary files behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        with measured() as usage:
+
+    def body() -> None:
+        with measure_usage() as usage:
             cell = open_cell(arguments.model, arguments.benchmark)
             with _temporary_files_beside(cell.scratch / name):
                 step(cell, *more)
         write_json(cell.scratch / "timings" / f"{'-'.join([name, *more])}.json", usage)
+
+    run_main(name, body)
+
+
+def run_main(name: str, body: Callable[[], None]) -> None:
+    """Runs the body of a process that ends with 0, or 2 after one line, and soon after the flow that started it."""
+    _end_with_the_parents()
+    # An orderly end on `kill` too: Python's default would leave temporary files behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        body()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -12,7 +12,7 @@ from tasks.benchmarks.benchmark_spec import BenchmarkSpec, SplitRows
 from tasks.pipeline.runs import StudyRun
 from tasks.pipeline.settings import Settings
 from tasks.runtime.errors import InputError
-from tasks.runtime.files import existing, sha256_file, sha256_json
+from tasks.runtime.files import existing_path, sha256_file, sha256_json
 from tasks.sources.kinds import LocalSource
 
 
@@ -29,7 +29,7 @@ def hashes(
     """
     found = {}
     for name, file in texts.items():
-        path = existing(file, field=f"{field}.texts.{name}", root=root)
+        path = existing_path(file, field=f"{field}.texts.{name}", root=root)
         if not path.is_file():
             raise InputError(f"{field}.texts.{name}", f"{file} is not a file")
         found[name] = sha256_file(path)
@@ -40,7 +40,7 @@ def benchmark_hash(spec: BenchmarkSpec, root: Path, *, field: str) -> str:
     """Hash of what the rows and prompts of a benchmark depend on."""
     sources = [split.source for split in (spec.train, spec.test) if isinstance(split, SplitRows)]
     files = [path for source in sources if isinstance(source, LocalSource) for path in source.paths]
-    unpinned = {path: sha256_file(existing(path, field=f"benchmarks.{field}.data", root=root)) for path in files}
+    unpinned = {path: sha256_file(existing_path(path, field=f"benchmarks.{field}.data", root=root)) for path in files}
     return sha256_json([spec.model_dump(mode="json", exclude={"licence"}), unpinned])
 
 

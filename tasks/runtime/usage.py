@@ -1,4 +1,8 @@
-"""What a step takes of its machine, sampled while it runs."""
+"""CPU and memory that a step uses, sampled while it runs.
+
+`mlflow.enable_system_metrics_logging` samples the same, but only inside an active MLflow run. Steps run as stages of
+DVC, before the flow starts a run and without MLflow, so they sample here and the run logs the samples later.
+"""
 
 import ctypes
 import platform
@@ -16,14 +20,14 @@ INTERVAL = 5.0  # seconds between two samples
 
 
 @contextmanager
-def measured() -> Iterator[dict[str, Any]]:
-    """Yields a dictionary that is complete once the body has ended.
+def measure_usage() -> Iterator[dict[str, Any]]:
+    """Yields a dictionary that is filled when the body ends.
 
-    `seconds` it took; `peak_gb`, the largest resident memory of this process that a sample saw; `samples`, a list of
-    milliseconds since 1970, and per cent of all processors and megabytes of memory in use on the whole machine.
+    `seconds`: the duration. `peak_gb`: the largest sampled resident memory of this process. `samples`: a list of
+    [milliseconds since 1970, CPU use of the machine in per cent, memory in use on the machine in MB].
     """
     found: dict[str, Any] = {"samples": [], "peak_gb": 0.0}
-    over = threading.Event()
+    stopped = threading.Event()
     process = psutil.Process()
 
     def sample() -> None:
@@ -31,36 +35,36 @@ def measured() -> Iterator[dict[str, Any]]:
         used = round(psutil.virtual_memory().used / 1e6, 1)
         found["samples"].append([int(time.time() * 1000), psutil.cpu_percent(), used])
 
-    def watch() -> None:
-        while not over.wait(INTERVAL):
+    def run() -> None:
+        while not stopped.wait(INTERVAL):
             sample()
 
     psutil.cpu_percent()  # the first call has nothing to compare with
     started = time.monotonic()
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         yield found
     finally:
-        over.set()
+        stopped.set()
         thread.join()
-        if not found["samples"]:  # over sooner than the first one was due
+        if not found["samples"]:  # shorter than one interval
             sample()
         found["seconds"] = round(time.monotonic() - started, 3)
 
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, float]]:
-    """Yields a dictionary whose `peak_gb` is, at the end, the largest resident memory that the body had.
+    """Yields a dictionary whose `peak_gb` is, at the end, the peak resident memory during the body.
 
-    What was freed before it is given back to the system first; where there is no /proc, it is the peak of the process.
+    Freed memory is returned to the system first. Without /proc it is the peak of the whole process.
     """
     found = {"peak_gb": 0.0}
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
-        clear.write_text("5")  # the high-water mark starts anew
+        clear.write_text("5")  # resets the high-water mark
     try:
         yield found
     finally:

@@ -23,7 +23,7 @@ from tasks.semantics.words import RowWords
 
 
 @dataclass(frozen=True)
-class Places:
+class WordPositions:
     """Where words stand in prompts.
 
     Attributes:
@@ -36,9 +36,9 @@ class Places:
     prompts: list[list[int]]
     marks: list[list[tuple[int, int]]]
 
-    def among(self, rows: Sequence[int]) -> "Places":
+    def subset(self, rows: Sequence[int]) -> "WordPositions":
         """The same words in some of the prompts."""
-        return Places(self.words, [self.prompts[i] for i in rows], [self.marks[i] for i in rows])
+        return WordPositions(self.words, [self.prompts[i] for i in rows], [self.marks[i] for i in rows])
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ class WordActivations:
     counts: np.ndarray
 
 
-def places(words: Sequence[str], prompts: Sequence[Sequence[int]], rows: Sequence[RowWords]) -> Places:
+def word_positions(words: Sequence[str], prompts: Sequence[Sequence[int]], rows: Sequence[RowWords]) -> WordPositions:
     """Where these words stand in the rows' own text."""
     number = {word: i for i, word in enumerate(words)}
     marks = [[(number[one.word], one.tokens[-1]) for one in row.occurrences if one.word in number] for row in rows]
-    return Places(list(words), [list(prompt) for prompt in prompts], marks)
+    return WordPositions(list(words), [list(prompt) for prompt in prompts], marks)
 
 
 @torch.no_grad()
 def word_activations(
-    stack: DecoderStack, there: Places, pruned: AbstractContextManager[Any] | None = None
+    stack: DecoderStack, there: WordPositions, pruned: AbstractContextManager[Any] | None = None
 ) -> WordActivations:
     """a(n, w) of the model inside the context `pruned`, or as it is.
 

@@ -20,8 +20,8 @@ from tasks.runtime.files import read_jsonl
 from tasks.runtime.journal import Journal
 from tasks.runtime.progress import progress
 from tasks.semantics import drops, meaning, summary
-from tasks.semantics.activations import Places, WordActivations, word_activations
-from tasks.semantics.influence import Influence, influential
+from tasks.semantics.activations import WordActivations, WordPositions, word_activations
+from tasks.semantics.influence import Influence, influential_words
 from tasks.semantics.permutation import agreement, halves
 from tasks.semantics.words import RowWords, contexts, occurrence_counts
 from tasks.sparsity.calibration import encode_prompts
@@ -36,11 +36,11 @@ def find_influences(
     run: NsaRun, loaded: Loaded, stack: DecoderStack, rows: Rows, own: list[RowWords], journal: Journal
 ) -> list[Influence | None]:
     """Step 1, row by row: it takes most of the time, and a killed step goes on behind the last row that it finished."""
-    date = rows.table["chat"].iloc[0] if "chat" in rows.table else DATE
+    date = rows.chat[0] or DATE
     with progress("nsa", len(own)) as advance:
         for number, (row, words) in enumerate(zip(rows.encoded, own, strict=True)):
             if str(number) not in journal.parts:
-                [found] = influential(loaded, stack, [row], [words], run.words, run.by, date=date)
+                [found] = influential_words(loaded, stack, [row], [words], run.words, run.by, date=date)
                 journal.put(str(number), None if found is None else asdict(found))
             advance(1)
     parts = [journal.parts[str(number)] for number in range(len(own))]
@@ -135,15 +135,15 @@ def _example(name: str, example: Influence) -> dict[str, Any]:
     }
 
 
-def of_first(there: Places, count: int) -> list[list[tuple[int, int]]]:
+def of_first(there: WordPositions, count: int) -> list[list[tuple[int, int]]]:
     return [[mark for mark in marks if mark[0] < count] for marks in there.marks]
 
 
-def stability(stack: DecoderStack, there: Places) -> dict[str, Any]:
+def stability(stack: DecoderStack, there: WordPositions) -> dict[str, Any]:
     """Of the unpruned model's scores on random halves of the rows."""
     splits = []
     for seed in SPLITS:
-        first, second = (word_activations(stack, there.among(half)) for half in halves(len(there.prompts), seed))
+        first, second = (word_activations(stack, there.subset(half)) for half in halves(len(there.prompts), seed))
         rank, common = agreement(first, second)
         splits.append({"seed": seed, "spearman": None if np.isnan(rank) else rank, "words": common})
     ranks = [split["spearman"] for split in splits if split["spearman"] is not None]

@@ -19,7 +19,7 @@ from tasks.method.quadrature import Integral, allowed
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
 from tasks.runtime.errors import InputError
-from tasks.semantics.words import RowWords, lowered, spans
+from tasks.semantics.words import RowWords, normalise, word_spans
 
 By = Literal["gradients", "generation"]
 
@@ -47,7 +47,7 @@ class Influence:
     rough: bool = False
 
 
-def influential(
+def influential_words(
     loaded: Loaded,
     stack: DecoderStack,
     rows: Sequence[Encoded],
@@ -134,15 +134,15 @@ def by_generation(
     for own in words:
         question = QUESTION.replace("{prompt}", own.text)
         ids = encode_prompt(loaded.tokenizer, question, stack.context - NEW_TOKENS, chat=chat)
-        found.append(Influence(named(loaded.tokenizer.decode(_greedy(loaded, ids)), own)[:count]))
+        found.append(Influence(named_words(loaded.tokenizer.decode(_greedy(loaded, ids)), own)[:count]))
         advance(1)
     return found
 
 
-def named(generation: str, own: RowWords) -> list[str]:
+def named_words(generation: str, own: RowWords) -> list[str]:
     """The words of a generation that stand in the row and are not the template's, each once, in the order said."""
     there = {one.word for one in own.occurrences}
-    said = (lowered(generation[start:end]) for start, end in spans(generation))
+    said = (normalise(generation[start:end]) for start, end in word_spans(generation))
     return [word for word in dict.fromkeys(said) if word in there]
 
 

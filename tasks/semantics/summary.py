@@ -20,7 +20,7 @@ WORDS_OF_A_NEURON = 5
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """One way of pruning against the unpruned model, at the same words.
 
     Attributes:
@@ -55,7 +55,7 @@ def systems(
     for name, after in pruned.items():
         # Layer by layer: there may be many more random words than influential ones.
         by_layer = [drops.mean_drop(drops.drops(b[None], a[None]))[0] for b, a in zip(base, after, strict=True)]
-        one = Compared(base[:, :kept], after[:, :kept])
+        one = Comparison(base[:, :kept], after[:, :kept])
         s = meaning.shares(one.after)
         found[name] = {
             "permutation": permutation_test(np.mean(by_layer, axis=0), chosen, frequency_strata(counts)),
@@ -80,7 +80,7 @@ def words(base: np.ndarray, pruned: Mapping[str, np.ndarray]) -> list[dict[str, 
         for w in range(base.shape[1])
     ]
     for name, after in pruned.items():
-        one = Compared(base, after)
+        one = Comparison(base, after)
         lost, dropped = drops.lost(one.collapsed, has), drops.mean_drop(one.drop)
         for w, word in enumerate(found):
             word["systems"][name] = {

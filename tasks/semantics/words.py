@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tasks.benchmarks.encoding import Chat, written
+from tasks.benchmarks.encoding import Chat, prompt_text
 from tasks.benchmarks.table import Rows
 from tasks.explanation.input_attribution import template_ends
 from tasks.runtime.errors import InputError
@@ -50,14 +50,14 @@ class RowWords:
     occurrences: list[Occurrence]
 
 
-def spans(text: str) -> list[tuple[int, int]]:
+def word_spans(text: str) -> list[tuple[int, int]]:
     """Start and end of every word of a text, from left to right."""
     # One character for each: Python's \w leaves out the vowel signs of Indic scripts and of Thai.
     shape = "".join("w" if unicodedata.category(character)[0] in "LMN" else character for character in text)
     return [found.span() for found in _RUN.finditer(shape)]
 
 
-def lowered(text: str) -> str:
+def normalise(text: str) -> str:
     """The text as words are compared."""
     return text.casefold().replace("’", "'")
 
@@ -74,11 +74,10 @@ def own_words(rows: Rows, tokenizer: Any) -> list[RowWords]:
     """
     if not getattr(tokenizer, "is_fast", False):
         raise InputError("tokenizer", "does not tell the characters of its tokens; a tokenizer.json is needed")
-    chats = rows.table["chat"] if "chat" in rows.table else [False] * len(rows.table)
     prompts = [row.prompt for row in rows.encoded]
     head, tail = template_ends(prompts)
     found = []
-    for prompt, ids, chat in zip(rows.table["prompt"], prompts, chats, strict=True):
+    for prompt, ids, chat in zip(rows.table["prompt"], prompts, rows.chat, strict=True):
         text, occurrences = _read(tokenizer, prompt, ids, chat)
         own = range(head, len(ids) - tail)
         found.append(RowWords(text, own, [one for one in occurrences if any(token in own for token in one.tokens)]))
@@ -89,7 +88,7 @@ def own_words(rows: Rows, tokenizer: Any) -> list[RowWords]:
 
 def _read(tokenizer: Any, prompt: str, ids: Sequence[int], chat: Chat) -> tuple[str, list[Occurrence]]:
     """The text of a prompt, and all its words."""
-    text = written(tokenizer, prompt, chat).rstrip()
+    text = prompt_text(tokenizer, prompt, chat).rstrip()
     if not text:
         return text, []
     read = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)
@@ -97,10 +96,10 @@ def _read(tokenizer: Any, prompt: str, ids: Sequence[int], chat: Chat) -> tuple[
         raise InputError("prompt", f"the tokenizer cuts it in another way than before: {text[:60]!r}")
     offsets = read["offset_mapping"][: len(ids)]
     occurrences = []
-    for start, end in spans(text):
+    for start, end in word_spans(text):
         tokens = tuple(i for i, (first, last) in enumerate(offsets) if first < end and last > start)
         if tokens:
-            occurrences.append(Occurrence(lowered(text[start:end]), start, end, tokens))
+            occurrences.append(Occurrence(normalise(text[start:end]), start, end, tokens))
     return text, occurrences
 
 

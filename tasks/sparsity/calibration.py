@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from tasks.benchmarks.encoding import check_known, encode_prompt
+from tasks.benchmarks.table import chat_column
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_jsonl, sha256_json
 
@@ -155,10 +156,9 @@ def encode_prompts(table: pd.DataFrame, tokenizer: Any, context: int) -> list[li
     Raises:
         InputError: a prompt is empty, or longer than the model's context.
     """
-    chats = table["chat"] if "chat" in table else [False] * len(table)
     return [
         encode_prompt(tokenizer, prompt, context, chat=chat)
-        for prompt, chat in zip(table["prompt"], chats, strict=True)
+        for prompt, chat in zip(table["prompt"], chat_column(table), strict=True)
     ]
 
 

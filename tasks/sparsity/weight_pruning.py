@@ -19,7 +19,7 @@ from tasks.sparsity.metrics import NOfM, Target
 
 Method = Literal["magnitude", "wanda", "ria", "sparsegpt"]
 METHODS: tuple[Method, ...] = get_args(Method)
-Kept = Mapping[int, Sequence[int]]  # neurons by decoder layer
+NeuronsByLayer = Mapping[int, Sequence[int]]  # neurons by decoder layer
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,11 @@ class Report:
 
 
 def prune_weights(
-    loaded: Loaded, sequences: Sequence[Sequence[int]], method: Method, target: Target, spared: Kept | None = None
+    loaded: Loaded,
+    sequences: Sequence[Sequence[int]],
+    method: Method,
+    target: Target,
+    spared: NeuronsByLayer | None = None,
 ) -> Report:
     """Prunes all linear layers inside the decoder layers, in place.
 
@@ -114,7 +118,11 @@ def restored(loaded: Loaded) -> Iterator[None]:
 
 @contextmanager
 def sparse(
-    loaded: Loaded, sequences: Sequence[Sequence[int]], method: Method, target: Target, spared: Kept | None = None
+    loaded: Loaded,
+    sequences: Sequence[Sequence[int]],
+    method: Method,
+    target: Target,
+    spared: NeuronsByLayer | None = None,
 ) -> Iterator[Report]:
     """`prune_weights` for the time of a context. Memory: see `restored`."""
     with restored(loaded):

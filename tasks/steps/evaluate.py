@@ -55,7 +55,7 @@ def evaluate(cell: Cell) -> None:
             "acc_norm": norm,
             "acc_norm_stderr": standard_error(norm, len(table)),
         }
-    write_json(cell.evaluation, result | {"precision": settled.as_json()})
+    write_json(cell.evaluation, result | {"precision": settled.as_json() | {"products": stack.products}})
 
 
 def _systems(seeds: list[int]) -> list[str]:

@@ -8,7 +8,7 @@ from safetensors.numpy import save
 
 from tasks.benchmarks.table import encode_rows, read_split
 from tasks.method.recipe import read_recipe
-from tasks.models.hashing import sha256_directory
+from tasks.models.hashing import recorded_hash
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
@@ -18,7 +18,7 @@ from tasks.pipeline.step import run_step
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import sha256_file
 from tasks.runtime.journal import Journal, journal_key
-from tasks.semantics.activations import Places, places, word_activations
+from tasks.semantics.activations import WordPositions, word_activations, word_positions
 from tasks.semantics.findings import MINIMUM, find_influences, findings, of_first, pruned_models, split_words, stability
 from tasks.semantics.nsa_page import render
 from tasks.semantics.words import own_words
@@ -37,7 +37,7 @@ def nsa(cell: Cell) -> None:
     run = _run(cell)
     of = made_of(cell.samples, cell.pruned, cell.test)
     recipe = read_recipe(cell.pruned)
-    loaded = load(cell.model_dir)
+    loaded = load(cell.model_dir, wide=True)
     stack = DecoderStack(loaded.model)
     rows = encode_rows(read_split(cell.test, run.rows), loaded.tokenizer, stack.context)
     own = own_words(rows, loaded.tokenizer)
@@ -46,12 +46,12 @@ def nsa(cell: Cell) -> None:
     kept, others = split_words(own, examples)
     if not kept:
         raise InputError(cell.name, f"no influential word occurs {MINIMUM} times in the {len(own)} rows")
-    there = places([*kept, *others], [row.prompt for row in rows.encoded], own)
+    there = word_positions([*kept, *others], [row.prompt for row in rows.encoded], own)
     base = word_activations(stack, there)
     ways = pruned_models(cell, run, recipe, loaded, stack)
     after = {name: word_activations(stack, there, way).mean for name, way in ways.items()}
     found = findings(cell, run, recipe, rows, own, examples, kept, base, after)
-    found["stability"] = stability(stack, Places(kept, there.prompts, of_first(there, len(kept))))
+    found["stability"] = stability(stack, WordPositions(kept, there.prompts, of_first(there, len(kept))))
     _write(cell, found, of, kept, {"a": base.mean} | {f"a_{name}": values for name, values in after.items()})
     journal.remove()
 
@@ -64,7 +64,7 @@ def _run(cell: Cell) -> NsaRun:
 
 def _inputs(cell: Cell, run: NsaRun) -> list[Any]:
     """What the influential words depend on."""
-    return [run.rows, run.words, run.by, sha256_directory(cell.model_dir), sha256_file(cell.test)]
+    return [run.rows, run.words, run.by, recorded_hash(cell.model_dir), sha256_file(cell.test)]
 
 
 def _write(
@@ -72,7 +72,7 @@ def _write(
 ) -> None:
     header = {
         "words": kept,
-        "model_sha256": sha256_directory(cell.model_dir),
+        "model_sha256": recorded_hash(cell.model_dir),
         "samples_sha256": of[cell.samples.name],
         "pruned_sha256": of[cell.pruned.name],
         "rows": found["rows"],

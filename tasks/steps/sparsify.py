@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from tasks.benchmarks.table import read_split
-from tasks.models.hashing import sha256_directory
+from tasks.models.hashing import recorded_hash
 from tasks.models.loading import Loaded, load
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.runs import SparseRun
 from tasks.pipeline.step import run_step
 from tasks.runtime.errors import InputError
-from tasks.runtime.files import existing, replacing
+from tasks.runtime.files import existing_path, replacing
 from tasks.sparsity.calibration import Calibration, encode_prompts, from_prompts, from_texts, read_texts
 from tasks.sparsity.metrics import NOfM
 from tasks.sparsity.sparse_recipe import write_recipe
@@ -30,9 +30,9 @@ def sparsify(cell: Cell, key: str) -> None:
     if key not in cell.settings.sparse:
         raise InputError("sparse", f"{key!r} is not in params.yaml: `dsm sparsify` adds it")
     run = cell.settings.sparse[key]
-    loaded = load(cell.model_dir)
+    loaded = load(cell.model_dir, wide=True)
     calibration = None if run.method == "magnitude" else _calibration(cell, key, run, loaded)
-    base = sha256_directory(cell.model_dir)
+    base = recorded_hash(cell.model_dir)
     target = NOfM(*run.n_of_m) if run.n_of_m else run.sparsity
     assert target is not None  # `SparseRun` has one of the two
     report = prune_weights(loaded, calibration.sequences if calibration else [], run.method, target)
@@ -42,7 +42,7 @@ def sparsify(cell: Cell, key: str) -> None:
 
 def _calibration(cell: Cell, key: str, run: SparseRun, loaded: Loaded) -> Calibration:
     """Of a file of texts, or of the train prompts of a benchmark's directory."""
-    path = existing(run.calibration, field=f"sparse.{key}.calibration", root=cell.root)
+    path = existing_path(run.calibration, field=f"sparse.{key}.calibration", root=cell.root)
     count, length, seed = run.sequences, run.length, run.seed
     if not path.is_dir():
         # As params.yaml has it: the recipe must not depend on where the project lies.

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from tasks.evidence.study_tables import plot
-from tasks.models.hashing import sha256_directory
+from tasks.models.hashing import recorded_hash
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.runs import StudyRun
 from tasks.pipeline.settings import Settings
@@ -15,9 +15,9 @@ from tasks.runtime.errors import InputError
 from tasks.runtime.files import replacing, sha256_file, write_json, write_text
 from tasks.runtime.journal import Journal, journal_key
 from tasks.runtime.progress import progress
-from tasks.runtime.work import crew, run_parts
+from tasks.runtime.work import run_parts, worker_pool
 from tasks.studies.catalogue import STUDIES
-from tasks.studies.context import Record, Workshop
+from tasks.studies.context import Record, StudyContext
 
 
 def study(cell: Cell, name: str) -> None:
@@ -35,12 +35,12 @@ def study(cell: Cell, name: str) -> None:
         settings.evaluation.model_dump(),
         settings.precision.search,
         benchmark_hash(cell.benchmark_spec, cell.root, field=cell.benchmark),
-        sha256_directory(cell.model_dir),
+        recorded_hash(cell.model_dir),
         *(sha256_file(path) for path in (cell.train, cell.test, cell.samples, cell.scores, cell.pruned, cell.transfer)),
     ]
     journal = Journal(cell.scratch / f"study-{name}.jsonl", journal_key(inputs))
-    with crew(partial(Worker, cell, run)) as workers:
-        parts = workers.ask("parts")
+    with worker_pool(partial(Worker, cell, run)) as workers:
+        parts = workers.attribute("parts")
         with progress(name, len(parts)) as advance:
             values = run_parts(workers, parts, journal, advance)
     records = what.finish([Record(**record) for value in values.values() for record in value["records"]])
@@ -78,16 +78,16 @@ class Worker:
     """Computes the parts of a study (`tasks.runtime.work`)."""
 
     def __init__(self, cell: Cell, run: StudyRun):
-        self._workshop = Workshop(cell, run)
+        self._context = StudyContext(cell, run)
         self._study = STUDIES[run.study]
 
     @property
     def parts(self) -> list[str]:
-        return self._study.parts(self._workshop)
+        return self._study.parts(self._context)
 
     def compute(self, part: str) -> dict[str, Any]:
         started = time.monotonic()
-        records = [record.as_json() for record in self._study.compute(self._workshop, part)]
+        records = [record.as_json() for record in self._study.compute(self._context, part)]
         return {"records": records, "seconds": time.monotonic() - started}
 
 

@@ -6,15 +6,15 @@ import numpy as np
 
 from tasks.method.options import Adaptation, Attribution
 from tasks.runtime.errors import InputError
-from tasks.studies.context import Record, Workshop
+from tasks.studies.context import Record, StudyContext
 
 Variant = tuple[Adaptation, Attribution]
 
 
-def variants(workshop: Workshop) -> dict[str, Variant]:
+def variants(context: StudyContext) -> dict[str, Variant]:
     """The adaptations of a study by name, beside the unpruned model."""
-    adaptation, attribution = workshop.settings.adaptation, workshop.settings.attribution
-    run = workshop.run
+    adaptation, attribution = context.settings.adaptation, context.settings.attribution
+    run = context.run
     if run.study == "seeds":
         return {
             f"{size} examples, seed {seed}": (with_changes(adaptation, size=size, seed=seed), attribution)
@@ -50,20 +50,20 @@ def with_changes(settings: Any, **change: Any) -> Any:
     return type(settings).model_validate(settings.model_dump() | change)
 
 
-def parts(workshop: Workshop) -> list[str]:
-    return ["unpruned", *variants(workshop)]
+def parts(context: StudyContext) -> list[str]:
+    return ["unpruned", *variants(context)]
 
 
-def compute(workshop: Workshop, part: str) -> list[Record]:
+def compute(context: StudyContext, part: str) -> list[Record]:
     """One adaptation, evaluated on the test rows."""
     if part == "unpruned":
-        return [workshop.base_record()]
+        return [context.base_record()]
     try:
-        recipe, seconds = workshop.adapt(*variants(workshop)[part])
+        recipe, seconds = context.adapt(*variants(context)[part])
     except InputError as error:
         # Too few rows of a kind, or a target on options that all begin with the same token: the others still tell.
         return [Record(part, None, more={"not possible": str(error)})]
-    return [workshop.pruned_record(part, recipe, seconds)]
+    return [context.pruned_record(part, recipe, seconds)]
 
 
 def by_size(records: list[Record]) -> list[Record]:

@@ -12,12 +12,12 @@ from tasks.method.neurons import count, random_neurons, top_neurons
 from tasks.method.recipe import Recipe
 from tasks.method.silence import silenced
 from tasks.runtime.errors import InputError
-from tasks.semantics.activations import places, word_activations
-from tasks.semantics.influence import influential
+from tasks.semantics.activations import word_activations, word_positions
+from tasks.semantics.influence import influential_words
 from tasks.semantics.words import occurrence_counts, own_words
-from tasks.sparsity.weight_pruning import Kept, Method, sparse
+from tasks.sparsity.weight_pruning import Method, NeuronsByLayer, sparse
 from tasks.studies.calibrating import OWN, calibration_set
-from tasks.studies.context import Record, Workshop, accuracy_record, pair_columns
+from tasks.studies.context import Record, StudyContext, accuracy_record, pair_columns
 
 METHOD: Method = "wanda"
 SPARSITY = 0.5
@@ -25,31 +25,31 @@ SPARED = 0.1  # of the neurons of every layer
 WEIGHTS = f"{METHOD.capitalize()} {SPARSITY:.0%}"
 
 
-def parts(workshop: Workshop) -> list[str]:
+def parts(context: StudyContext) -> list[str]:
     return ["unpruned", "DSM", "weights", "spared", "spared at random", "DSM on top", "DSM anew on top"]
 
 
-def compute(workshop: Workshop, part: str) -> list[Record]:
+def compute(context: StudyContext, part: str) -> list[Record]:
     """The accuracy of one pruned model."""
     if part == "unpruned":
-        return [workshop.base_record()]
-    chosen = workshop.chosen
+        return [context.base_record()]
+    chosen = context.recipe
     if part == "DSM":
-        return [workshop.pruned_record("DSM pruning", chosen)]
+        return [context.pruned_record("DSM pruning", chosen)]
     if part == "spared":
-        return [_weights(workshop, f"{WEIGHTS}, sparing NSA's neurons", linked(workshop))]
+        return [_weights(context, f"{WEIGHTS}, sparing NSA's neurons", linked(context))]
     if part == "spared at random":
-        width, layers = workshop.stack.d_ff, range(len(workshop.stack))
+        width, layers = context.stack.d_ff, range(len(context.stack))
         at_random = {layer: random_neurons(width, count(SPARED, width), layer).tolist() for layer in layers}
-        return [_weights(workshop, f"{WEIGHTS}, sparing random neurons", at_random)]
+        return [_weights(context, f"{WEIGHTS}, sparing random neurons", at_random)]
     if part == "DSM on top":
-        return [_weights(workshop, f"{WEIGHTS}, then DSM pruning's neurons", {}, chosen)]
+        return [_weights(context, f"{WEIGHTS}, then DSM pruning's neurons", {}, chosen)]
     if part == "DSM anew on top":
-        return [_weights(workshop, f"{WEIGHTS}, then DSM pruning anew", {}, anew=True)]
-    return [_weights(workshop, WEIGHTS, {})]
+        return [_weights(context, f"{WEIGHTS}, then DSM pruning anew", {}, anew=True)]
+    return [_weights(context, WEIGHTS, {})]
 
 
-def linked(workshop: Workshop) -> Kept:
+def linked(context: StudyContext) -> NeuronsByLayer:
     """Of each layer, the neurons that answer most to the words that the answers hang on.
 
     A neuron's link is the mean of its a(n, w) over the words of the examples, each with the weight of its influence
@@ -58,40 +58,42 @@ def linked(workshop: Workshop) -> Kept:
     Raises:
         InputError: no word of the adaptation set has an influence.
     """
-    rows, stack = workshop.samples, workshop.stack
-    own = own_words(rows, workshop.loaded.tokenizer)
+    rows, stack = context.samples, context.stack
+    own = own_words(rows, context.loaded.tokenizer)
     words = list(occurrence_counts(own))
     influence = dict.fromkeys(words, 0.0)
-    for example in influential(workshop.loaded, stack, rows.encoded, own, len(words)):
+    for example in influential_words(context.loaded, stack, rows.encoded, own, len(words)):
         if example and example.shares:
             for word, share in zip(example.words, example.shares, strict=True):
                 influence[word] += abs(share)
     weight = np.array(list(influence.values()))
     if not weight.any():
         raise InputError("bridge", "no word of the examples has an influence on the answers")
-    a = word_activations(stack, places(words, [row.prompt for row in rows.encoded], own)).mean.astype(np.float64)
+    a = word_activations(stack, word_positions(words, [row.prompt for row in rows.encoded], own)).mean.astype(
+        np.float64
+    )
     mean, weighted = a.mean(1), np.einsum("w,lwn->ln", weight / weight.sum(), a)
     link = np.divide(weighted, mean, out=np.zeros_like(mean), where=mean > 0)
     return {layer: top_neurons(values, count(SPARED, stack.d_ff)).tolist() for layer, values in enumerate(link)}
 
 
 def _weights(
-    workshop: Workshop, label: str, spared: Kept, recipe: Recipe | None = None, *, anew: bool = False
+    context: StudyContext, label: str, spared: NeuronsByLayer, recipe: Recipe | None = None, *, anew: bool = False
 ) -> Record:
     """Weights pruned on the cell's own train prompts, and then perhaps the neurons of a recipe."""
-    calibration = calibration_set(workshop, OWN)
-    base = workshop.right(workshop.base)
-    with sparse(workshop.loaded, calibration.sequences, METHOD, SPARSITY, spared) as report:
+    calibration = calibration_set(context, OWN)
+    base = context.correct(context.base)
+    with sparse(context.loaded, calibration.sequences, METHOD, SPARSITY, spared) as report:
         if anew:
             recipe = adapt(
-                workshop.stack,
-                workshop.loaded.tokenizer,
-                workshop.samples.table,
-                attribution=workshop.settings.attribution,
-                search=workshop.settings.search,
-                precision=workshop.settings.precision.search,
+                context.stack,
+                context.loaded.tokenizer,
+                context.samples.table,
+                attribution=context.settings.attribution,
+                search=context.settings.search,
+                precision=context.settings.precision.search,
             ).recipe
-        with silenced(workshop.stack, *([recipe] if recipe else [])):
-            right = workshop.right(answers_unedited(workshop.stack, workshop.test.encoded))
+        with silenced(context.stack, *([recipe] if recipe else [])):
+            right = context.correct(answers_unedited(context.stack, context.test.encoded))
     more = {"weights removed": f"{report.sparsity:.1%}", **(pair_columns(recipe) if recipe else {})}
     return accuracy_record(label, right, base, group=METHOD, **more)

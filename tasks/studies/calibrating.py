@@ -8,10 +8,10 @@ stands in the same table, adapted anew on each of several draws of its examples:
 from typing import Any
 
 from tasks.benchmarks.scoring import Answers, answers_unedited
-from tasks.runtime.files import existing
+from tasks.runtime.files import existing_path
 from tasks.sparsity.calibration import Calibration, encode_prompts, from_prompts, from_texts, read_texts
 from tasks.sparsity.weight_pruning import Method, sparse
-from tasks.studies.context import Record, Workshop, accuracy_record, counts, pair_columns
+from tasks.studies.context import Record, StudyContext, accuracy_record, counts, pair_columns
 
 OWN = "own"
 DSM = "DSM"
@@ -19,9 +19,9 @@ LENGTH = 512  # tokens of a calibration sequence
 PROMPTS = 32  # train prompts read for each sequence
 
 
-def parts(workshop: Workshop) -> list[str]:
+def parts(context: StudyContext) -> list[str]:
     """`method|sparsity|set`, magnitude looks at no set; `DSM|seed`."""
-    run = workshop.run
+    run = context.run
     sets = [*run.texts, OWN, *run.benchmarks]
     weights = [
         f"{method}|{sparsity}|{name}"
@@ -32,37 +32,37 @@ def parts(workshop: Workshop) -> list[str]:
     return ["unpruned", *(f"{DSM}|{seed}" for seed in range(run.seeds)), *weights]
 
 
-def compute(workshop: Workshop, part: str) -> list[Record]:
+def compute(context: StudyContext, part: str) -> list[Record]:
     """The accuracy of one pruned model."""
     if part == "unpruned":
-        right = workshop.right(workshop.base)
-        return [accuracy_record("unpruned", right, None, **_answered(workshop, workshop.base))]
+        right = context.correct(context.base)
+        return [accuracy_record("unpruned", right, None, **_answered(context, context.base))]
     if part.startswith(DSM):
-        return [_dsm(workshop, int(part.split("|")[1]))]
+        return [_dsm(context, int(part.split("|")[1]))]
     method, sparsity, name = part.split("|")
-    found = None if name == "none" else calibration_set(workshop, name)
-    with sparse(workshop.loaded, found.sequences if found else [], _method(method), float(sparsity)):
-        answers = answers_unedited(workshop.stack, workshop.test.encoded)
+    found = None if name == "none" else calibration_set(context, name)
+    with sparse(context.loaded, found.sequences if found else [], _method(method), float(sparsity)):
+        answers = answers_unedited(context.stack, context.test.encoded)
     told = f"{name}, {len(found.sequences)} × {found.length}" if found else "none"
-    more = {"method": method, "sparsity": float(sparsity), "calibration set": told} | _answered(workshop, answers)
+    more = {"method": method, "sparsity": float(sparsity), "calibration set": told} | _answered(context, answers)
     label = f"{method}, {float(sparsity):.0%}, {name}"
-    return [accuracy_record(label, workshop.right(answers), workshop.right(workshop.base), group=method, **more)]
+    return [accuracy_record(label, context.correct(answers), context.correct(context.base), group=method, **more)]
 
 
-def _dsm(workshop: Workshop, seed: int) -> Record:
-    adaptation = workshop.settings.adaptation.model_copy(update={"seed": seed})
+def _dsm(context: StudyContext, seed: int) -> Record:
+    adaptation = context.settings.adaptation.model_copy(update={"seed": seed})
     told = f"{adaptation.size} examples, seed {seed}"
     more: dict[str, Any] = {"method": "DSM pruning", "sparsity": "", "calibration set": told}
-    recipe, seconds = workshop.adapt(adaptation)
-    answers = workshop.answers(recipe)
-    right, base = workshop.right(answers), workshop.right(workshop.base)
-    more |= pair_columns(recipe, seconds) | _answered(workshop, answers)
+    recipe, seconds = context.adapt(adaptation)
+    answers = context.answers(recipe)
+    right, base = context.correct(answers), context.correct(context.base)
+    more |= pair_columns(recipe, seconds) | _answered(context, answers)
     return accuracy_record(f"DSM pruning, {told}", right, base, group="DSM pruning", **more)
 
 
-def _answered(workshop: Workshop, answers: Answers) -> dict[str, Any]:
+def _answered(context: StudyContext, answers: Answers) -> dict[str, Any]:
     """What tells calibration sets apart where accuracy does not: the options predicted, and the mean gold margin."""
-    margin = float(answers.margins(workshop.test.gold)[0].mean())
+    margin = float(answers.margins(context.test.gold)[0].mean())
     return {"answers": counts(answers), "margin": round(margin, 4)}
 
 
@@ -85,16 +85,18 @@ def _method(name: str) -> Method:
     return methods[name]
 
 
-def calibration_set(workshop: Workshop, name: str) -> Calibration:
+def calibration_set(context: StudyContext, name: str) -> Calibration:
     """The calibration set of this name, its first draw (seed 0).
 
     Raises:
         InputError: its texts or prompts are too few.
     """
-    run, tokenizer, count = workshop.run, workshop.loaded.tokenizer, workshop.run.sequences
+    run, tokenizer, count = context.run, context.loaded.tokenizer, context.run.sequences
     if name in run.texts:
-        texts = read_texts(existing(run.texts[name], field=f"studies.{run.name}.texts.{name}", root=workshop.cell.root))
+        texts = read_texts(
+            existing_path(run.texts[name], field=f"studies.{run.name}.texts.{name}", root=context.cell.root)
+        )
         return from_texts(tokenizer, texts, name=name, count=count, length=LENGTH, seed=0)
-    train = workshop.train if name == OWN else workshop.rows_of(name)[0]
-    prompts = encode_prompts(train.head(count * PROMPTS), tokenizer, workshop.stack.context)
+    train = context.train if name == OWN else context.rows_of(name)[0]
+    prompts = encode_prompts(train.head(count * PROMPTS), tokenizer, context.stack.context)
     return from_prompts(prompts, name=name, count=count, length=LENGTH, seed=0, fewer=True)

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tasks.studies import adapting, bridging, calibrating, comparing, costs, crossing, pruning
-from tasks.studies.context import Record, Workshop
+from tasks.studies.context import Record, StudyContext
 
 
-def _one(workshop: Workshop) -> list[str]:
+def _one(context: StudyContext) -> list[str]:
     return ["all"]
 
 
@@ -23,15 +23,15 @@ class Study:
         x: the name of the numeric axis, for studies whose records have an `x`.
     """
 
-    compute: Callable[[Workshop, str], list[Record]]
-    parts: Callable[[Workshop], list[str]] = _one
+    compute: Callable[[StudyContext, str], list[Record]]
+    parts: Callable[[StudyContext], list[str]] = _one
     finish: Callable[[list[Record]], list[Record]] = list
     unit: str = "accuracy"
     x: str = ""
 
 
-def _whole(compute: Callable[[Workshop], list[Record]]) -> Callable[[Workshop, str], list[Record]]:
-    return lambda workshop, part: compute(workshop)
+def _whole(compute: Callable[[StudyContext], list[Record]]) -> Callable[[StudyContext, str], list[Record]]:
+    return lambda context, part: compute(context)
 
 
 STUDIES = {

@@ -6,59 +6,59 @@ from typing import Any
 import numpy as np
 
 from tasks.benchmarks.table import Rows
-from tasks.comparison.system import Ground
+from tasks.comparison.system import FitData
 from tasks.evidence.statistics import standard_error
 from tasks.runtime.usage import peak_memory
-from tasks.studies.context import Record, Workshop, accuracy_record, counts
+from tasks.studies.context import Record, StudyContext, accuracy_record, counts
 from tasks.studies.systems import systems
 
 SEARCHED = ("pruned", "random", "random_searched")  # layer and fraction, by the grid
 SEEDED = ("random", "random_searched")  # drawn once for each of evaluation.control_seeds
 
 
-def parts(workshop: Workshop) -> list[str]:
+def parts(context: StudyContext) -> list[str]:
     """`system` or `system seed`."""
-    seeds = workshop.settings.evaluation.control_seeds
+    seeds = context.settings.evaluation.control_seeds
     found = ["base", "pruned"]
-    for name in workshop.run.systems:
+    for name in context.run.systems:
         found += [f"{name} {seed}" for seed in seeds] if name in SEEDED else [name]
     return found
 
 
-def compute(workshop: Workshop, part: str) -> list[Record]:
+def compute(context: StudyContext, part: str) -> list[Record]:
     """Fits one system and lets it answer the test rows."""
     name, _, seed = part.partition(" ")
-    test, samples = workshop.test, workshop.samples
-    deciding = test if workshop.run.protocol == "published" else samples
+    test, samples = context.test, context.samples
+    selection_rows = test if context.run.protocol == "published" else samples
     with peak_memory() as memory:
         started = time.monotonic()
         if name == "base":
-            answers, examples, labels, settings = workshop.base, 0, 0, {}
+            answers, examples, labels, settings = context.base, 0, 0, {}
         else:
-            ground = Ground(workshop.loaded, workshop.stack, samples, deciding, int(seed or 0))
-            fitted = systems(workshop.cell)[name](ground)
+            fit_data = FitData(context.loaded, context.stack, samples, selection_rows, int(seed or 0))
+            fitted = systems(context.cell)[name](fit_data)
             with fitted.applied() as answer:
                 answers = answer(test.encoded)
             examples, labels, settings = fitted.examples, fitted.labels, fitted.settings
         seconds = time.monotonic() - started
-    right = workshop.right(answers)
+    right = context.correct(answers)
     more = {
         "examples": examples,
         "labels": labels,
         "seconds": round(seconds, 1),
         "peak GB": memory["peak_gb"],
-        "settings chosen on": _chosen_on(name, settings, samples, deciding),
+        "settings chosen on": _chosen_on(name, settings, samples, selection_rows),
         "answers": counts(answers),
         "chosen": ", ".join(f"{key} {_short(value)}" for key, value in settings.items()),
     }
-    base = None if name == "base" else workshop.right(workshop.base)
+    base = None if name == "base" else context.correct(context.base)
     return [accuracy_record(part, right, base, group=name, **more)]
 
 
-def _chosen_on(name: str, settings: dict[str, Any], samples: Rows, deciding: Rows) -> str:
+def _chosen_on(name: str, settings: dict[str, Any], samples: Rows, selection_rows: Rows) -> str:
     """The rows on which layer, fraction or strength were chosen; nothing for a system that chooses none."""
-    if "accuracy when chosen" in settings and deciding is not samples:
-        return f"{len(deciding.gold)} test rows"
+    if "accuracy when chosen" in settings and selection_rows is not samples:
+        return f"{len(selection_rows.gold)} test rows"
     searched = name in SEARCHED or "accuracy when chosen" in settings
     return f"{len(samples.gold)} examples" if searched else ""
 

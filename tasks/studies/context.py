@@ -56,7 +56,7 @@ class Record:
         return asdict(self)
 
 
-class Workshop:
+class StudyContext:
     """The model, the train split and the test rows of a cell, each read when it is first needed."""
 
     def __init__(self, cell: Cell, run: StudyRun):
@@ -67,7 +67,7 @@ class Workshop:
 
     @cached_property
     def loaded(self) -> Any:
-        return load(self.cell.model_dir)
+        return load(self.cell.model_dir, wide=True)
 
     @cached_property
     def stack(self) -> DecoderStack:
@@ -121,7 +121,7 @@ class Workshop:
         attribution = attribution or self.settings.attribution
         own = (adaptation, attribution) == (self.settings.adaptation, self.settings.attribution)
         if own and train is None:
-            return self.chosen, None
+            return self.recipe, None
         started = time.monotonic()
         table = draw(self.train if train is None else train, self.stack, self.loaded.tokenizer, adaptation)
         found = adapt(
@@ -135,7 +135,7 @@ class Workshop:
         return found.recipe, time.monotonic() - started
 
     @cached_property
-    def chosen(self) -> Recipe:
+    def recipe(self) -> Recipe:
         """What the cell's own steps chose."""
         return read_recipe(self.cell.pruned)
 
@@ -156,18 +156,18 @@ class Workshop:
         rows = self.test.encoded if rows is None else rows
         return answers_without(self.stack, rows, recipe.layer, [np.array(recipe.neurons)], projection=recipe.projection)
 
-    def right(self, answers: Answers, rows: Rows | None = None) -> npt.NDArray[np.bool_]:
+    def correct(self, answers: Answers, rows: Rows | None = None) -> npt.NDArray[np.bool_]:
         """Which rows the first model got right, bool [n]."""
         found: npt.NDArray[np.bool_] = answers.predicted()[0] == np.array((rows or self.test).gold)
         return found
 
     def base_record(self) -> Record:
-        return accuracy_record("unpruned", self.right(self.base), None)
+        return accuracy_record("unpruned", self.correct(self.base), None)
 
     def pruned_record(self, label: str, recipe: Recipe, seconds: float | None = None, **more: Any) -> Record:
         """The accuracy of a recipe on the test rows."""
-        right = self.right(self.answers(recipe))
-        return accuracy_record(label, right, self.right(self.base), **pair_columns(recipe, seconds) | more)
+        right = self.correct(self.answers(recipe))
+        return accuracy_record(label, right, self.correct(self.base), **pair_columns(recipe, seconds) | more)
 
 
 def pair_columns(recipe: Recipe, seconds: float | None = None) -> dict[str, Any]:

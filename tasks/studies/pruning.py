@@ -13,23 +13,23 @@ from tasks.method.recipe import Recipe
 from tasks.method.silence import silenced
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json
-from tasks.studies.context import Record, Workshop, accuracy_record, pair_columns
+from tasks.studies.context import Record, StudyContext, accuracy_record, pair_columns
 
 FRACTIONS = [0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40]
 ROUNDS = 4  # of `layers`
 
 
-def fractions(workshop: Workshop) -> list[Record]:
+def fractions(context: StudyContext) -> list[Record]:
     """Accuracy against the fraction of the chosen layer that is silenced, by score and at random (seed 0)."""
-    recipe = workshop.chosen
-    scores = workshop.scores.ranked[recipe.layer]
+    recipe = context.recipe
+    scores = context.scores.ranked[recipe.layer]
     by_score = [prominent_neurons(scores, fraction) for fraction in FRACTIONS]
     at_random = [random_neurons(len(scores), count(fraction, len(scores)), 0) for fraction in FRACTIONS]
     answers = answers_without(
-        workshop.stack, workshop.test.encoded, recipe.layer, by_score + at_random, projection=recipe.projection
+        context.stack, context.test.encoded, recipe.layer, by_score + at_random, projection=recipe.projection
     )
-    right = answers.predicted() == np.array(workshop.test.gold)
-    base = workshop.right(workshop.base)
+    right = answers.predicted() == np.array(context.test.gold)
+    base = context.correct(context.base)
     found = [accuracy_record("unpruned", base, None, x=0.0, group="by score")]
     for group, rows in (("by score", right[: len(by_score)]), ("at random", right[len(by_score) :])):
         for fraction, row in zip(FRACTIONS, rows, strict=True):
@@ -38,25 +38,25 @@ def fractions(workshop: Workshop) -> list[Record]:
     return found
 
 
-def layers(workshop: Workshop) -> list[Record]:
+def layers(context: StudyContext) -> list[Record]:
     """Several layers pruned together, greedily: the search is done again with what was chosen before silenced.
 
     Scores stay those of the unpruned model. It stops when the examples gain nothing more, in accuracy or margin, or
     after four rounds.
     """
-    stack, rows, base = workshop.stack, workshop.samples, workshop.right(workshop.base)
-    found = [workshop.base_record()]
+    stack, rows, base = context.stack, context.samples, context.correct(context.base)
+    found = [context.base_record()]
     chosen: list[Recipe] = []
     for number in range(ROUNDS):
         with silenced(stack, *chosen):
             before = _rank(answers_unedited(stack, rows.encoded), rows)
-            recipe = workshop.search(rows)
+            recipe = context.search(rows)
         with silenced(stack, *chosen, recipe):
             after = _rank(answers_unedited(stack, rows.encoded), rows)
             if after <= before:
                 break
             chosen.append(recipe)
-            right = workshop.right(answers_unedited(stack, workshop.test.encoded))
+            right = context.correct(answers_unedited(stack, context.test.encoded))
         told = ", ".join(f"{one.layer} ({one.fraction:.0%})" for one in chosen)
         more = {"layers": told, "on the examples": round(after[0], 3)}
         found.append(accuracy_record(f"{number + 1} {'layer' if not number else 'layers'}", right, base, **more))
@@ -68,44 +68,44 @@ def _rank(answers: Answers, rows: Rows) -> tuple[float, float]:
     return accuracy, float(answers.margins(rows.gold)[0].mean())
 
 
-def generation(workshop: Workshop) -> list[Record]:
+def generation(context: StudyContext) -> list[Record]:
     """Free answers: the pair is chosen, and the models compared, by exact match of what the model says of itself.
 
     Teacher forcing tells it: greedy decoding gives the right option if and only if each of its tokens is the most
     probable one behind those before it.
     """
-    samples, test = workshop.samples, workshop.test
+    samples, test = context.samples, context.test
 
     def exact(answers: Answers, units: Sequence[int]) -> np.ndarray:
         part = Rows(samples.table.iloc[list(units)], [samples.encoded[unit] for unit in units])
         models = range(len(answers.logprobs[0]))
-        return np.stack([exact_matches(workshop.loaded.tokenizer, part, answers, model) for model in models])
+        return np.stack([exact_matches(context.loaded.tokenizer, part, answers, model) for model in models])
 
-    settings = workshop.settings
-    grid, _ = search_rows(workshop.stack, samples, workshop.scores, settings.search, settings.precision.search, exact)
-    by_exact_match = make_recipe(grid, workshop.scores, by="exact_match")
+    settings = context.settings
+    grid, _ = search_rows(context.stack, samples, context.scores, settings.search, settings.precision.search, exact)
+    by_exact_match = make_recipe(grid, context.scores, by="exact_match")
     best = by_exact_match.trail[0].best
-    before = exact_matches(workshop.loaded.tokenizer, test, workshop.base, 0)
+    before = exact_matches(context.loaded.tokenizer, test, context.base, 0)
     found = [accuracy_record("unpruned", before, None)]
     for label, recipe, more in (
         ("chosen by exact match", by_exact_match, {"on the examples": round(best, 3)}),
-        ("chosen by option accuracy (the cell's)", workshop.chosen, {}),
+        ("chosen by option accuracy (the cell's)", context.recipe, {}),
     ):
-        right = exact_matches(workshop.loaded.tokenizer, test, workshop.answers(recipe), 0)
+        right = exact_matches(context.loaded.tokenizer, test, context.answers(recipe), 0)
         found.append(accuracy_record(label, right, before, **pair_columns(recipe) | more))
     return found
 
 
-def transfer(workshop: Workshop) -> list[Record]:
+def transfer(context: StudyContext) -> list[Record]:
     """Appendix D: does the grid on the examples rank like the grid on test rows? From the cell's transfer step.
 
     Raises:
         InputError: the cell has no transfer check.
     """
-    found = read_json(workshop.cell.transfer)
+    found = read_json(context.cell.transfer)
     if not found["n"]:
         raise InputError(
-            f"benchmarks.{workshop.cell.benchmark}.limits.transfer", "is 0: the cell has no transfer check to tell of"
+            f"benchmarks.{context.cell.benchmark}.limits.transfer", "is 0: the cell has no transfer check to tell of"
         )
     n, rho = found["n"], found["spearman"]
     told = {

@@ -103,7 +103,7 @@ def _write_sparse(directory: Path, model_dir: Path, out: Path) -> None:
     """
     recipe = sparse_recipe.read_sparse_recipe(directory)
     with _copy(model_dir, out, recipe.base_sha256) as temporary:
-        loaded = load(model_dir)
+        loaded = load(model_dir, wide=True)
         sparse_recipe.apply_recipe(loaded, model_dir, directory)
         pruned = {f"{name}.weight": loaded.model.get_submodule(name).weight for name in recipe.matrices}
         written = set()

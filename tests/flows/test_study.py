@@ -92,7 +92,7 @@ def test_calibration_sets_have_names_of_their_own(project: Path, files: list[str
         (["c4.txt", "./c4.txt"], "on: names a file twice"),
         (["own.txt"], "texts.own: must be a name"),
         (["others.txt", "others"], "texts.others: must be a name"),
-        (["others", "others"], "benchmarks: holds the same value twice"),
+        (["others", "others"], "benchmarks: holds a value twice"),
         (["reviews"], "benchmarks: reviews is the cell's own"),
     ],
 )

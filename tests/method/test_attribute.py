@@ -10,7 +10,7 @@ from tasks.method.targets import TARGETS
 from tasks.models.stack import DecoderStack
 from tasks.runtime.errors import InputError
 from tasks.runtime.journal import Journal
-from tasks.runtime.work import crew, run_parts
+from tasks.runtime.work import run_parts, worker_pool
 from tests.method.oracles import (
     FAMILIES,
     FIRSTS,
@@ -186,8 +186,8 @@ def test_parts_come_back_from_the_journal_as_they_went(settings, tmp_path):
     found = []
     for _ in range(2):
         made = []
-        with crew(lambda made=made: made.append(attributor(model, **settings)) or made[0]) as workers:
-            parts = workers.ask("parts")
+        with worker_pool(lambda made=made: made.append(attributor(model, **settings)) or made[0]) as workers:
+            parts = workers.attribute("parts")
             values = run_parts(workers, parts, Journal(tmp_path / "journal", "key"), lambda done: None)
         found.append(assemble(list(values.values()), {}))
     assert set(vars(made[0])) == {"_stack", "_sequences", "_settings", "_firsts"}, "computed what the journal has"

@@ -11,7 +11,7 @@ from tasks.method.grid import UNPRUNED, Grid, assemble, every_pair, parts_of
 from tasks.method.neurons import count, top_neurons
 from tasks.models.stack import DecoderStack
 from tasks.runtime.journal import Journal
-from tasks.runtime.work import crew, run_parts
+from tasks.runtime.work import run_parts, worker_pool
 from tests.tiny import FAMILIES, rows, tiny_model, tiny_tokenizer
 
 FRACTIONS = [0.1, 0.25, 0.4]
@@ -32,8 +32,8 @@ def run(model, tmp_path, name="journal", scores=None):
     if scores is None:
         scores = np.random.default_rng(0).normal(size=(len(stack), stack.d_ff)).astype(np.float32)
     journal = Journal(tmp_path / name, "key")
-    with crew(lambda: Grid(stack, ROWS, GOLD, scores)) as workers:
-        packs = workers.ask("sizes")
+    with worker_pool(lambda: Grid(stack, ROWS, GOLD, scores)) as workers:
+        packs = workers.attribute("sizes")
         parts = parts_of(every_pair(*scores.shape[:1], FRACTIONS), len(packs))
         return assemble(run_parts(workers, parts, journal, nothing), sum(packs), scores.shape[1]), scores
 

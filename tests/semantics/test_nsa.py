@@ -23,7 +23,7 @@ from tasks.semantics import influence
 from tasks.semantics.nsa_page import render, sentence
 from tasks.steps.nsa import nsa
 from tests.cells import OPTIONS, servable_cell
-from tests.comparison.grounds import WORDS
+from tests.comparison.fit_data import WORDS
 from tests.evidence.test_report import HOSTILE, parsed, plain
 
 CHROMIUM = shutil.which("chromium")

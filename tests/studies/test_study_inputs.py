@@ -32,24 +32,24 @@ def cell(tmp_path, monkeypatch):
         cell, lambda params: params["benchmarks"].update(others=dict(params["benchmarks"]["reviews"], prompt="before"))
     )
     monkeypatch.chdir(cell.root)
-    monkeypatch.setattr("tasks.steps.study.sha256_directory", lambda path: (path / "config.json").read_text())
+    monkeypatch.setattr("tasks.steps.study.recorded_hash", lambda path: (path / "config.json").read_text())
     monkeypatch.setitem(STUDIES, "calibration", Study(told, parts))
     return cell
 
 
-def parts(workshop):
+def parts(context):
     return ["1", "2", "3"]
 
 
 ASKED: list[str] = []
 
 
-def told(workshop, part):
+def told(context, part):
     ASKED.append(part)
     if len(ASKED) == 2:
         raise KeyboardInterrupt
-    text = (workshop.cell.root / "words.txt").read_text().strip()
-    return [Record(f"{part}: {text}, {workshop.settings.benchmarks['others'].prompt}", 0.5)]
+    text = (context.cell.root / "words.txt").read_text().strip()
+    return [Record(f"{part}: {text}, {context.settings.benchmarks['others'].prompt}", 0.5)]
 
 
 def change(cell, edit):

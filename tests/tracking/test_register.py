@@ -28,7 +28,7 @@ from tasks.runtime.files import read_json, write_json, write_parquet, write_text
 from tasks.steps.report import report
 from tasks.tracking.export import apply, export
 from tasks.tracking.leaderboard import NOTE
-from tasks.tracking.promote import judge
+from tasks.tracking.promotion import judge
 from tasks.tracking.provenance import git_tags
 from tasks.tracking.record import register
 from tasks.tracking.served_model import _example
@@ -451,7 +451,7 @@ def test_options_of_the_row_are_an_input(cell: Cell, tmp_path: Path) -> None:
     for options, told in (
         ([" a"], "row 1: options must be a list of at least two texts"),
         ("no list", "row 1: options must be a list of at least two texts"),
-        ([" a", " a"], "are the same tokens to this model"),
+        ([" a", " a"], "have the same tokens for this model"),
     ):
         with pytest.raises(MlflowException, match=told) as refused:
             model.predict(None, pd.DataFrame({"prompt": ["Which?"], "options": [options]}))
