@@ -160,7 +160,8 @@ def _prefix(tokenizer: Any) -> list[int]:
     shared = prefixes[0].intersection(*prefixes[1:])
     if not shared:
         raise InputError("tokenizer", "adds special tokens in other places than before and after a text")
-    return list(min(shared, key=len))
+    shortest = min(shared, key=len)
+    return list(shortest)
 
 
 def _first_token(tokenizer: Any) -> int:

@@ -1,1 +1,1 @@
-"""What every step shares: settings, cell paths, atomic files, journals, progress, the entry point."""
+"""What all steps share: settings, paths of a cell, the entry point."""

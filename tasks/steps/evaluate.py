@@ -18,12 +18,12 @@ from tasks.pipeline.step import run_step
 from tasks.runtime.files import write_json, write_parquet
 from tasks.runtime.progress import progress
 
-SAMPLE = 32  # rows on which a lower precision is tried out
+SAMPLE = 32  # rows on which a lower precision is tested
 NOTHING = np.array([], dtype=np.int64)
 
 
 def evaluate(cell: Cell) -> None:
-    """Writes the predictions of every system and what they come to. All systems run in the same batches."""
+    """Writes the predictions of every system and their metrics. All systems run in the same batches."""
     recipe = read_recipe(cell.pruned)
     seeds = cell.settings.evaluation.control_seeds
     loaded = load(cell.model_dir)
@@ -62,9 +62,9 @@ def _systems(seeds: list[int]) -> list[str]:
 
 
 def _normed(rows: Rows, answers: Answers, system: int) -> list[bool]:
-    """Whether the option that is most probable per character is the right one."""
-    asked = zip(answers.logprobs, rows.table["options"], rows.gold, strict=True)
-    return [bool(per_character(logprobs[system], options).argmax() == gold) for logprobs, options, gold in asked]
+    """Whether the option with the largest log-probability per character is right."""
+    columns = zip(answers.logprobs, rows.table["options"], rows.gold, strict=True)
+    return [bool(per_character(logprobs[system], options).argmax() == gold) for logprobs, options, gold in columns]
 
 
 if __name__ == "__main__":
