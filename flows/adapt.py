@@ -229,9 +229,7 @@ def show(cell: Cell, result: Result) -> None:
     create_markdown_artifact(
         key=f"{cell.model}-{cell.benchmark}".lower().replace("_", "-"),
         description=f"{cell.model} on {cell.benchmark}",
-        markdown=f"{as_markdown([result])}\n\n"
-        f"± standard error; p: exact McNemar test, pruned against base; random: mean over "
-        f"{result.random_seeds} seeds\n\n{what_there_is(cell)}",
+        markdown=f"{as_markdown([result])}\n\n{what_there_is(cell)}",
     )
 
 

@@ -13,6 +13,7 @@ from flows import processes
 from flows.integrity import discard, is_altered, outputs_of
 from flows.mending import keep, mend
 from flows.processes import Finished
+from tasks.pipeline.installed_code import renew_code
 from tasks.runtime.errors import InputError
 
 STEPS = ("model", "data", "sample", "score", "search", "prune", "evaluate", "transfer", "report")
@@ -207,6 +208,7 @@ def _run(
     if dvc:
         mend(root)
         keep(root)
+        renew_code(root)
         # -P: the project's own folders (data, tasks) must not hide a package of that name from dvc.
         argv = [sys.executable, "-P", "-m", "dvc", *argv]
     try:

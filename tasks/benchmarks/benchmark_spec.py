@@ -22,6 +22,13 @@ class SplitRows(Strict):
     fields: dict[str, str] = Field(default={})
     gold: str
 
+    @field_validator("source")
+    @classmethod
+    def _has_no_dtype(cls, value: Any) -> Any:
+        if getattr(value, "dtype", None):
+            raise ValueError("dtype: is for models")
+        return value
+
 
 def _kind_of_split(value: Any) -> str:
     return "fraction" if isinstance(value, float) else "count"

@@ -160,8 +160,8 @@ def _prefix(tokenizer: Any) -> list[int]:
     shared = prefixes[0].intersection(*prefixes[1:])
     if not shared:
         raise InputError("tokenizer", "adds special tokens in other places than before and after a text")
-    shortest = min(shared, key=len)
-    return list(shortest)
+    prefix = min(shared, key=len)
+    return list(prefix)
 
 
 def _first_token(tokenizer: Any) -> int:

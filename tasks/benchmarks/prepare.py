@@ -23,7 +23,7 @@ from tasks.benchmarks.rows import (
 from tasks.benchmarks.splits import splits
 from tasks.runtime.files import existing_path
 from tasks.sources.fetch import fetch_file, hub_rows
-from tasks.sources.kinds import HubSource, LocalSource, RowsSource, WheelSource
+from tasks.sources.kinds import HubSource, LocalSource, PathSource, RowsSource, WheelSource
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,17 @@ def prepare(name: str, spec: BenchmarkSpec, root: Path) -> Prepared:
         summary=summary,
         columns={} if only_texts else columns,
     )
+
+
+def check_rows(name: str, spec: BenchmarkSpec, root: Path) -> None:
+    """Reads, renders and splits the rows of a benchmark whose sources are all local, as `prepare` does; else nothing.
+
+    Raises:
+        InputError: a file is absent or has other bytes, or a row or template does not fit.
+    """
+    splits_of = [spec.train] if isinstance(spec.test, HeldOut) else [spec.train, spec.test]
+    if all(isinstance(rows.source, LocalSource | PathSource) for rows in splits_of):
+        prepare(name, spec, root)
 
 
 def _fetch(source: RowsSource, root: Path, field: str, work: Path) -> list[Row]:

@@ -144,15 +144,15 @@ def _failed(error: Exception, row: Mapping[str, Any], number: int, field: str) -
         kind = NullInputError if isinstance(error, NullError) else InputError
         return kind(field, f"row {number}: {error}")
     problem = str(error) or type(error).__name__
-    names = f"the row has {sorted(row)}"
-    strange = next((name for name in sorted(row) if not _is_name(name)), None)
+    names = f"the names there are {sorted(row)}"
+    strange = next((name for name in sorted(row) if not is_name(name)), None)
     if strange is not None:
         names += f"; write {strange!r} as {ROW}[{strange!r}]"
     return InputError(field, f"row {number}: {problem}; {names}")
 
 
-def _is_name(column: str) -> bool:
-    """Whether `{{ column }}` is a variable, and not a number, an operator or a keyword such as `not`."""
+def is_name(column: str) -> bool:
+    """Whether `{{ column }}` is the column, not a sign, a number or a word of Jinja's such as `not`."""
     try:
         return column.isidentifier() and names_used("{{ " + column + " }}") == {column}
     except TemplateSyntaxError:

@@ -109,9 +109,9 @@ def direct_logits(
         float64 [neurons, vocabulary].
     """
     if projection == "down_proj":
-        directions = torch.eye(stack.d_model, device=stack.device, dtype=stack.model.dtype)[list(neurons)]
+        directions = torch.eye(stack.d_model, device=stack.device, dtype=stack.dtype)[list(neurons)]
     else:
-        directions = stack.mlps[layer].down.weight.T[list(neurons)]
+        directions = stack.mlps[layer].down.weight.T[list(neurons)].to(stack.dtype)
     after = getattr(stack.layers[layer], "post_feedforward_layernorm", None)
     if after is not None:
         directions = after(directions)

@@ -76,6 +76,11 @@ class Attributor:
         layers = range(len(self._stack))
         return [tuple(layers)] if self._settings.path == "all_layers" else [(layer,) for layer in layers]
 
+    @property
+    def products(self) -> str:
+        """How the model computes."""
+        return self._stack.products
+
     def attribute(self, part: Part) -> Attributed:
         """The scores of the layers of one part."""
         settings = self._settings

@@ -91,6 +91,11 @@ class Grid:
         """How many rows each pack has."""
         return [len(packed.units) for packed in self._packs]
 
+    @property
+    def products(self) -> str:
+        """How the model computes."""
+        return self._stack.products
+
     def compute(self, part: Part) -> Value:
         """What a part comes to."""
         packed, key = self._packs[part.pack], (part.pack, part.precision)

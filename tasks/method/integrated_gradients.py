@@ -124,7 +124,7 @@ class LayerPath:
         return (len(self.stack), width) if layer is None else (width,)
 
     def _scale(self, layer: int | None, alphas: Sequence[float]) -> Tensor:
-        ones = torch.ones(len(alphas), *self._shape(layer), dtype=self.stack.model.dtype, device=self.stack.device)
+        ones = torch.ones(len(alphas), *self._shape(layer), dtype=self.stack.dtype, device=self.stack.device)
         return ones.mul_(ones.new_tensor(alphas).reshape(-1, *[1] * (ones.dim() - 1)))
 
     def _chunks(self, residuals: Residuals, runs: int) -> list[slice]:

@@ -7,7 +7,7 @@ plain model before it is used.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,8 @@ from tasks.models.checks import check_finite, check_logits, one_line
 from tasks.models.gated import LOOKED_FOR, PROJECTIONS, Projection, gated_mlp
 from tasks.models.memory import forward_tokens
 from tasks.models.packing import Pack, Unit, pack
-from tasks.models.products import Differences, Kept, Precision, Products, linear
+from tasks.models.products import Differences, Kept, Precision, Products, linear, pieces
+from tasks.models.stored import NARROW, kept_as_stored, unit_of
 from tasks.runtime.errors import InputError
 
 __all__ = ["PROJECTIONS", "DecoderStack", "Projection", "Residuals"]
@@ -69,8 +70,20 @@ class DecoderStack:
             raise InputError("model", f"{kind} has no gated MLP: {LOOKED_FOR} in model.layers")
         if any(parameter.is_meta for parameter in model.parameters()):
             raise InputError("model", f"{kind}: some weights are offloaded; all of them must be in memory")
+        if model.dtype in NARROW and not kept_as_stored(model):
+            raise InputError(
+                "model",
+                f"{kind}: is in {model.dtype}, which changes the ranking of neurons; load it in float32, or with "
+                "tasks.models.loading.load, which keeps such weights and computes in float32",
+            )
         check_finite(model)
-        self.mlps = [gated_mlp(layer, kind) for layer in self.layers]
+        self._units = [unit_of(layer) for layer in self.layers]
+        self._output = unit_of(model.get_output_embeddings())
+        self._in_pieces = self.device.type == "cuda"
+        self.mlps = []
+        for layer, unit in zip(self.layers, self._units, strict=True):
+            with unit.used():
+                self.mlps.append(gated_mlp(layer, kind))
         self.d_ff: int = self.mlps[0].d_ff
         self.d_model: int = self.mlps[0].down.out_features
         self.config = model.config.get_text_config()
@@ -86,6 +99,24 @@ class DecoderStack:
     def device(self) -> torch.device:
         device: torch.device = next(self.model.parameters()).device
         return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of activations and logits: float32, whatever weights are stored in; float64 of a float64 model."""
+        return torch.promote_types(self.model.dtype, torch.float32)
+
+    @property
+    def products(self) -> str:
+        """How weights and products are held and computed, for files that say how they were made."""
+        narrow = {str(p.dtype).removeprefix("torch.") for p in self.model.parameters()} - {"float32"}
+        stored = f"weights in {' and '.join(sorted(narrow))}" if narrow else "weights in float32"
+        if self._in_pieces and "bfloat16" in narrow:
+            return f"{stored}, activations in {pieces()} bfloat16 pieces, sums in float32"
+        return f"{stored}, products in {str(self.dtype).removeprefix('torch.')}"
+
+    def turn(self, index: int) -> AbstractContextManager[None]:
+        """The context in which the matrices of a layer can be multiplied with: see `tasks.models.stored`."""
+        return self._units[index].used(as_stored=self._in_pieces)
 
     def width(self, projection: Projection) -> int:
         """How many neurons (rows) a projection has: d_ff, or d_model for down_proj."""
@@ -122,15 +153,16 @@ class DecoderStack:
     ) -> Tensor:
         """The residual that leaves layer `index` with a projection's rows times `scale`, [C, T, d_model]."""
         mlp = self.mlps[index]
-        with torch.no_grad():
-            gate, up = self.gate_and_up(index, residual)
-        if projection == "gate_proj":
-            y = mlp.down(mlp.activation(_edited(gate, scale, added)) * up)
-        elif projection == "up_proj":
-            y = mlp.down(mlp.activation(gate) * _edited(up, scale, added))
-        else:
-            y = _edited(mlp.down(mlp.activation(gate) * up), scale, added)
-        return self._leaving(index, residual, y)
+        with self.turn(index):
+            with torch.no_grad():
+                gate, up = self.gate_and_up(index, residual)
+            if projection == "gate_proj":
+                y = mlp.down(mlp.activation(_edited(gate, scale, added)) * up)
+            elif projection == "up_proj":
+                y = mlp.down(mlp.activation(gate) * _edited(up, scale, added))
+            else:
+                y = _edited(mlp.down(mlp.activation(gate) * up), scale, added)
+            return self._leaving(index, residual, y)
 
     def _leaving_without(
         self, index: int, residual: Tensor, sets: Sequence[np.ndarray], projection: Projection
@@ -238,7 +270,7 @@ class DecoderStack:
         """
         residual, rest = residuals.entering[index], list(sets)
         tokens = len(residuals.pack.tokens)
-        with Products():
+        with Products(), self.turn(index):
             hidden = self._leaving_without(index, residual, rest, projection)
         size = max(1, forward_tokens(self.model) // tokens)
         for start in range(0, len(hidden), size):
@@ -253,9 +285,11 @@ class DecoderStack:
         """Layers start.. on [C, T, d_model]; the last one computes only the reads: [C, R, d_model]."""
         with self._tree_attention():
             for index in range(start, len(self) - 1):
-                hidden = _first(self.layers[index](hidden, **arguments[index]))
+                with self.turn(index):
+                    hidden = _first(self.layers[index](hidden, **arguments[index]))
             last = dict(arguments[-1])
-            return self._run_last(hidden, packed.reads, last.pop("reads"), last)
+            with self.turn(len(self) - 1):
+                return self._run_last(hidden, packed.reads, last.pop("reads"), last)
 
     def _run_last(self, hidden: Tensor, reads: Tensor, of_reads: Arguments, arguments: Arguments) -> Tensor:
         """The last layer: keys and values of all tokens, everything else for the reads alone."""
@@ -269,7 +303,8 @@ class DecoderStack:
         return _first(layer(hidden[:, reads], **arguments | of_reads | {"past_key_values": cache}))
 
     def _head(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.model.get_output_embeddings()(self._body.norm(hidden))
+        with self._output.used(as_stored=self._in_pieces):
+            logits: Tensor = self.model.get_output_embeddings()(self._body.norm(hidden))
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -327,7 +362,7 @@ class DecoderStack:
             [self.model(torch.tensor([s], device=self.device), use_cache=False).logits[0, -1] for s in sequences]
         )
         check_logits(self.model, plain)
-        unedited = torch.ones(1, self.d_ff, device=self.device, dtype=self.model.dtype)
+        unedited = torch.ones(1, self.d_ff, device=self.device, dtype=self.dtype)
         residuals = self.clean(packed)
         for logits in (residuals.logits, *(self.scaled(residuals, i, unedited)[0] for i in (0, len(self) - 1))):
             gap = float((logits - plain).abs().max() / plain.abs().max().clamp(min=1))

@@ -1,1 +1,1 @@
-"""What all steps share: settings, paths of a cell, the entry point."""
+"""Settings (params.yaml), cells and their files, and the entry point of all steps."""

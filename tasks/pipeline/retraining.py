@@ -24,7 +24,7 @@ class Schedule(Strict):
 
 
 class Promotion(Strict):
-    """When a challenger becomes champion, by `tasks.tracking.promote.decide` on the same test rows.
+    """When a challenger becomes champion, by `tasks.tracking.promotion.decide` on the same test rows.
 
     Attributes:
         alpha: the level of the exact McNemar tests, for all decisions on the same test rows together.

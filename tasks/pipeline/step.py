@@ -27,8 +27,9 @@ def run_step(step: Callable[..., None], *, description: str, argument: str | Non
 
     The duration is written to data/scratch, outside DVC, since cached outputs must not change from run to run.
     """
-    name = step.__module__ if step.__module__ != "__main__" else sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
-    name = name.rsplit(".", 1)[-1]
+    started = sys.modules["__main__"].__spec__  # `step` may be defined in another module than the one that is run
+    name = started.name if started and started.name.startswith("tasks.steps.") else step.__module__
+    name = name.rpartition(".")[2]
     parser = argparse.ArgumentParser(prog=f"python -m tasks.steps.{name}", description=description)
     parser.add_argument("--model", help="a name under models in params.yaml (default: the first cell's)")
     parser.add_argument("--benchmark", help="a name under benchmarks in params.yaml (default: the first cell's)")
@@ -36,15 +37,28 @@ def run_step(step: Callable[..., None], *, description: str, argument: str | Non
         parser.add_argument(f"--{argument}", required=True)
     arguments = parser.parse_args()
     more = [getattr(arguments, argument)] if argument else []
-    _exit_with_parents()
-    # An exception on SIGTERM: Python's default would leave temporary files.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
+
+    def body() -> None:
         with measure_usage() as usage:
             cell = open_cell(arguments.model, arguments.benchmark)
             with _temporary_files_beside(cell.scratch / name):
                 step(cell, *more)
         write_json(cell.scratch / "timings" / f"{'-'.join([name, *more])}.json", usage)
+
+    run_main(name, body)
+
+
+def run_main(name: str, body: Callable[[], None]) -> None:
+    """Runs `body`. On bad input it prints one line and exits with 2; it exits soon after its parent processes.
+
+    Args:
+        name: of the program, for messages without a file name.
+    """
+    _exit_with_parents()
+    # An exception on SIGTERM: Python's default would leave temporary files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        body()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

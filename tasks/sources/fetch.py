@@ -55,7 +55,7 @@ def fetch_file(source: WheelSource | WheelsSource | PathSource, *, field: str, r
     shards = [path.parent / name for name in shard_names(path.name)]
     if all(shard.is_file() for shard in shards):
         what = source.path if len(shards) == 1 else f"{source.path} with the {len(shards) - 1} shards beside it"
-        check_sha256(_sha256_joined(shards), source.sha256, what=what, field=field)
+        check_sha256(sha256_joined(shards), source.sha256, what=what, field=field)
     return path
 
 
@@ -73,8 +73,8 @@ def shard_names(name: str) -> list[str]:
     return [f"{first['stem']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
 
 
-def _sha256_joined(paths: list[Path]) -> str:
-    """SHA-256 of the files concatenated."""
+def sha256_joined(paths: list[Path]) -> str:
+    """SHA-256 of the bytes of the files, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

@@ -6,13 +6,12 @@ embedding do not change, tied or not.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tasks.models.calls import Arguments
+from tasks.models.calls import Arguments, handing_on
 from tasks.models.products import Products
 from tasks.runtime.errors import InputError
 from tasks.sparsity.input_statistics import InputStatistics
@@ -93,31 +92,10 @@ class Layers:
         device = next(self._body.parameters()).device
         hidden: list[Tensor] = []
         arguments: dict[int, list[Arguments]] = {}
-        with self._identity_layers() as calls:
+        with handing_on(self.layers) as calls:
             for sequence in sequences:
                 calls.clear()
                 self._body(input_ids=torch.tensor([list(sequence)], device=device), use_cache=False)
                 hidden.append(calls[0][0])
                 arguments.setdefault(len(sequence), [call for _, call in calls])
         return hidden, arguments
-
-    @contextmanager
-    def _identity_layers(self) -> Iterator[list[tuple[Tensor, Arguments]]]:
-        """A context in which layers return their input; the list collects their arguments."""
-        calls: list[tuple[Tensor, Arguments]] = []
-
-        def forward(x: Tensor, **arguments: Any) -> Tensor:
-            calls.append((x, arguments))
-            return x
-
-        before = [vars(layer).get("forward") for layer in self.layers]
-        try:
-            for layer in self.layers:
-                layer.forward = forward
-            yield calls
-        finally:
-            for layer, own in zip(self.layers, before, strict=True):
-                if own is None:
-                    vars(layer).pop("forward", None)
-                else:
-                    layer.forward = own

@@ -42,8 +42,9 @@ def evaluate(cell: Cell) -> None:
     predicted = dict(zip(_systems(seeds), answers.predicted(), strict=True))
     margins = answers.margins(rows.gold)
     frame = table[["id", "prompt", "gold"]].assign(**predicted)
-    for i, system in enumerate(("base", "pruned")):
+    for i, system in enumerate(_systems(seeds)):
         frame[f"{system}_exact"] = exact_matches(loaded.tokenizer, rows, answers, i)
+    for i, system in enumerate(("base", "pruned")):
         frame[f"{system}_logprobs"] = [logprobs[i].tolist() for logprobs in answers.logprobs]
     write_parquet(cell.predictions, frame)
     result = summary(frame, table, seeds)
@@ -54,7 +55,7 @@ def evaluate(cell: Cell) -> None:
             "acc_norm": norm,
             "acc_norm_stderr": standard_error(norm, len(table)),
         }
-    write_json(cell.evaluation, result | {"precision": settled.as_json()})
+    write_json(cell.evaluation, result | {"precision": settled.as_json() | {"products": stack.products}})
 
 
 def _systems(seeds: list[int]) -> list[str]:

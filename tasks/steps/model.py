@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from tasks.models.conversion import write_model
+from tasks.models.hashing import record_hash
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
@@ -17,6 +18,7 @@ def store(cell: Cell) -> None:
     with tempfile.TemporaryDirectory() as work, replacing(cell.model_dir) as target:
         write_model(cell.model_spec.source, target, field=field, root=cell.root, work=Path(work))
         stack = DecoderStack(load(target).model)
+        record_hash(target)
     print(f"{cell.model}: {len(stack)} layers with {stack.d_ff} neurons each, in {cell.model_dir}")
 
 

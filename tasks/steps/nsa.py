@@ -8,7 +8,7 @@ from safetensors.numpy import save
 
 from tasks.benchmarks.table import encode_rows, read_split
 from tasks.method.recipe import read_recipe
-from tasks.models.hashing import sha256_directory
+from tasks.models.hashing import recorded_hash
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
@@ -37,7 +37,7 @@ def nsa(cell: Cell) -> None:
     run = _run(cell)
     of = made_of(cell.samples, cell.pruned, cell.test)
     recipe = read_recipe(cell.pruned)
-    loaded = load(cell.model_dir)
+    loaded = load(cell.model_dir, wide=True)
     stack = DecoderStack(loaded.model)
     rows = encode_rows(read_split(cell.test, run.rows), loaded.tokenizer, stack.context)
     own = own_words(rows, loaded.tokenizer)
@@ -64,7 +64,7 @@ def _run(cell: Cell) -> NsaRun:
 
 def _inputs(cell: Cell, run: NsaRun) -> list[Any]:
     """What the influential words depend on."""
-    return [run.rows, run.words, run.by, sha256_directory(cell.model_dir), sha256_file(cell.test)]
+    return [run.rows, run.words, run.by, recorded_hash(cell.model_dir), sha256_file(cell.test)]
 
 
 def _write(
@@ -72,7 +72,7 @@ def _write(
 ) -> None:
     header = {
         "words": kept,
-        "model_sha256": sha256_directory(cell.model_dir),
+        "model_sha256": recorded_hash(cell.model_dir),
         "samples_sha256": of[cell.samples.name],
         "pruned_sha256": of[cell.pruned.name],
         "rows": found["rows"],

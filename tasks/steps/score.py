@@ -9,7 +9,7 @@ from tasks.method.algorithm import score_neurons
 from tasks.method.attribute import Attributor, attributor_on, describe
 from tasks.method.options import Attribution
 from tasks.method.scores import Scores
-from tasks.models.hashing import sha256_directory
+from tasks.models.hashing import recorded_hash
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
@@ -29,11 +29,12 @@ def score(cell: Cell) -> None:
     header = {
         **describe(settings),
         "samples_sha256": sha256_file(cell.samples),
-        "model_sha256": sha256_directory(cell.model_dir),
+        "model_sha256": recorded_hash(cell.model_dir),
         "n": len(read_jsonl(cell.samples)),
     }
-    journal = Journal(cell.scratch / "score.jsonl", journal_key(header))
     with worker_pool(partial(attributor, cell)) as workers:
+        header["products"] = workers.attribute("products")
+        journal = Journal(cell.scratch / "score.jsonl", journal_key(header))
         parts = workers.attribute("parts")
         with progress("score", len(parts)) as advance:
             scores = score_neurons(partial(run_parts, workers, journal=journal), parts, header, advance)

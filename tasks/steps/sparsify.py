@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tasks.benchmarks.table import read_split
-from tasks.models.hashing import sha256_directory
+from tasks.models.hashing import recorded_hash
 from tasks.models.loading import Loaded, load
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.runs import SparseRun
@@ -30,9 +30,9 @@ def sparsify(cell: Cell, key: str) -> None:
     if key not in cell.settings.sparse:
         raise InputError("sparse", f"{key!r} is not in params.yaml: `dsm sparsify` adds it")
     run = cell.settings.sparse[key]
-    loaded = load(cell.model_dir)
+    loaded = load(cell.model_dir, wide=True)
     calibration = None if run.method == "magnitude" else _calibration(cell, key, run, loaded)
-    base = sha256_directory(cell.model_dir)
+    base = recorded_hash(cell.model_dir)
     target = NOfM(*run.n_of_m) if run.n_of_m else run.sparsity
     assert target is not None  # `SparseRun` has one of the two
     report = prune_weights(loaded, calibration.sequences if calibration else [], run.method, target)

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from tasks.evidence.study_tables import plot
-from tasks.models.hashing import sha256_directory
+from tasks.models.hashing import recorded_hash
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.runs import StudyRun
 from tasks.pipeline.settings import Settings
@@ -35,7 +35,7 @@ def study(cell: Cell, name: str) -> None:
         settings.evaluation.model_dump(),
         settings.precision.search,
         benchmark_hash(cell.benchmark_spec, cell.root, field=cell.benchmark),
-        sha256_directory(cell.model_dir),
+        recorded_hash(cell.model_dir),
         *(sha256_file(path) for path in (cell.train, cell.test, cell.samples, cell.scores, cell.pruned, cell.transfer)),
     ]
     journal = Journal(cell.scratch / f"study-{name}.jsonl", journal_key(inputs))

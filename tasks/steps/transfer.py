@@ -11,7 +11,7 @@ from tasks.method.grid import Grid, empty_grid
 from tasks.method.options import Search
 from tasks.method.recipe import read_recipe
 from tasks.method.scores import read_scores
-from tasks.models.hashing import sha256_directory
+from tasks.models.hashing import recorded_hash
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
@@ -31,16 +31,17 @@ def transfer(cell: Cell) -> None:
         return
     search = Search(fractions=cell.settings.search.fractions)  # every pair, whatever the search strategy
     scores = read_scores(cell.scores)
-    inputs = [sha256_directory(cell.model_dir), *map(sha256_file, (cell.test, cell.scores)), search.fractions, limit]
-    journal = Journal(cell.scratch / "transfer.jsonl", journal_key(inputs))
+    inputs = [recorded_hash(cell.model_dir), *map(sha256_file, (cell.test, cell.scores)), search.fractions, limit]
     with worker_pool(partial(test_grid, cell)) as workers:
+        products = workers.attribute("products")
+        journal = Journal(cell.scratch / "transfer.jsonl", journal_key([*inputs, products]))
         sizes = workers.attribute("sizes")
         with progress("transfer", len(sizes) * (1 + len(scores.values))) as advance:
             run, precision = partial(run_parts, workers, journal=journal), cell.settings.precision.transfer
             frame, settled = search_grid(run, sizes, scores, search, precision, advance)
     write_parquet(cell.transfer_grid, frame)
     result = compare_grids(pd.read_parquet(cell.grid), frame, read_recipe(cell.pruned), sum(sizes))
-    write_json(cell.transfer, result | {"precision": settled.as_json()})
+    write_json(cell.transfer, result | {"precision": settled.as_json() | {"products": products}})
     journal.remove()
 
 

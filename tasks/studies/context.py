@@ -67,7 +67,7 @@ class StudyContext:
 
     @cached_property
     def loaded(self) -> Any:
-        return load(self.cell.model_dir)
+        return load(self.cell.model_dir, wide=True)
 
     @cached_property
     def stack(self) -> DecoderStack:

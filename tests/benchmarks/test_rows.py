@@ -298,7 +298,9 @@ def test_options_may_be_columns_of_the_row(project):
 
 
 def test_the_recipe_of_the_readme(tmp_path):
-    blocks = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(
+        r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(), re.DOTALL
+    )
     (block,) = [block for block in blocks if "quiz.jsonl" in block]
     rows = [{**{key: row[key] for key in ("question", *"abcd")}, "right": row["answer"]} for row in QUIZ]
     source = write_rows(tmp_path / "quiz.jsonl", rows)

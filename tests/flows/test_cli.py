@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from flows import cli
-from flows.cells import declare, list_cell
+from flows.cells import list_cell
+from flows.declaring import Asked, declare
 from flows.plan import forward_passes, make_plan
-from flows.results import read_result
 from flows.stages import StepFailed, stages_of
 from tasks.benchmarks.table import read_split
 from tasks.pipeline.cell import open_cell
@@ -68,7 +68,9 @@ def test_unknown_names_are_refused_in_one_line(project: Path, command: str) -> N
     ):
         code, out, err = call(*command.split(), option, "other")
         assert (code, out) == (2, "")
-        assert err == f"error: {section}: 'other' is not declared in params.yaml; there are {names}\n"
+        told = f"error: {section}: 'other' is not declared in params.yaml; there are {names}"
+        more = "; it is no directory, .gguf file or hub id such as org/name either" if section == "models" else ""
+        assert err == f"{told}{more if command == 'run' else ''}\n"
 
 
 def test_bad_input_is_found_before_prefect_is_imported(project: Path) -> None:
@@ -160,8 +162,9 @@ def test_a_benchmark_of_the_library_is_added_to_params(sst2: Path) -> None:
     path = sst2 / "params.yaml"
     path.write_text("# kept\n" + path.read_text())
     before = path.read_text()
-    told = declare(sst2, "sst2", model="tiny", data="rows")
-    assert told == 'benchmarks.sst2: {"spec": "sst2", "limits": {"test": 400, "transfer": 30}, "data": "rows"}'
+    asked = Asked(["tiny"], ["sst2"], data="rows")
+    line = 'benchmarks.sst2: {"spec": "sst2", "limits": {"test": 400, "transfer": 30}, "data": "rows"}'
+    assert declare(sst2, asked).told == [f"added to params.yaml: {line}"]
     text = path.read_text()
     line = "  sst2: {spec: sst2, limits: {test: 400, transfer: 30}, data: rows}\n"
     assert line in text
@@ -169,9 +172,9 @@ def test_a_benchmark_of_the_library_is_added_to_params(sst2: Path) -> None:
     cell = open_cell("tiny", "sst2", sst2)
     store(cell)
     assert len(read_split(cell.train)) == len(read_split(cell.test)) == 30
-    assert declare(sst2, "sst2", model="tiny", data=None) is None
+    assert declare(sst2, Asked(["tiny"], ["sst2"])).told == []
     with pytest.raises(InputError, match=r"data: benchmarks\.sst2 is in params.yaml already"):
-        declare(sst2, "sst2", model="tiny", data="rows")
+        declare(sst2, asked)
     assert path.read_text() == text
 
 
@@ -219,7 +222,7 @@ def test_benchmarks_ls(sst2: Path) -> None:
     lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
     assert "6,920" in lines["sst2"]
     assert " rows " in lines["sst2"]
-    declare(sst2, "sst2", model=None, data="rows")
+    declare(sst2, Asked(benchmarks=["sst2"], data="rows"))
     _, out, _ = call("benchmarks", "ls")
     lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
     declared = [cell.strip() for cell in lines["params.yaml: sst2"].split("│")]
@@ -236,25 +239,6 @@ def test_benchmarks_ls(sst2: Path) -> None:
     assert call("benchmarks", "ls")[0] == 0
 
 
-def test_show(project: Path) -> None:
-    made = write_cell(project)
-    code, out, _ = call("show")
-    assert code == 0
-    line = next(line for line in out.splitlines() if "tiny" in line)
-    result = read_result(made)
-    assert result is not None
-    assert f"{result.pruned:.3f} ± {result.pruned_stderr:.3f}" in line
-    assert [part.strip() for part in line.split("│")[-6:-2]] == ["60", f"{result.p:.2g}", "2", "10%"]
-    answers = " → ".join(":".join(map(str, counts)) for counts in (result.base_answers, result.pruned_answers))
-    assert sum(result.base_answers) == sum(result.pruned_answers) == 60
-    assert line.split("│")[-2].strip() == answers
-    code, out, _ = call("show", "--markdown")
-    assert code == 0
-    assert out.splitlines()[-1].endswith(f"| 60 | {result.p:.2g} | 2 | 10% | {answers} |")
-    made.evaluation.unlink()
-    assert call("show")[:2] == (0, "no cell has a result yet: `dsm run` makes one\n")
-
-
 def test_export_and_apply_call_the_exporter(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cell(project)
     calls: list[tuple[object, ...]] = []
@@ -266,6 +250,8 @@ def test_export_and_apply_call_the_exporter(project: Path, monkeypatch: pytest.M
 
 
 def test_ui_serves_the_store_that_the_registry_uses(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call("ui") == (2, "", f"error: params.yaml: not found in {project}; run from the project's directory\n")
+    write_cell(project)
     started: list[list[str]] = []
     monkeypatch.setattr(os, "execve", lambda path, argv, env: started.append(argv))
     assert call("ui", "--port", "5001")[0] == 0

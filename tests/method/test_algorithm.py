@@ -131,5 +131,5 @@ def test_gradients_and_training_mode_are_as_before():
 
 def test_weights_in_bfloat16_are_refused():
     model = tiny_model("llama", torch.bfloat16)
-    with pytest.raises(InputError, match=r"^model: is in torch.bfloat16"):
+    with pytest.raises(InputError, match=r"^model: LlamaForCausalLM: is in torch.bfloat16"):
         adapt(model, tiny_tokenizer(), EXAMPLES)

@@ -78,6 +78,18 @@ PART = {"package": "p", "version": "1", "file": "f"}
         (put([0, 0], "evaluation", "control_seeds"), "evaluation.control_seeds: holds a seed twice"),
         (put([-1], "evaluation", "control_seeds"), "evaluation.control_seeds.0: Input should be greater than or equal"),
         (put(-1, "adaptation", "seed"), "adaptation.seed: Input should be greater than or equal to 0, not -1"),
+        (
+            put("bfloat16", "models", "tiny", "source", "dtype"),
+            "models.tiny.source: dtype: is for GGUF files; the weights of others stay in the type they have",
+        ),
+        (
+            put("float16", "models", "tiny", "source", "dtype"),
+            "models.tiny.source.dtype: Input should be 'float32' or 'bfloat16'",
+        ),
+        (
+            put("bfloat16", "benchmarks", "reviews", "train", "source", "dtype"),
+            "benchmarks.reviews.train.source: dtype: is for models",
+        ),
         (put(["huge"], "pipeline", "models"), "pipeline.models: 'huge' is not declared; there are ['tiny']"),
         (put(["sst"], "pipeline", "benchmarks"), "pipeline.benchmarks: 'sst' is not declared; there are ['reviews']"),
         (put(["tiny", "tiny"], "pipeline", "models"), "pipeline.models: 'tiny' occurs twice"),

@@ -397,8 +397,8 @@ def test_a_benchmark_with_options_of_the_row_asked_through_a_chat_template(tmp_p
         assert found == pytest.approx(expected, abs=1e-3)
     export(cell, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert '[" {{ a }}", " {{ b }}", " {{ c }}", " {{ d }}"] after the prompt' in card
-    assert "(through the chat template, told the date 2024-07-26):" in card
+    assert '[" {{ a }}", " {{ b }}", " {{ c }}", " {{ d }}"]` after this prompt' in card
+    assert "(through the chat template, with the date 2024-07-26):" in card
 
 
 def test_a_prompt_with_nothing_in_it_cannot_be_attributed(tmp_path):

@@ -32,7 +32,7 @@ def cell(tmp_path, monkeypatch):
         cell, lambda params: params["benchmarks"].update(others=dict(params["benchmarks"]["reviews"], prompt="before"))
     )
     monkeypatch.chdir(cell.root)
-    monkeypatch.setattr("tasks.steps.study.sha256_directory", lambda path: (path / "config.json").read_text())
+    monkeypatch.setattr("tasks.steps.study.recorded_hash", lambda path: (path / "config.json").read_text())
     monkeypatch.setitem(STUDIES, "calibration", Study(told, parts))
     return cell
 

@@ -25,7 +25,7 @@ from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json, write_json, write_parquet, write_text
 from tasks.steps.report import report
 from tasks.tracking.export import apply, export
-from tasks.tracking.promote import judge
+from tasks.tracking.promotion import judge
 from tasks.tracking.provenance import git_tags
 from tasks.tracking.record import register
 from tasks.tracking.served_model import _example
