@@ -35,7 +35,7 @@ from tasks.comparison.steering import (
     option_activations,
     steered,
 )
-from tasks.comparison.system import FitData, Fitted, most_accurate
+from tasks.comparison.system import FitData, Fitted, System, most_accurate
 from tasks.models.stack import DecoderStack
 
 HEAD_COUNTS = (1, 4, 10)
@@ -59,33 +59,6 @@ class Elements:
     strengths: Sequence[int]
 
 
-def sadi_head(fit_data: FitData) -> Fitted:
-    """SADI-HEAD, with the most accurate count and strength.
-
-    Raises:
-        InputError: an example has a single option, or the attention has no o_proj.
-    """
-    return _sadi(fit_data, _heads)
-
-
-def sadi_neuron(fit_data: FitData) -> Fitted:
-    """SADI-NEURON, with the most accurate count and strength.
-
-    Raises:
-        InputError: an example has a single option, or the MLPs have no separate activation modules.
-    """
-    return _sadi(fit_data, _neurons)
-
-
-def sadi_hidden(fit_data: FitData) -> Fitted:
-    """SADI-HIDDEN, with the most accurate count and strength.
-
-    Raises:
-        InputError: an example has a single option.
-    """
-    return _sadi(fit_data, _hidden)
-
-
 def top_elements(differences: Tensor, count: int) -> Tensor:
     """Mask of the `count` largest signed differences, bool [layers, elements]; the first of equal ones."""
     order = torch.argsort(differences.flatten(), descending=True, stable=True)
@@ -94,23 +67,13 @@ def top_elements(differences: Tensor, count: int) -> Tensor:
     return mask.view_as(differences)
 
 
-def _heads(stack: DecoderStack) -> Elements:
-    return Elements(head_outputs(stack), partial(by_head, stack), HEAD_COUNTS, STRENGTHS)
+def _sadi(elements_of: Callable[[DecoderStack], Elements], fit_data: FitData) -> Fitted:
+    """SADI on some elements, with the most accurate count and strength.
 
-
-def _neurons(stack: DecoderStack) -> Elements:
-    return Elements(mlp_activations(stack), _singly, NEURON_COUNTS, NEURON_STRENGTHS)
-
-
-def _hidden(stack: DecoderStack) -> Elements:
-    return Elements(mlp_outputs(stack), _singly, HIDDEN_COUNTS, STRENGTHS)
-
-
-def _singly(values: Tensor) -> Tensor:
-    return values[..., None]
-
-
-def _sadi(fit_data: FitData, elements_of: Callable[[DecoderStack], Elements]) -> Fitted:
+    Raises:
+        InputError: an example has a single option, or the model has no o_proj (heads) or no separate activation modules
+            (neurons).
+    """
     check_contrasts(fit_data.examples)
     stack, rows = fit_data.stack, fit_data.examples
     elements = elements_of(stack)
@@ -132,3 +95,24 @@ def _sadi(fit_data: FitData, elements_of: Callable[[DecoderStack], Elements]) ->
     counts = sorted({min(count, differences.numel()) for count in elements.counts})
     candidates = (candidate(count, strength) for count in counts for strength in elements.strengths)
     return most_accurate(candidates, fit_data.selection_rows)
+
+
+def _singly(values: Tensor) -> Tensor:
+    return values[..., None]
+
+
+def _heads(stack: DecoderStack) -> Elements:
+    return Elements(head_outputs(stack), partial(by_head, stack), HEAD_COUNTS, STRENGTHS)
+
+
+def _neurons(stack: DecoderStack) -> Elements:
+    return Elements(mlp_activations(stack), _singly, NEURON_COUNTS, NEURON_STRENGTHS)
+
+
+def _hidden(stack: DecoderStack) -> Elements:
+    return Elements(mlp_outputs(stack), _singly, HIDDEN_COUNTS, STRENGTHS)
+
+
+sadi_head: System = partial(_sadi, _heads)
+sadi_neuron: System = partial(_sadi, _neurons)
+sadi_hidden: System = partial(_sadi, _hidden)

@@ -179,14 +179,8 @@ def _correlations(
 
 
 def _of(found: correlates.Correlation, neuron: int) -> dict[str, Any]:
-    if found.r is None or found.p is None or found.q is None:
-        return {"r": None, "n": found.n, "p": None, "q": None}
-    return {
-        "r": float(found.r[neuron]),
-        "n": found.n,
-        "p": float(found.p[neuron]),
-        "q": float(found.q[neuron]),
-    }
+    values = {"r": found.r, "p": found.p, "q": found.q}
+    return {"n": found.n} | {name: None if of is None else float(of[neuron]) for name, of in values.items()}
 
 
 def _summary(found: correlates.Correlation, neurons: np.ndarray) -> dict[str, Any]:

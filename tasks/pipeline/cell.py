@@ -105,14 +105,9 @@ class Cell:
 def _declared(section: str, name: str, declared: dict[str, object]) -> None:
     if name in declared:
         return
-    problem = f"{name!r} is not declared in params.yaml; there are {sorted(declared)}"
     if section == "benchmarks":
-        try:
-            library.member(name, field=section)
-            problem += f", but it is in the library: `dsm run --benchmark {name}` adds it"
-        except InputError as error:
-            problem += f"; {error.problem}"
-    raise InputError(section, problem)
+        raise InputError(section, library.undeclared(name, declared))
+    raise InputError(section, f"{name!r} is not declared in params.yaml; there are {sorted(declared)}")
 
 
 def open_cell(model: str | None = None, benchmark: str | None = None, root: Path | None = None) -> Cell:
@@ -125,8 +120,8 @@ def open_cell(model: str | None = None, benchmark: str | None = None, root: Path
         InputError: params.yaml is wrong, a name is not declared in it, or there are neither names nor cells.
 
     Example:
-        >>> cell = open_cell("smollm2-135m-instruct", "rotten_tomatoes")  # doctest: +SKIP
-        >>> cell.pruned.name  # doctest: +SKIP
+        >>> cell = open_cell("smollm2-135m-instruct", "rotten_tomatoes")
+        >>> cell.pruned.name
         'pruned.json'
     """
     root = root or Path.cwd()

@@ -4,7 +4,7 @@ The paper asks a large language model with a chain-of-thought prompt that is not
 integrated gradients of the unpruned model's answer, which need no other model and are deterministic.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,7 +54,6 @@ def influential_words(
     words: Sequence[RowWords],
     count: int,
     by: By = "gradients",
-    advance: Callable[[int], None] = lambda rows: None,
     date: str = DATE,
 ) -> list[Influence | None]:
     """The `count` most influential words of each row; None for a row without a margin between two options.
@@ -62,12 +61,11 @@ def influential_words(
     Args:
         words: the rows' words outside the template.
         by: selects `by_gradients` or `by_generation`.
-        advance: called with the number of newly finished rows.
         date: of the chat template, for generation.
     """
     if by == "generation":
-        return by_generation(loaded, stack, words, count, advance, date)
-    return by_gradients(stack, rows, words, count, advance=advance)
+        return by_generation(loaded, stack, words, count, date)
+    return by_gradients(stack, rows, words, count)
 
 
 def by_gradients(
@@ -76,7 +74,6 @@ def by_gradients(
     words: Sequence[RowWords],
     count: int,
     rule: Rule = near_zero,
-    advance: Callable[[int], None] = lambda rows: None,
 ) -> list[Influence | None]:
     """By integrated gradients of the input tokens (`tasks.explanation.input_attribution`) for the model's answer.
 
@@ -98,7 +95,6 @@ def by_gradients(
             influences.append(None)
         else:
             influences.append(_strongest(integral, own, count))
-        advance(1)
     return influences
 
 
@@ -117,7 +113,6 @@ def by_generation(
     stack: DecoderStack,
     words: Sequence[RowWords],
     count: int,
-    advance: Callable[[int], None] = lambda rows: None,
     date: str = DATE,
 ) -> list[Influence | None]:
     """Asks the model itself for the words, as in the paper; the question is ours.
@@ -135,7 +130,6 @@ def by_generation(
         question = QUESTION.replace("{prompt}", own.text)
         ids = encode_prompt(loaded.tokenizer, question, stack.context - NEW_TOKENS, chat=chat)
         influences.append(Influence(named_words(loaded.tokenizer.decode(_greedy(loaded, ids)), own)[:count]))
-        advance(1)
     return influences
 
 

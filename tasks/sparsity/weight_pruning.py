@@ -82,8 +82,8 @@ def prune_weights(
             as inputs that are not finite) the layers before it stay pruned; `sparse` restores them.
 
     Example:
-        >>> loaded = load(Path("data/models/smollm2-135m-instruct"))  # doctest: +SKIP
-        >>> prune_weights(loaded, [], "magnitude", 0.5).sparsity  # doctest: +SKIP
+        >>> loaded = load(Path("data/models/smollm2-135m-instruct"))
+        >>> prune_weights(loaded, [], "magnitude", 0.5).sparsity
         0.5
     """
     metrics.check_target(target)

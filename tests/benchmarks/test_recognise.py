@@ -112,7 +112,7 @@ def test_rows_without_a_label_are_not_looked_at():
         (rows(question=question, choices="[1, 2]", answer=0), "'choices' of row 1 is '[1, 2]', not a list of options"),
         (rows(question=question, choices=CHOICES, answer=1), "(1) may be a number from 0 or a number from 1"),
         (rows(question=question, choices=["1", "0"], answer=lambda i, g: g % 2), "may be a number from 0 or the text"),
-        (rows(question=question, choices=CHOICES, answer="red wine"), "(red wine) are no letters, numbers or texts"),
+        (rows(question=question, choices=CHOICES, answer="red wine"), "(red wine) are not letters, numbers or texts"),
         (rows(question=None, choices=CHOICES, answer=lambda i, g: g), "row 1: question is empty (null)"),
         (rows(question=question, choices=["a", None], answer=lambda i, g: g % 2), "is empty (null)"),
     ],

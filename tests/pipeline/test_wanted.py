@@ -102,7 +102,7 @@ def test_a_gguf_file_is_pinned_by_its_hash_and_a_split_one_by_that_of_all_shards
     [
         (
             "huge",
-            "models: 'huge' is not declared in params.yaml; there are ['tiny']; it is no directory, .gguf file or hub",
+            "models: 'huge' is not declared in params.yaml; there are ['tiny']; it is not a directory, .gguf file or",
         ),
         ("../huge", "model: no such file or directory: ../huge"),
         ("huge.gguf", "model: no such file or directory: huge.gguf"),

@@ -24,7 +24,7 @@ def linears(model):
 
 def bits(model):
     """The bytes of all parameters."""
-    return {name: p.detach().numpy().tobytes() for name, p in model.named_parameters()}
+    return {name: p.detach().float().numpy().tobytes() for name, p in model.named_parameters()}
 
 
 def inputs_by_hooks(model):
