@@ -40,7 +40,7 @@ class Recognised:
     """A benchmark as params.yaml declares it (but for `source`), and what was guessed, line by line."""
 
     entry: dict[str, Any]
-    told: list[str]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class _Choices:
     Attributes:
         options: as in params.yaml.
         texts: the options of each row.
-        told: the columns, for messages.
+        columns: for messages.
         expression: the Jinja expression of the list of options.
         own: the Jinja expression of the rows' own labels of the options, and these labels of each row; None without.
     """
 
     options: list[str] | str
     texts: list[list[str]]
-    told: str
+    columns: str
     expression: str
     own: tuple[str, list[list[str]]] | None = None
 
@@ -95,16 +95,16 @@ def recognise(rows: list[Row], *, name: str, source: Mapping[str, Any]) -> Recog
     else:
         reading, named = _reading(choices, said, label, name)
         entry |= {"prompt": given.template, "options": choices.options} | ({"labels": named} if named else {})
-        how = f"{reading}; options from {choices.told}"
+        how = f"{reading}; options from {choices.columns}"
     entry["limits"] = dict(LIMITS)
     first = _checked(entry, rows, name)
-    told = [
-        f"{name}: {len(rows)} rows with a label, half of them test rows; prompt from {given.told}; "
+    notes = [
+        f"{name}: {len(rows)} rows with a label, half of them test rows; prompt from {given.columns}; "
         f"label from {label!r}, {how}",
         f"the first row asks {first.prompt!r}; options {', '.join(map(repr, first.options))}; right is "
         f"{first.options[first.gold]!r}",
     ]
-    return Recognised(entry, told)
+    return Recognised(entry, notes)
 
 
 def _plain(column: str) -> str:
@@ -152,7 +152,7 @@ class _Prompt:
 
     template: str
     of_classes: Callable[[list[str]], str]
-    told: str
+    columns: str
     whole: bool
 
 
@@ -163,9 +163,9 @@ def _prompt(column: str, others: list[str]) -> _Prompt:
     if kind in ASKED:
         context = next((other for wanted in CONTEXTS for other in others if _plain(other) == wanted), None)
         before = f"{_braced(context)}\n" if context else ""
-        told = f"{column!r} after {context!r}" if context else repr(column)
+        described = f"{column!r} after {context!r}" if context else repr(column)
         template = f"{before}Question: {_braced(column)}\nAnswer:"
-        return _Prompt(template, lambda _: template, told, False)
+        return _Prompt(template, lambda _: template, described, False)
 
     def classes(names: list[str]) -> str:
         return f"{_braced(column)}\nIs this {', '.join(names[:-1])} or {names[-1]}?\nAnswer:"
@@ -188,12 +188,16 @@ def _choices(rows: list[Row], columns: list[str], space: str, name: str) -> _Cho
 def _listed(rows: list[Row], column: str, space: str, name: str) -> _Choices:
     """A column of lists, or of mappings with lists `text` and `label` as in ARC."""
     values: list[Any] = [row.get(column) for row in rows]
-    expression, told, own = _column(column), repr(column), None
+    expression, described, own = _column(column), repr(column), None
     if all(isinstance(value, Mapping) and "text" in value for value in values):
         mappings = [value for value in values if isinstance(value, Mapping)]
         if all(isinstance(value.get("label"), list) for value in mappings):
             own = f"{expression}.label", [_texts(value["label"], column, name) for value in mappings]
-        values, expression, told = [value["text"] for value in mappings], f"{expression}.text", f"{column + '.text'!r}"
+        values, expression, described = (
+            [value["text"] for value in mappings],
+            f"{expression}.text",
+            f"{column + '.text'!r}",
+        )
     for number, value in enumerate(values, start=1):
         if not isinstance(value, list) or len(value) < 2:
             raise InputError(
@@ -201,7 +205,7 @@ def _listed(rows: list[Row], column: str, space: str, name: str) -> _Choices:
             )
     texts = [_texts(value, column, name) for value in values]
     spaced = f'{expression} | map("replace", "", "{space}", 1) | list' if space else f"{expression} | list"
-    return _Choices(f"{{{{ {spaced} }}}}", texts, told, f"{expression} | list", own)
+    return _Choices(f"{{{{ {spaced} }}}}", texts, described, f"{expression} | list", own)
 
 
 def _lettered(rows: list[Row], columns: list[str], space: str, name: str) -> _Choices | None:

@@ -87,6 +87,11 @@ class Cell:
         return self.directory / "evaluation.json"
 
     @property
+    def metrics(self) -> Path:
+        """What `dvc metrics show` shows of the cell."""
+        return self.root / "metrics" / f"{self.name}.json"
+
+    @property
     def transfer_grid(self) -> Path:
         return self.directory / "transfer.parquet"
 

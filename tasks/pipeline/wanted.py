@@ -31,14 +31,14 @@ class Wanted:
         entry: the new entry of params.yaml; None if it is declared.
         pins: new hashes of a declared entry whose file has changed, by their path in the entry.
         comment: on the pin, for params.yaml.
-        told: lines for the user on what was recognised or decided.
+        notes: lines for the user on what was recognised or decided.
     """
 
     name: str
     entry: dict[str, Any] | None = None
     pins: Mapping[tuple[str, ...], str] = field(default_factory=dict)
     comment: str = ""
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def wanted_model(text: str, settings: Settings, root: Path, taken: Collection[str] = ()) -> Wanted:
@@ -77,7 +77,7 @@ def _local_model(text: str, settings: Settings, root: Path, taken: Collection[st
             moved: dict[tuple[str, ...], str] = {}
             if model.source.sha256 != sha256:
                 moved["source", "sha256"] = sha256
-            return Wanted(name, pins=moved, told=_moved(f"models.{name}", moved))
+            return Wanted(name, pins=moved, notes=_moved(f"models.{name}", moved))
     source = {"kind": "path", "path": _as_written(text), "sha256": sha256}
     resolved = path.resolve()
     first = FIRST_SHARD.fullmatch(resolved.name)
@@ -125,12 +125,12 @@ def _hub_model(repository: str, revision: str | None, settings: Settings, taken:
     }
     if revision is None and declared:
         name, commit = next(iter(declared.items()))
-        return Wanted(name, told=(f"{repository} is {name} in params.yaml, at the commit {commit}",))
+        return Wanted(name, notes=(f"{repository} is {name} in params.yaml, at the commit {commit}",))
     found = None if revision and COMMIT.fullmatch(revision) else ask_hub(repository, revision, field="model")
     commit = found.commit if found else str(revision)
     for name, known in declared.items():
         if known == commit:
-            return Wanted(name, told=(f"{repository}@{revision} is {name} in params.yaml",))
+            return Wanted(name, notes=(f"{repository}@{revision} is {name} in params.yaml",))
     entry: dict[str, Any] = {"licence": found.licence} if found and found.licence else {}
     entry["source"] = {"kind": "hub", "id": repository, "revision": commit}
     names = [*_names(repository.split("/")), *_names([*repository.split("/"), commit[:7]])[1:]]
@@ -196,15 +196,15 @@ def _file_of_rows(text: str, settings: Settings, root: Path, taken: Collection[s
     sha256 = sha256_file(path)
     for name, spec in settings.benchmarks.items():
         if (pins := _pins_of(spec, root, path, sha256)) is not None:
-            told = (f"{text} is {name} in params.yaml, which says how its columns are read",)
-            return Wanted(name, pins=pins, told=(*told, *_moved(f"benchmarks.{name}", pins)))
+            notes = (f"{text} is {name} in params.yaml, which says how its columns are read",)
+            return Wanted(name, pins=pins, notes=(*notes, *_moved(f"benchmarks.{name}", pins)))
     source = {"kind": "path", "path": _as_written(text), "sha256": sha256}
     found = recognise(read_rows(path, name=text, field="benchmark"), name=text, source=source)
     name = _free_name(
         _names([*path.resolve().parts[:-1], path.stem]), {*settings.benchmarks, *taken, *library.benchmark_names()}
     )
     comment = "guessed from the columns: prompt, options, labels and gold; look at them, and change what is wrong"
-    return Wanted(name, found.entry, comment=comment, told=tuple(found.told))
+    return Wanted(name, found.entry, comment=comment, notes=tuple(found.notes))
 
 
 def _pins_of(spec: BenchmarkSpec, root: Path, path: Path, sha256: str) -> dict[tuple[str, ...], str] | None:

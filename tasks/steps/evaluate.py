@@ -56,6 +56,8 @@ def evaluate(cell: Cell) -> None:
             "acc_norm_stderr": standard_error(norm, len(table)),
         }
     write_json(cell.evaluation, result | {"precision": settled.as_json() | {"products": stack.products}})
+    shown = {name: round(result["systems"][name]["accuracy"], 3) for name in ("base", "pruned")}
+    write_json(cell.metrics, shown | {"p": float(f"{result['comparisons']['pruned_vs_base']['p']:.2g}")})
 
 
 def _systems(seeds: list[int]) -> list[str]:

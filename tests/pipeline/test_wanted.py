@@ -68,7 +68,7 @@ def test_a_directory_is_pinned_by_its_hash(root):
     save_tiny(directory, seed=1)
     moved = model(root, path)
     assert moved.pins == {("source", "sha256"): sha256_directory(directory)}
-    assert moved.told == (f"models.mine.source.sha256: now {sha256_directory(directory)}, since the file has changed",)
+    assert moved.notes == (f"models.mine.source.sha256: now {sha256_directory(directory)}, since the file has changed",)
 
 
 def test_two_directories_of_one_name_get_two(root):
