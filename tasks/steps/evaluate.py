@@ -23,12 +23,12 @@ from tasks.runtime.journal import Journal, journal_key
 from tasks.runtime.progress import progress
 from tasks.runtime.work import run_parts, worker_pool
 
-SAMPLE = 32  # rows on which a lower precision is tried out
+SAMPLE = 32  # rows on which a lower precision is tested
 NOTHING = np.array([], dtype=np.int64)
 
 
 def evaluate(cell: Cell) -> None:
-    """Writes the predictions of every system and what they come to. All systems run in the same batches."""
+    """Writes the predictions of every system and their metrics. All systems run in the same batches."""
     seeds = cell.settings.evaluation.control_seeds
     table = read_split(cell.test, cell.benchmark_spec.limits.test)
     inputs = [recorded_hash(cell.model_dir), *map(sha256_file, (cell.test, cell.pruned)), seeds, len(table)]
@@ -84,9 +84,9 @@ def _systems(seeds: list[int]) -> list[str]:
 
 
 def _normed(table: pd.DataFrame, answers: Answers, system: int) -> list[bool]:
-    """Whether the option that is most probable per character is the right one."""
-    asked = zip(answers.logprobs, table["options"], table["gold"], strict=True)
-    return [bool(per_character(logprobs[system], options).argmax() == gold) for logprobs, options, gold in asked]
+    """Whether the option with the largest log-probability per character is right."""
+    columns = zip(answers.logprobs, table["options"], table["gold"], strict=True)
+    return [bool(per_character(logprobs[system], options).argmax() == gold) for logprobs, options, gold in columns]
 
 
 if __name__ == "__main__":
