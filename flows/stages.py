@@ -69,6 +69,7 @@ def run_stage(stage: str, root: Path, *, timeout: float, log: Callable[[str], No
     # cell computes with the same model. `status` reads only.
     if not force and not _status([stage], root):
         return "cached"
+    log(f"{stage.partition('@')[0]}: out of date, running")  # at once: the imports of a step take some seconds
     repro = ["--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), stage]
     finished = _run(stage, repro, root, timeout, log)
     if finished.code:

@@ -7,14 +7,15 @@ benchmark. If the value is a list (the subjects of a domain), the list item with
 import difflib
 import functools
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from tasks.runtime.errors import InputError
+from tasks.runtime.fields import Strict
 
 SPECS = Path(__file__).parent / "specs"
 DEFAULT_TEMPLATE = "sadi"
@@ -22,11 +23,7 @@ DEFAULT_TEMPLATE = "sadi"
 Kind = Literal["wheel", "hub", "local"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Facts(_Strict):
+class Facts(Strict):
     """Published facts about the rows of a source, before repeated prompts are dropped; None where not known.
 
     `train` and `test` are numbers of rows; `majority` is the share of the most frequent gold option in test (in both
@@ -38,24 +35,24 @@ class Facts(_Strict):
     majority: float | None = Field(default=None, gt=0, le=1)
 
 
-class Prompt(_Strict):
+class Prompt(Strict):
     """One template of a benchmark: `prompt` and `options` as in params.yaml."""
 
     prompt: str
     options: list[str] | str
 
 
-class OriginRows(_Strict):
+class OriginRows(Strict):
     """One split from one source: `source` without its kind; the other fields replace those of the file."""
 
     source: dict[str, Any]
-    where: dict[str, list[Any]] = {}
+    where: dict[str, list[Any]] = Field(default={})
     fields: dict[str, str] | None = None
     gold: str | None = None
     labels: list[str] | str | None = None
 
 
-class Origin(_Strict):
+class Origin(Strict):
     """The sources of both splits; `test` may be held out of train. `facts` become `Facts`."""
 
     train: OriginRows
@@ -63,31 +60,31 @@ class Origin(_Strict):
     facts: dict[str, Any]
 
 
-class Variant(_Strict):
+class Variant(Strict):
     """One member of a family; its `sources` replace those of the family."""
 
-    values: dict[str, str | list[str]] = {}
+    values: dict[str, str | list[str]] = Field(default={})
     sources: dict[Kind, Origin] | None = None
 
 
-class Spec(_Strict):
+class Spec(Strict):
     """One file of the library."""
 
     licence: str
     note: str
     choices: str  # how many options a row has: "2", "3 to 5"
     prompts: dict[str, Prompt]
-    fields: dict[str, str] = {}
+    fields: dict[str, str] = Field(default={})
     gold: str
     labels: list[str] | str | None = None
     group: str | None = None
     sources: dict[Kind, Origin]
     limits: dict[str, int]
     members: str = ""  # what the variants are: "languages"
-    variants: dict[str, Variant] = {}
+    variants: dict[str, Variant] = Field(default={})
 
 
-class Entry(_Strict):
+class Entry(Strict):
     """An entry of params.yaml that names a benchmark of the library.
 
     Attributes:
@@ -144,6 +141,16 @@ def closest(name: str, names: Collection[str]) -> str:
     """The end of a message about an unknown name: similar names, or where to find all names."""
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else "`dsm benchmarks ls` lists all"
+
+
+def undeclared(name: str, declared: Iterable[str]) -> str:
+    """The message for a benchmark that params.yaml does not declare: whether the library has it, or similar names."""
+    problem = f"{name!r} is not declared in params.yaml; there are {sorted(declared)}"
+    try:
+        member(name, field="benchmarks")
+    except InputError as error:
+        return f"{problem}; {error.problem}"
+    return f"{problem}, but it is in the library: `dsm run --benchmark {name}` adds it"
 
 
 def member(name: str, *, field: str) -> tuple[Spec, Variant]:

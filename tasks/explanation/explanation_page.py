@@ -1,4 +1,4 @@
-"""explanation.html: explanation.json for a reader, in one file that needs nothing but itself."""
+"""explanation.html: explanation.json as a self-contained page."""
 
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ WHY = {
 
 
 def render(found: dict[str, Any], prompt: str) -> str:
-    """The page about explanation.json's content. Equal content gives equal text.
+    """The page for the content of explanation.json; it depends on the arguments alone.
 
     Args:
         prompt: the benchmark's template, shown once.
     """
     environment = templates(Path(__file__).parent)
-    environment.filters |= {"visible": visible, "two": two}
+    environment.filters |= {"visible": visible, "two": two_decimals}
     return environment.get_template("explanation.html.j2").render(
         found=found,
         prompt=prompt,
@@ -42,26 +42,26 @@ def render(found: dict[str, Any], prompt: str) -> str:
 
 
 def sentences(found: dict[str, Any]) -> list[str]:
-    """What was found, in words: the prior, the confidence, the neurons. A difference is one at the 5 % level only."""
+    """The findings in words: the prior, the confidence, the neurons. Differences are tested at the 5 % level."""
     return [_about_the_prior(found["bias"]), _about_confidence(found), _about_neurons(found)]
 
 
 def _about_the_prior(bias: dict[str, Any]) -> str:
     against = {(pair["first"], pair["second"]): pair for pair in bias["comparisons"]}
-    said = []
-    told = {1: "detectably better than", -1: "detectably worse than", 0: "not detectably different from"}
+    clauses = []
+    phrases = {1: "detectably better than", -1: "detectably worse than", 0: "not detectably different from"}
     for first, second, name in (
         ("pruned", "base" + CALIBRATED, "the base model with its option prior divided out"),
         ("pruned" + ORACLE, "base" + ORACLE, "the base model, each at the threshold that is best for it on these rows"),
     ):
         if pair := against.get((first, second)):
-            said.append(
-                f"the pruned model is {told[words.significant(pair)]} {name} "
+            clauses.append(
+                f"the pruned model is {phrases[words.significant(pair)]} {name} "
                 f"({words.signed(pair['difference'])} ± {pair['stderr']:.3f}, {words.p_value(pair['p'])})"
             )
-    if not said:
+    if not clauses:
         return "This benchmark’s prompts have no content-free form, so no prior could be divided out."
-    text = "; ".join(said)
+    text = "; ".join(clauses)
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -102,7 +102,7 @@ def _options(found: dict[str, Any]) -> list[str]:
 
 
 def _example(example: dict[str, Any]) -> dict[str, Any]:
-    """An example with its tokens as the page shows them: colours reach their full strength at the largest share."""
+    """An example with its tokens for the page; the largest share has the full colour."""
     sides = {}
     for name in ("before", "after"):
         shares = example[name]["shares"]
@@ -122,19 +122,19 @@ def _example(example: dict[str, Any]) -> dict[str, Any]:
 
 
 def visible(text: str) -> str:
-    """A token's text with what the eye would miss: a line's end, and other characters that print nothing."""
+    """A token's text with line feeds and unprintable characters made visible."""
     return "".join(
         "↵\n" if c == "\n" else c if c.isprintable() else "�" if ord(c) > 0xFFFF else f"\\x{ord(c):02x}" for c in text
     )
 
 
-def two(value: float | None) -> str:
-    """Two decimals, a true minus; a dash for what could not be computed."""
+def two_decimals(value: float | None) -> str:
+    """Two decimals with a minus sign; a dash for None."""
     return "–" if value is None else f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
 
 
 def reliability_figure(calibration: dict[str, Any]) -> str:
-    """Accuracy against confidence by bin (area: rows), and how many rows each bin holds, before and after."""
+    """Accuracy by confidence in bins (area: number of rows), and the number of rows in each, before and after."""
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[3, 1])

@@ -1,4 +1,4 @@
-"""nsa.html: nsa.json for a reader to explore, in one file that needs nothing but itself."""
+"""nsa.html: nsa.json as a self-contained interactive page."""
 
 import base64
 import hashlib
@@ -15,10 +15,10 @@ NAMED = 5  # words in a sentence
 
 
 def render(found: dict[str, Any]) -> str:
-    """The page about nsa.json's content. Equal content gives equal text.
+    """The page for the content of nsa.json; it depends on the content alone.
 
-    The content stands in it as JSON without <, > and &, so that no text of a row can end the element it is in; the
-    page's policy runs no script but its own, which is named by its hash, and that writes text, never markup.
+    The content is embedded as JSON without <, > and &, so that no text of a row can end its element. The page's content
+    security policy allows only its own script, by hash, and this script writes text, never markup.
     """
     here = Path(__file__).parent
     script = (here / "nsa.js").read_text(encoding="utf-8")
@@ -36,11 +36,11 @@ def render(found: dict[str, Any]) -> str:
 
 
 def sentence(found: dict[str, Any], name: str) -> str:
-    """What one way of pruning does to the influential words; a difference is one at the 5 % level only."""
+    """The effect of one kind of pruning on the influential words, tested at the 5 % level."""
     test = found["systems"][name]["permutation"]
-    told = "detectably more than" if test["p"] < LEVEL else "not detectably more than"
+    result = "detectably more than" if test["p"] < LEVEL else "not detectably more than"
     against = (
-        f"{told} at random words as frequent ({words.percent(round(test['random'], 3))}, {words.p_value(test['p'])})"
+        f"{result} at random words as frequent ({words.percent(round(test['random'], 3))}, {words.p_value(test['p'])})"
         if test["exchangeable"]
         else "and no other words are as frequent, to compare them with"
     )

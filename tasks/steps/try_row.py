@@ -1,4 +1,4 @@
-"""try_row: what base and pruned model of a cell answer to a row that somebody types, for `dsm try`; no stage of DVC."""
+"""try_row: the answers of a cell's base and pruned model to a typed row, for `dsm try`; not a stage of DVC."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from tasks.benchmarks.asking import ask, fields_asked, read_row, read_value
 from tasks.benchmarks.encoding import encode
@@ -28,7 +29,7 @@ class Pair:
     """The two models of a finished cell, which share the weights of the base.
 
     Raises:
-        InputError: the cell is not finished, or its recipe is for another model than the one that is stored.
+        InputError: the cell is not finished, or its recipe is for another model than the stored one.
     """
 
     def __init__(self, cell: Cell):
@@ -43,21 +44,20 @@ class Pair:
         self.stack = DecoderStack(self.loaded.model)
 
     def answer(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The probability of each option, among the options, and the words with which either model goes on."""
+        """The probability of each option among the options, and the continuation by each model."""
         prompt, options = ask(self.spec, row)
         encoded = encode(self.loaded.tokenizer, prompt, options, self.stack.context, chat=self.spec.chat)
         sets = [np.array([], dtype=np.int64), np.array(self.recipe.neurons, dtype=np.int64)]
         answers = answers_without(self.stack, [encoded], self.recipe.layer, sets, projection=self.recipe.projection)
         logprobs = answers.logprobs[0].astype(np.float64)
-        shares = np.exp(logprobs - logprobs.max(-1, keepdims=True))
-        shares /= shares.sum(-1, keepdims=True)
+        probabilities = softmax(logprobs, axis=-1)
         said = [self._says(encoded.prompt)]
         with silenced(self.loaded.model, self.recipe):
             said.append(self._says(encoded.prompt))
         found: dict[str, Any] = {"prompt": prompt, "options": options}
         for i, name in enumerate(SYSTEMS):
             best = options[int(logprobs[i].argmax())]
-            found[name] = {"option": best, "probabilities": shares[i].tolist(), "says": said[i]}
+            found[name] = {"option": best, "probabilities": probabilities[i].tolist(), "says": said[i]}
         return found
 
     def _says(self, prompt: list[int]) -> str:

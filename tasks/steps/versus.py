@@ -1,4 +1,4 @@
-"""versus: a changed model beside its base on the test rows of any benchmark, for `dsm evaluate`; no stage of DVC."""
+"""versus: compare a changed model with its base on test rows, for `dsm evaluate`; not a stage of DVC."""
 
 import argparse
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ NOTHING = np.array([], dtype=np.int64)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one model gets right on n rows, bool [n] each: the most probable option, per character, in words."""
+    """Correctness of one model on n rows, bool [n] each: most probable option, the same per character, exact match."""
 
     right: npt.NDArray[np.bool_]
     normed: npt.NDArray[np.bool_]
@@ -43,7 +43,7 @@ class Outcome:
 
 
 def rows_for(wanted: str | None, settings: Settings, root: Path, limit: int | None) -> tuple[str, pd.DataFrame]:
-    """The name of a benchmark and its test rows: those of the pipeline where it has it, else made for this."""
+    """The name of a benchmark and its test rows: those of the pipeline if it has them, else prepared now."""
     text = wanted or next(iter(settings.pipeline.benchmarks), None)
     if text is None:
         raise InputError("benchmark", "is missing: the model does not say for which it was made; name one")
@@ -56,7 +56,7 @@ def rows_for(wanted: str | None, settings: Settings, root: Path, limit: int | No
 
 
 def compare(sides: Sides, table: pd.DataFrame) -> dict[str, Any]:
-    """Both models on the same rows: accuracies, exact match, and what a paired test says of the differences."""
+    """Both models on the same rows: accuracies, exact match, and paired tests of the differences."""
     systems: dict[str, Outcome] = {}
     if sides.base is not None:
         loaded = load(sides.base)

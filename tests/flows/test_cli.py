@@ -76,7 +76,7 @@ def test_unknown_names_are_refused_in_one_line(project: Path, command: str) -> N
         code, out, err = call(*command.split(), option, "other")
         assert (code, out) == (2, "")
         told = f"error: {section}: 'other' is not declared in params.yaml; there are {names}"
-        more = "; it is no directory, .gguf file or hub id such as org/name either" if section == "models" else ""
+        more = "; it is not a directory, .gguf file or hub id such as org/name either" if section == "models" else ""
         assert err == f"{told}{more if command == 'run' else ''}\n"
 
 

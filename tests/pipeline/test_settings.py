@@ -75,7 +75,7 @@ PART = {"package": "p", "version": "1", "file": "f"}
         (put([], "search", "fractions"), "search.fractions: List should have at least 1 item"),
         (put("trapezoid", "attribution", "quadrature"), "attribution.quadrature: "),
         (put([], "evaluation", "control_seeds"), "evaluation.control_seeds: "),
-        (put([0, 0], "evaluation", "control_seeds"), "evaluation.control_seeds: holds the same seed twice"),
+        (put([0, 0], "evaluation", "control_seeds"), "evaluation.control_seeds: holds a seed twice"),
         (put([-1], "evaluation", "control_seeds"), "evaluation.control_seeds.0: Input should be greater than or equal"),
         (put(-1, "adaptation", "seed"), "adaptation.seed: Input should be greater than or equal to 0, not -1"),
         (
@@ -92,7 +92,7 @@ PART = {"package": "p", "version": "1", "file": "f"}
         ),
         (put(["huge"], "pipeline", "models"), "pipeline.models: 'huge' is not declared; there are ['tiny']"),
         (put(["sst"], "pipeline", "benchmarks"), "pipeline.benchmarks: 'sst' is not declared; there are ['reviews']"),
-        (put(["tiny", "tiny"], "pipeline", "models"), "pipeline.models: 'tiny' is there twice"),
+        (put(["tiny", "tiny"], "pipeline", "models"), "pipeline.models: 'tiny' occurs twice"),
         (put([], "pipeline", "benchmarks"), "pipeline.cells.tiny-reviews: 'reviews' is not in pipeline.benchmarks"),
         (put({"model": "tiny", "benchmark": "reviews"}, "pipeline", "cells", "t"), "must be named 'tiny-reviews'"),
         (put({"model": "tiny"}, "pipeline", "cells", "t"), "pipeline.cells.t.benchmark: Field required"),

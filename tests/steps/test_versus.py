@@ -112,9 +112,7 @@ def test_what_cannot_be_compared_is_refused(cell, text, base, problem):
 
 def test_a_recipe_whose_base_is_not_here(cell):
     shutil.rmtree(cell.model_dir)
-    with pytest.raises(
-        InputError, match=r"^base: none of the models fetched here has the hash [0-9a-f]{64}; name its dir"
-    ):
+    with pytest.raises(InputError, match=r"^base: no fetched model has the hash [0-9a-f]{64}; name its dir"):
         find_sides(str(cell.pruned), None, load_settings(cell.root), cell.root)
 
 
