@@ -14,31 +14,48 @@ app = typer.Typer()
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Option(help="The directory to make; must not exist.")],
+    out: Annotated[Path | None, typer.Option(help="The directory to make; must not exist.")] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORG/NAME",
+            help="Upload it to this repository on the Hugging Face hub; a new one is private until you change that.",
+        ),
+    ] = None,
     model: Model = None,
     benchmark: Benchmark = None,
 ) -> None:
-    """Write the pruned model of a cell as a plain Hugging Face directory."""
+    """Write the pruned model of a cell as a plain Hugging Face directory, or push it to the Hugging Face hub."""
     from tasks.pipeline.cell import open_cell
+    from tasks.runtime.errors import InputError
 
+    if out is None and push is None:
+        raise InputError("export", "name a directory with --out, or a repository on the hub with --push")
     cell = open_cell(model, benchmark)
 
     from tasks.tracking import export as exports
+    from tasks.tracking import hub
 
-    exports.export(cell, out)
-    print(out)
+    if push is not None:
+        print(hub.push(cell, push, out))
+    elif out is not None:
+        exports.export(cell, out)
+        print(out)
 
 
 @app.command("apply")
 def apply_recipe(
-    recipe: Annotated[Path, typer.Argument(help="A pruned.json, or a sparse.json beside its masks.")],
+    recipe: Annotated[
+        list[Path],
+        typer.Argument(help="A pruned.json, or several for different layers; or a sparse.json beside its masks."),
+    ],
     model: Annotated[Path, typer.Option(help="The Hugging Face directory of the base model that the recipe names.")],
     out: Annotated[Path, typer.Option(help="The directory to make; must not exist.")],
 ) -> None:
     """Apply a recipe to a copy of its base model; another model is refused by its hash."""
     from tasks.tracking import export as exports
 
-    exports.apply(recipe, model, out)
+    exports.apply(recipe[0], model, out, *recipe[1:])
     print(out)
 
 

@@ -76,7 +76,9 @@ def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 5000)
     """Start the MLflow UI on 127.0.0.1; it runs until Ctrl-C."""
     from flows.environment import child_environment
     from tasks.pipeline.settings import PARAMS
-    from tasks.tracking.store import tracking_uri
+    from tasks.tracking.database import experiment_in
+    from tasks.tracking.leaderboard import results_page
+    from tasks.tracking.store import EXPERIMENT, tracking_uri
 
     uri = tracking_uri(Path.cwd())
     if uri.startswith(("http://", "https://")):
@@ -84,7 +86,8 @@ def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 5000)
         return
     if not (Path.cwd() / PARAMS).is_file():  # MLflow would make an empty database here, and show that
         raise InputError(PARAMS, f"not found in {Path.cwd()}; run from the project's directory")
-    print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
+    experiment = experiment_in(uri, EXPERIMENT)
+    print(f"http://127.0.0.1:{port}{results_page(experiment) if experiment else ''}\n(Ctrl-C ends it)", flush=True)
     arguments = ["server", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", uri]
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", *arguments], child_environment())
 

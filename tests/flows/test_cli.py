@@ -4,10 +4,13 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -320,6 +323,19 @@ def test_export_and_apply_call_the_exporter(project: Path, monkeypatch: pytest.M
     assert call("export", "--out", "there") == (0, "there\n", "")
     assert call("apply", "pruned.json", "--model", "base", "--out", "there") == (0, "there\n", "")
     assert calls == [("tiny-reviews", Path("there")), (Path("pruned.json"), Path("base"), Path("there"))]
+    assert call("apply", "a.json", "b.json", "--model", "base", "--out", "there")[0] == 0
+    assert calls.pop() == (Path("a.json"), Path("base"), Path("there"), Path("b.json"))
+
+
+def test_export_pushes_to_the_hub_where_asked(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cell(project)
+    pushed: list[tuple[object, ...]] = []
+    monkeypatch.setattr("tasks.tracking.hub.push", lambda cell, *where: pushed.append((cell.name, *where)) or "address")
+    assert call("export", "--push", "org/name") == (0, "address\n", "")
+    assert call("export", "--push", "org/name", "--out", "there") == (0, "address\n", "")
+    assert pushed == [("tiny-reviews", "org/name", None), ("tiny-reviews", "org/name", Path("there"))]
+    told = "error: export: name a directory with --out, or a repository on the hub with --push\n"
+    assert call("export") == (2, "", told)
 
 
 def test_ui_serves_the_store_that_the_registry_uses(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,6 +421,10 @@ def test_ctrl_c_ends_the_children(project: Path) -> None:
     assert process.returncode == 130, err
     assert err == "interrupted; `dsm run` goes on where it stopped\n"
     assert not Path(f"/proc/{pid.read_text()}").exists()
+    with closing(sqlite3.connect(project / "prefect" / "prefect.db")) as database:
+        [(name, state)] = database.execute("SELECT name, state_name FROM flow_run").fetchall()
+    assert re.fullmatch(r"tiny on reviews, \d{4}-\d\d-\d\d", name)
+    assert state == "Cancelled"
 
 
 @pytest.mark.real

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tasks.tracking import leaderboard
-from tasks.tracking.database import make_database, sqlite_uri
+from tasks.tracking.database import experiment_in, make_database, sqlite_uri
 from tasks.tracking.leaderboard import NOTE, VIEW_TAG, results_page, write_leaderboard
 
 RESULT = {
@@ -86,3 +86,14 @@ def test_many_cells_fit_into_a_tag(client: MlflowClient, monkeypatch: pytest.Mon
     assert 0 < shown < 9
     assert f"| {9 - shown} more: see the runs below |" in note
     assert len(note) < 1400
+
+
+def test_the_experiment_is_found_without_mlflow(client: MlflowClient, tmp_path: Path) -> None:
+    uri = sqlite_uri(tmp_path / "mlflow.db")
+    assert experiment_in(uri, "e") is None
+    experiment = client.create_experiment("e")
+    assert experiment_in(uri, "e") == experiment
+    assert experiment_in("http://127.0.0.1:5000", "e") is None
+    assert experiment_in(sqlite_uri(tmp_path / "none.db"), "e") is None
+    (tmp_path / "damaged.db").write_bytes(b"no database" * 100)
+    assert experiment_in(sqlite_uri(tmp_path / "damaged.db"), "e") is None
