@@ -147,6 +147,38 @@ class _Linear(torch.autograd.Function):
         return _float32(gradient.contiguous(), weight.t(), None), None, None
 
 
+ROWS = 1 << 14  # of the output embedding that are multiplied with at once
+
+
+def linear_by_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T of a matrix of very many rows, so many at once: what is widened of it is small, and so is what is moved.
+
+    In float32 on a CPU the result is that of the same slices of the matrix in float32, bit for bit.
+    """
+    if weight.requires_grad or x.dtype != torch.float32 or x.device.type != "cpu":
+        return linear(x, weight)
+    result: Tensor = _ByRows.apply(x, weight)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _ByRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return torch.cat([linear(x, part.float()) for part in torch.split(weight, ROWS)], dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        parts = zip(torch.split(gradient, ROWS, dim=-1), torch.split(weight, ROWS), strict=True)
+        total: Tensor | None = None
+        for by, part in parts:
+            product = linear(by.contiguous(), part.float().t())
+            total = product if total is None else total + product
+        assert total is not None
+        return total, None
+
+
 class _InPieces(torch.autograd.Function):
     """x W^T of float32 x and bfloat16 W."""
 

@@ -56,7 +56,10 @@ def wanted_model(text: str, settings: Settings, root: Path, taken: Collection[st
     if path.exists() or _is_a_path(text, (".gguf",)):
         return _local_model(text, settings, root, taken)
     if match := HUB_ID.fullmatch(text):
-        return _hub_model(match["id"], match["revision"], settings, taken)
+        try:
+            return _hub_model(match["id"], match["revision"], settings, taken)
+        except InputError as error:  # it may have been meant as a path
+            raise InputError(error.field, f"{text} is no directory or file here, and {error.problem}") from None
     raise InputError(
         "models",
         f"{text!r} is not declared in params.yaml; there are {sorted(settings.models)}; it is not a directory, .gguf "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.runtime.errors import InputError
-from tasks.sources.fetch import FIRST_SHARD, sha256_joined, shard_names
+from tasks.sources.fetch import FIRST_SHARD, hub_errors, sha256_joined, shard_names
 
 HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -27,11 +27,10 @@ def ask_hub(repository: str, revision: str | None, *, field: str) -> HubModel:
         InputError: the hub cannot be reached, or the model or revision does not exist.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         info = HfApi().model_info(repository, revision=revision)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except hub_errors() as error:
         raise InputError(field, f"cannot ask the hub for {repository}: {error}") from None
     if not COMMIT.fullmatch(info.sha or ""):
         raise InputError(field, f"the hub gives no commit of {repository}")

@@ -154,8 +154,19 @@ def test_a_hub_id_is_pinned_to_the_commit_of_its_first_use(root, hub):
 def test_a_commit_need_not_be_asked_for(root, hub):
     assert model(root, f"a/b@{OTHER}").entry == {"source": {"kind": "hub", "id": "a/b", "revision": OTHER}}
     assert hub == []
-    with pytest.raises(InputError, match=r"^model: cannot ask the hub for a/b: no revision v9$"):
+    with pytest.raises(
+        InputError,
+        match=r"^model: a/b@v9 is no directory or file here, and cannot ask the hub for a/b: no revision v9$",
+    ):
         model(root, "a/b@v9")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(root, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(
+        InputError, match=r"^model: runs/mine is no directory or file here, and cannot ask the hub for runs"
+    ):
+        model(root, "runs/mine")
 
 
 # -- benchmarks -------------------------------------------------------------------------------------------------------

@@ -136,14 +136,14 @@ def test_the_weightsdirectory_keeps_the_types_of_the_base(tmp_path):
     base = save_tiny(tmp_path / "base")
     tiny_model("llama", torch.bfloat16).save_pretrained(base)
     for method, expected in (("wanda", {torch.bfloat16}), ("sparsegpt", {torch.bfloat16, torch.float32})):
-        pruned = load(base)
+        pruned = load(base, wide=True)
         report = prune_weights(pruned, SEQUENCES, method, 0.5)
         directory = tmp_path / method
         write_recipe(directory, pruned, report, base_sha256=sha256_directory(base), calibration=CALIBRATION)
         apply(directory / RECIPE, base, tmp_path / f"{method}-out")
         weights = load_file(tmp_path / f"{method}-out" / "model.safetensors")
         assert {tensor.dtype for tensor in weights.values()} == expected
-        assert bits(load(tmp_path / f"{method}-out").model) == bits(pruned.model)
+        assert bits(load(tmp_path / f"{method}-out", wide=True).model) == bits(pruned.model)
 
 
 def test_another_base_is_refused_and_nothing_written(tmp_path):
