@@ -22,7 +22,7 @@ WHY = {
 }
 
 
-def render(found: dict[str, Any], prompt: str) -> str:
+def render(results: dict[str, Any], prompt: str) -> str:
     """The page for the content of explanation.json; it depends on the arguments alone.
 
     Args:
@@ -31,19 +31,19 @@ def render(found: dict[str, Any], prompt: str) -> str:
     environment = templates(Path(__file__).parent)
     environment.filters |= {"visible": visible, "two": two_decimals}
     return environment.get_template("explanation.html.j2").render(
-        found=found,
+        results=results,
         prompt=prompt,
-        options=_options(found),
-        examples=[_example(example) for example in found["inputs"]["examples"]],
-        reliability=Markup(reliability_figure(found["calibration"])),
-        sentences=sentences(found),
+        options=_options(results),
+        examples=[_example(example) for example in results["inputs"]["examples"]],
+        reliability=Markup(reliability_figure(results["calibration"])),
+        sentences=sentences(results),
         why=WHY,
     )
 
 
-def sentences(found: dict[str, Any]) -> list[str]:
+def sentences(results: dict[str, Any]) -> list[str]:
     """The findings in words: the prior, the confidence, the neurons. Differences are tested at the 5 % level."""
-    return [_about_the_prior(found["bias"]), _about_confidence(found), _about_neurons(found)]
+    return [_about_the_prior(results["bias"]), _about_confidence(results), _about_neurons(results)]
 
 
 def _about_the_prior(bias: dict[str, Any]) -> str:
@@ -65,8 +65,8 @@ def _about_the_prior(bias: dict[str, Any]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _about_confidence(found: dict[str, Any]) -> str:
-    calibration = found["calibration"]
+def _about_confidence(results: dict[str, Any]) -> str:
+    calibration = results["calibration"]
     gap = calibration["pruned_minus_base"]
     text = (
         f"The calibration error is {calibration['base']['ece']:.3f} before and {calibration['pruned']['ece']:.3f} "
@@ -78,11 +78,11 @@ def _about_confidence(found: dict[str, Any]) -> str:
     return f"{text}."
 
 
-def _about_neurons(found: dict[str, Any]) -> str:
-    neurons = found["neurons"]
-    part = words.percent(round(found["pruned"] / found["width"], 3))
+def _about_neurons(results: dict[str, Any]) -> str:
+    neurons = results["neurons"]
+    part = words.percent(round(results["pruned"] / results["width"], 3))
     text = (
-        f"The {words.counted(found['pruned'], 'pruned neuron')} ({part} of the layer) hold "
+        f"The {words.counted(results['pruned'], 'pruned neuron')} ({part} of the layer) hold "
         f"{words.percent(round(neurons['share'], 3))} of its attribution"
     )
     gold = neurons["features"]["gold"]
@@ -96,9 +96,9 @@ def _about_neurons(found: dict[str, Any]) -> str:
     )
 
 
-def _options(found: dict[str, Any]) -> list[str]:
-    width = len(found["bias"]["systems"]["base"]["predicted"])
-    return [words.option_name(found["options"], i) for i in range(width)]
+def _options(results: dict[str, Any]) -> list[str]:
+    width = len(results["bias"]["systems"]["base"]["predicted"])
+    return [words.option_name(results["options"], i) for i in range(width)]
 
 
 def _example(example: dict[str, Any]) -> dict[str, Any]:

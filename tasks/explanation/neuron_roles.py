@@ -72,14 +72,14 @@ def top_activating(
     values = np.concatenate([part[:, column] for part in chosen])
     positions = [(number, position) for number, prompt in enumerate(prompts) for position in range(len(prompt))]
     seen: set[tuple[int, ...]] = set()
-    found: list[dict[str, Any]] = []
+    contexts: list[dict[str, Any]] = []
     for index in np.argsort(-np.abs(values), kind="stable"):
         number, at = positions[index]
         ids = prompts[number]
         if (prefix := tuple(ids[: at + 1])) in seen:
             continue
         seen.add(prefix)
-        found.append(
+        contexts.append(
             {
                 "token": tokenizer.decode([ids[at]]),
                 "before": tokenizer.decode(ids[max(0, at - BEFORE) : at]),
@@ -89,9 +89,9 @@ def top_activating(
                 "position": at,
             }
         )
-        if len(found) == count:
+        if len(contexts) == count:
             break
-    return found
+    return contexts
 
 
 @torch.no_grad()

@@ -178,18 +178,18 @@ def _correlations(
     }
 
 
-def _of(found: correlates.Correlation, neuron: int) -> dict[str, Any]:
-    values = {"r": found.r, "p": found.p, "q": found.q}
-    return {"n": found.n} | {name: None if of is None else float(of[neuron]) for name, of in values.items()}
+def _of(correlation: correlates.Correlation, neuron: int) -> dict[str, Any]:
+    values = {"r": correlation.r, "p": correlation.p, "q": correlation.q}
+    return {"n": correlation.n} | {name: None if of is None else float(of[neuron]) for name, of in values.items()}
 
 
-def _summary(found: correlates.Correlation, neurons: np.ndarray) -> dict[str, Any]:
-    if found.r is None or found.q is None:
+def _summary(correlation: correlates.Correlation, neurons: np.ndarray) -> dict[str, Any]:
+    if correlation.r is None or correlation.q is None:
         return {"neurons": len(neurons), "mean_size": None, "detected": None}
     return {
         "neurons": len(neurons),
-        "mean_size": float(np.abs(found.r[neurons]).mean()),
-        "detected": int((found.q[neurons] < LEVEL).sum()),
+        "mean_size": float(np.abs(correlation.r[neurons]).mean()),
+        "detected": int((correlation.q[neurons] < LEVEL).sum()),
     }
 
 

@@ -49,12 +49,12 @@ def key_of(dependency: str) -> str:
 
 def _asked_for(pipeline: Any) -> set[str]:
     """The keys of code.yaml that the stages depend on."""
-    found: set[str] = set()
+    keys: set[str] = set()
     for stage in pipeline["stages"].values():
         for param in stage.get("do", stage).get("params", ()):
             if isinstance(param, dict):
-                found.update(param.get(CODE, ()))
-    return found
+                keys.update(param.get(CODE, ()))
+    return keys
 
 
 def _hash(key: str) -> str:

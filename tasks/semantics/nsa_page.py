@@ -14,7 +14,7 @@ LEVEL = 0.05
 NAMED = 5  # words in a sentence
 
 
-def render(found: dict[str, Any]) -> str:
+def render(results: dict[str, Any]) -> str:
     """The page for the content of nsa.json; it depends on the content alone.
 
     The content is embedded as JSON without <, > and &, so that no text of a row can end its element. The page's content
@@ -27,29 +27,29 @@ def render(found: dict[str, Any]) -> str:
         templates(here)
         .get_template("nsa.html.j2")
         .render(
-            found=found,
+            results=results,
             script=Markup(script),
             digest=digest,
-            sentences=[sentence(found, name) for name in found["systems"]],
+            sentences=[sentence(results, name) for name in results["systems"]],
         )
     )
 
 
-def sentence(found: dict[str, Any], name: str) -> str:
+def sentence(results: dict[str, Any], name: str) -> str:
     """The effect of one kind of pruning on the influential words, tested at the 5 % level."""
-    test = found["systems"][name]["permutation"]
+    test = results["systems"][name]["permutation"]
     result = "detectably more than" if test["p"] < LEVEL else "not detectably more than"
     against = (
         f"{result} at random words as frequent ({words.percent(round(test['random'], 3))}, {words.p_value(test['p'])})"
         if test["exchangeable"]
         else "and no other words are as frequent, to compare them with"
     )
-    title = found["names"][name][:1].upper() + found["names"][name][1:]
+    title = results["names"][name][:1].upper() + results["names"][name][1:]
     text = (
         f"{title}: at the {words.counted(test['chosen'], 'influential word')} activations drop by "
         f"{words.percent(round(test['mean'], 3))} on average, {against}"
     ).replace("-", "−")
-    most = [word for word in found["words"] if (word["systems"][name]["lost"] or 0) > 0.5]
+    most = [word for word in results["words"] if (word["systems"][name]["lost"] or 0) > 0.5]
     most.sort(key=lambda word: (-word["systems"][name]["lost"], word["word"]))
     if not most:
         return f"{text}; no word lost most of its neurons."

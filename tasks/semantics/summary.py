@@ -75,21 +75,21 @@ def words(base: np.ndarray, pruned: Mapping[str, np.ndarray]) -> list[dict[str, 
         pruned: the same for each kind of pruning.
     """
     has = meaning.having(meaning.shares(base))
-    found: list[dict[str, Any]] = [
+    result: list[dict[str, Any]] = [
         {"neurons": int(has[:, w].sum()), "before": rounded(base[:, w].mean(1)), "systems": {}}
         for w in range(base.shape[1])
     ]
     for name, after in pruned.items():
         one = Comparison(base, after)
         lost, dropped = drops.lost(one.collapsed, has), drops.mean_drop(one.drop)
-        for w, word in enumerate(found):
+        for w, word in enumerate(result):
             word["systems"][name] = {
                 "after": rounded(after[:, w].mean(1)),
                 "drop": rounded(dropped[:, w]),
                 "collapsed": rounded(one.collapsed[:, w].mean(1)),
                 "lost": None if np.isnan(lost[w]) else brief(lost[w]),
             }
-    return found
+    return result
 
 
 def neurons(
@@ -124,13 +124,13 @@ def neurons(
             "after": {name: brief(after[layer, w, neuron]) for name, after in pruned.items()},
         }
 
-    found = []
+    result = []
     for (layer, neuron), also in sorted(wanted.items()):
         top = meaning.words_of(s, layer, neuron, WORDS_OF_A_NEURON)
         order = [*top, *sorted(also - set(top), key=lambda w: -s[layer, w, neuron])]
         entries = [of_word(layer, neuron, w) for w in order]
-        found.append({"layer": layer, "neuron": neuron, "pruned": (layer, neuron) in gone, "words": entries})
-    return found
+        result.append({"layer": layer, "neuron": neuron, "pruned": (layer, neuron) in gone, "words": entries})
+    return result
 
 
 def brief(value: float) -> float:

@@ -54,7 +54,7 @@ def word_spans(text: str) -> list[tuple[int, int]]:
     """Start and end of every word of a text, from left to right."""
     # Letters, marks and digits as "w": Python's \w omits the vowel signs of Indic scripts and Thai.
     shape = "".join("w" if unicodedata.category(character)[0] in "LMN" else character for character in text)
-    return [found.span() for found in _RUN.finditer(shape)]
+    return [match.span() for match in _RUN.finditer(shape)]
 
 
 def normalise(text: str) -> str:

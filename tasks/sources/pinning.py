@@ -29,13 +29,13 @@ def ask_hub(repository: str, revision: str | None, *, field: str) -> HubModel:
     from huggingface_hub import HfApi
 
     try:
-        found = HfApi().model_info(repository, revision=revision)
+        info = HfApi().model_info(repository, revision=revision)
     except hub_errors() as error:
         raise InputError(field, f"cannot ask the hub for {repository}: {error}") from None
-    if not COMMIT.fullmatch(found.sha or ""):
+    if not COMMIT.fullmatch(info.sha or ""):
         raise InputError(field, f"the hub gives no commit of {repository}")
-    licence = found.card_data.get("license") if found.card_data else None
-    return HubModel(str(found.sha), licence if isinstance(licence, str) else "")
+    licence = info.card_data.get("license") if info.card_data else None
+    return HubModel(str(info.sha), licence if isinstance(licence, str) else "")
 
 
 def sha256_of_gguf(path: Path, *, field: str) -> str:

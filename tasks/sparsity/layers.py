@@ -36,18 +36,18 @@ class Layers:
         names = {id(module): name for name, module in model.named_modules()}
         self.linears: list[dict[str, nn.Linear]] = []
         for layer in self.layers:
-            found = {names[id(m)]: m for m in layer.modules() if isinstance(m, nn.Linear)}
-            known = {id(linear.weight) for linear in found.values()}
+            linears = {names[id(m)]: m for m in layer.modules() if isinstance(m, nn.Linear)}
+            known = {id(linear.weight) for linear in linears.values()}
             for name, parameter in layer.named_parameters():
                 if parameter.dim() > 1 and id(parameter) not in known:
                     raise InputError(
                         "model", f"{kind}: {name} is not the weight of a linear layer; such layers are not supported"
                     )
-            self.linears.append(found)
+            self.linears.append(linears)
 
     def all_linears(self) -> dict[str, nn.Linear]:
         """The linear layers of all decoder layers by name, in the order of the layers."""
-        return {name: linear for found in self.linears for name, linear in found.items()}
+        return {name: linear for linears in self.linears for name, linear in linears.items()}
 
     @torch.no_grad()
     def walk(self, sequences: Sequence[Sequence[int]], *, products: bool) -> Iterator[tuple[int, InputStatistics]]:

@@ -31,7 +31,7 @@ def explain(cell: Cell) -> None:
     if table["id"].tolist() != predictions["id"].tolist():
         raise InputError(cell.name, "predictions.parquet has other rows than the test split; run evaluate again")
     rows = encode_rows(table, loaded.tokenizer, stack.context)
-    found = {
+    results = {
         "model": cell.model,
         "benchmark": cell.benchmark,
         "layer": recipe.layer,
@@ -45,8 +45,8 @@ def explain(cell: Cell) -> None:
         "calibration": calibration_section(predictions),
         "bias": bias_section(cell, recipe, loaded, stack, rows, predictions),
     }
-    page = render(found, cell.benchmark_spec.prompt).encode()
-    write_page(cell, "explanation.json", found, of, {"explanation.html": page})
+    page = render(results, cell.benchmark_spec.prompt).encode()
+    write_page(cell, "explanation.json", results, of, {"explanation.html": page})
 
 
 if __name__ == "__main__":

@@ -50,9 +50,9 @@ def nsa(cell: Cell) -> None:
     base = word_activations(stack, positions)
     contexts = pruned_models(cell, run, recipe, loaded, stack)
     after = {name: word_activations(stack, positions, context).mean for name, context in contexts.items()}
-    found = findings(cell, run, recipe, rows, own, examples, kept, base, after)
-    found["stability"] = stability(stack, positions.first(len(kept)))
-    _write(cell, found, of, kept, {"a": base.mean} | {f"a_{name}": values for name, values in after.items()})
+    results = findings(cell, run, recipe, rows, own, examples, kept, base, after)
+    results["stability"] = stability(stack, positions.first(len(kept)))
+    _write(cell, results, of, kept, {"a": base.mean} | {f"a_{name}": values for name, values in after.items()})
     journal.remove()
 
 
@@ -68,19 +68,19 @@ def _inputs(cell: Cell, run: NsaRun) -> list[Any]:
 
 
 def _write(
-    cell: Cell, found: dict[str, Any], of: dict[str, str], kept: list[str], activations: dict[str, np.ndarray]
+    cell: Cell, results: dict[str, Any], of: dict[str, str], kept: list[str], activations: dict[str, np.ndarray]
 ) -> None:
     header = {
         "words": kept,
         "model_sha256": recorded_hash(cell.model_dir),
         "samples_sha256": of[cell.samples.name],
         "pruned_sha256": of[cell.pruned.name],
-        "rows": found["rows"],
+        "rows": results["rows"],
     }
     tensors = {name: np.ascontiguousarray(values[:, : len(kept)]) for name, values in activations.items()}
     # One key, since the order of several keys is not fixed and the bytes must not change from run to run.
     saved = save(tensors, metadata={"header": json.dumps(header, sort_keys=True)})
-    write_page(cell, "nsa.json", found, of, {"nsa.safetensors": saved, "nsa.html": render(found).encode()})
+    write_page(cell, "nsa.json", results, of, {"nsa.safetensors": saved, "nsa.html": render(results).encode()})
 
 
 if __name__ == "__main__":

@@ -35,11 +35,11 @@ class Outcome:
     exact: npt.NDArray[np.bool_]
 
     def summary(self) -> dict[str, float]:
-        n, found = len(self.right), {}
+        n, values = len(self.right), {}
         for name, hits in (("accuracy", self.right), ("acc_norm", self.normed), ("exact_match", self.exact)):
-            found[name] = float(hits.mean())
-            found[f"{name}_stderr"] = standard_error(found[name], n)
-        return found
+            values[name] = float(hits.mean())
+            values[f"{name}_stderr"] = standard_error(values[name], n)
+        return values
 
 
 def rows_for(wanted: str | None, settings: Settings, root: Path, limit: int | None) -> tuple[str, pd.DataFrame]:
@@ -47,12 +47,17 @@ def rows_for(wanted: str | None, settings: Settings, root: Path, limit: int | No
     text = wanted or next(iter(settings.pipeline.benchmarks), None)
     if text is None:
         raise InputError("benchmark", "is missing: the model does not say for which it was made; name one")
-    found = wanted_benchmark(text, settings, root)
-    spec = spec_of(found, settings)
-    stored = root / "data" / "benchmarks" / found.name / "test.parquet"
-    if found.entry is None and not found.pins and found.name in settings.pipeline.benchmarks and stored.is_file():
-        return found.name, read_split(stored, limit or spec.limits.test)
-    return found.name, prepare(found.name, spec, root).test.head(limit or spec.limits.test)
+    benchmark = wanted_benchmark(text, settings, root)
+    spec = spec_of(benchmark, settings)
+    stored = root / "data" / "benchmarks" / benchmark.name / "test.parquet"
+    if (
+        benchmark.entry is None
+        and not benchmark.pins
+        and benchmark.name in settings.pipeline.benchmarks
+        and stored.is_file()
+    ):
+        return benchmark.name, read_split(stored, limit or spec.limits.test)
+    return benchmark.name, prepare(benchmark.name, spec, root).test.head(limit or spec.limits.test)
 
 
 def compare(sides: Sides, table: pd.DataFrame) -> dict[str, Any]:
@@ -81,14 +86,14 @@ def compare(sides: Sides, table: pd.DataFrame) -> dict[str, Any]:
         stack = DecoderStack(loaded.model)
         rows = encode_rows(table, loaded.tokenizer, stack.context, warn=sides.base is None)
         systems["model"] = _outcome(loaded, rows, answers_unedited(stack, rows.encoded), 0)
-    found: dict[str, Any] = {"n": len(table), "systems": {name: one.summary() for name, one in systems.items()}}
+    results: dict[str, Any] = {"n": len(table), "systems": {name: one.summary() for name, one in systems.items()}}
     if "base" in systems:
         pairs = {"accuracy": "right", "acc_norm": "normed", "exact_match": "exact"}
-        found["model_vs_base"] = {
+        results["model_vs_base"] = {
             name: mcnemar(getattr(systems["model"], field), getattr(systems["base"], field))
             for name, field in pairs.items()
         }
-    return found
+    return results
 
 
 def _outcome(loaded: Loaded, rows: Rows, answers: Answers, which: int) -> Outcome:
@@ -108,12 +113,12 @@ def main(arguments: argparse.Namespace, root: Path) -> None:
     settings = load_settings(root)
     sides = find_sides(arguments.model, arguments.base, settings, root)
     name, table = rows_for(arguments.benchmark or sides.benchmark, settings, root, arguments.limit)
-    found = compare(sides, table) | {
+    results = compare(sides, table) | {
         "model": sides.name,
         "base": None if sides.base is None else str(sides.base).removeprefix(f"{root}/"),
         "benchmark": name,
     }
-    write_json(arguments.out, found)
+    write_json(arguments.out, results)
 
 
 if __name__ == "__main__":

@@ -102,17 +102,17 @@ def transfer(context: StudyContext) -> list[Record]:
     Raises:
         InputError: the cell has no transfer check.
     """
-    found = read_json(context.cell.transfer)
-    if not found["n"]:
+    check = read_json(context.cell.transfer)
+    if not check["n"]:
         raise InputError(f"benchmarks.{context.cell.benchmark}.limits.transfer", "is 0: the cell has no transfer check")
-    n, rho = found["n"], found["spearman"]
+    n, rho = check["n"], check["spearman"]
     ranks = {
-        "Spearman": "flat" if rho is None else f"{rho:.2f} (p = {found['spearman_p']:.2g})",
-        "percentile": f"{found['percentile']:.0f} %",
+        "Spearman": "flat" if rho is None else f"{rho:.2f} (p = {check['spearman_p']:.2g})",
+        "percentile": f"{check['percentile']:.0f} %",
     }
-    records = [Record("unpruned", found["base_accuracy"], standard_error(found["base_accuracy"], n), n)]
+    records = [Record("unpruned", check["base_accuracy"], standard_error(check["base_accuracy"], n), n)]
     for label, key, more in (("chosen on the examples", "chosen", ranks), ("best on the test rows", "best", {})):
-        pair = found[key]
+        pair = check[key]
         more = {"layer": pair["layer"], "fraction": pair["fraction"]} | more
         records.append(Record(label, pair["accuracy"], standard_error(pair["accuracy"], n), n, more=more))
     return records
