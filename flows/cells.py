@@ -18,7 +18,7 @@ from filelock import FileLock
 from tasks.pipeline import library
 from tasks.pipeline.errors import InputError
 from tasks.pipeline.files import write_text
-from tasks.pipeline.settings import PARAMS, ListedCell, Settings, load_settings, parse_settings
+from tasks.pipeline.settings import PARAMS, ListedCell, Settings, in_file, load_settings, parse_settings
 from tasks.pipeline.sources import existing
 
 
@@ -109,6 +109,7 @@ def declare(root: Path, benchmark: str, *, model: str | None, data: str | None) 
         InputError: `data` is given for a benchmark that is declared already, or its rows cannot be had so.
     """
     settings = load_settings(root)
+    model = model and in_file(model)
     if benchmark in settings.benchmarks:
         if data is not None:
             raise InputError("data", f"benchmarks.{benchmark} is in params.yaml already; say there where its files are")

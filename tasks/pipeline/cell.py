@@ -6,7 +6,7 @@ from pathlib import Path
 from tasks.pipeline import library
 from tasks.pipeline.declared import BenchmarkSpec, ModelSpec
 from tasks.pipeline.errors import InputError
-from tasks.pipeline.settings import Settings, load_settings
+from tasks.pipeline.settings import Settings, in_file, load_settings
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,15 @@ def open_cell(model: str | None = None, benchmark: str | None = None, root: Path
     """The named cell of the project in `root` (default: the working directory).
 
     Without names, the first of `pipeline.cells`; with one of them, the first that has it. A model or benchmark without
-    a cell gets the other name from the first cell there is, or else the first name there is.
+    a cell gets the other name from the first cell there is, or else the first name there is. A dot in a name stands for
+    the _ that params.yaml has there.
 
     Raises:
         InputError: params.yaml is wrong, a name is not declared in it, or there are neither names nor cells.
     """
     root = root or Path.cwd()
     settings = load_settings(root)
+    model, benchmark = (name and in_file(name) for name in (model, benchmark))
     if not model or not benchmark:
         pipeline = settings.pipeline
         cells = [
