@@ -165,18 +165,29 @@ class _ByRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        return torch.cat([linear(x, part.float()) for part in torch.split(weight, ROWS)], dim=-1)
+        room = _room(weight)
+        return torch.cat([linear(x, _wide(part, room)) for part in torch.split(weight, ROWS)], dim=-1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
+        room = _room(weight)
         parts = zip(torch.split(gradient, ROWS, dim=-1), torch.split(weight, ROWS), strict=True)
         total: Tensor | None = None
         for by, part in parts:
-            product = linear(by.contiguous(), part.float().t())
+            product = linear(by.contiguous(), _wide(part, room).t())
             total = product if total is None else total + product
         assert total is not None
         return total, None
+
+
+def _room(weight: Tensor) -> Tensor | None:
+    """Memory for some rows in float32, one after the other; None where they are."""
+    return None if weight.dtype == torch.float32 else weight.new_empty(ROWS, weight.shape[1], dtype=torch.float32)
+
+
+def _wide(part: Tensor, room: Tensor | None) -> Tensor:
+    return part if room is None else room[: len(part)].copy_(part)
 
 
 class _InPieces(torch.autograd.Function):

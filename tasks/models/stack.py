@@ -124,7 +124,7 @@ class DecoderStack:
 
     def turn(self, index: int) -> AbstractContextManager[None]:
         """The context in which the matrices of a layer can be multiplied with: see `tasks.models.stored`."""
-        return self._units[index].used(as_stored=self._in_pieces)
+        return self._units[index].used(as_stored=self._in_pieces, again=True)
 
     def width(self, projection: Projection) -> int:
         """How many neurons (rows) a projection has: d_ff, or d_model for down_proj."""

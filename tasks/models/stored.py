@@ -32,9 +32,9 @@ class Wide(nn.Parameter):
     module: nn.Module
 
     @staticmethod
-    def of(module: nn.Module) -> "Wide":
+    def of(module: nn.Module, room: Tensor | None = None) -> "Wide":
         stored: Any = module.weight
-        found = Wide(stored.float(), requires_grad=False)
+        found = Wide(stored.float() if room is None else room.copy_(stored), requires_grad=False)
         found.stored, found.module = stored, module
         return found
 
@@ -55,24 +55,40 @@ class Unit:
         return bool(self._narrow)
 
     @contextmanager
-    def used(self, *, as_stored: bool = False) -> Iterator[None]:
+    def used(self, *, as_stored: bool = False, again: bool = False) -> Iterator[None]:
         """Widens the matrices for the body; inside another use of this unit, nothing changes.
 
         Args:
             as_stored: leave matrices in bfloat16, for products that take them.
+            again: let the next unit have the memory of the widened ones: fresh memory costs as much time as widening.
+                Nothing may keep them, as the graph of plain products does.
         """
         widened: list[nn.Linear] = []
         if not self._users:
             widened = [m for m in self._narrow if not (as_stored and m.weight.dtype == torch.bfloat16)]
         for module in widened:
-            module._parameters["weight"] = Wide.of(module)
+            module._parameters["weight"] = Wide.of(module, _room(module.weight) if again else None)
         self._users += 1
         try:
             yield
         finally:
             self._users -= 1
             for module in widened:
+                if again:
+                    _rooms.setdefault(_kind(module.weight), []).append(module.weight.data)
                 module._parameters["weight"] = stored_of(module.weight)  # type: ignore[assignment]
+
+
+_rooms: dict[tuple[torch.Size, torch.device], list[Tensor]] = {}  # memory that the next widened matrix may have
+
+
+def _kind(weight: Tensor) -> tuple[torch.Size, torch.device]:
+    return weight.shape, weight.device
+
+
+def _room(weight: Tensor) -> Tensor:
+    free = _rooms.get(_kind(weight))
+    return free.pop() if free else torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
 
 
 def keep_as_stored(model: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tasks.benchmarks import library
 from tasks.benchmarks.benchmark_spec import BenchmarkSpec
 from tasks.models.model_spec import ModelSpec
-from tasks.pipeline.settings import Settings, load_settings
+from tasks.pipeline.settings import Settings, in_file, load_settings
 from tasks.runtime.errors import InputError
 
 
@@ -119,7 +119,8 @@ def open_cell(model: str | None = None, benchmark: str | None = None, root: Path
     """The cell of a model and a benchmark in the project in `root` (default: the working directory).
 
     Without names, it is the first of `pipeline.cells`; with one name, the first cell with that name. If no cell has it,
-    the other name is that of the first cell, or the first declared name.
+    the other name is that of the first cell, or the first declared name. A dot in a name is read as the
+    `_` of params.yaml.
 
     Raises:
         InputError: params.yaml is wrong, a name is not declared in it, or there are neither names nor cells.
@@ -131,6 +132,7 @@ def open_cell(model: str | None = None, benchmark: str | None = None, root: Path
     """
     root = root or Path.cwd()
     settings = load_settings(root)
+    model, benchmark = (name and in_file(name) for name in (model, benchmark))
     if not model or not benchmark:
         pipeline = settings.pipeline
         cells = [

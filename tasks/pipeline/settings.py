@@ -105,6 +105,11 @@ class Pipeline(Strict):
         ]
 
 
+def in_file(name: str) -> str:
+    """How a name of a model or benchmark is written in params.yaml: with _ for every dot."""
+    return name.replace(".", "_")
+
+
 class Settings(Strict):
     """All of params.yaml."""
 
@@ -126,6 +131,11 @@ class Settings(Strict):
         for section in ("models", "benchmarks"):
             declared = getattr(self, section)
             for name in declared:
+                if "." in name:
+                    raise ValueError(
+                        f"{section}.{name}: DVC would read what follows a dot as a field; write {in_file(name)} "
+                        "(commands take either)"
+                    )
                 if not NAME.fullmatch(name):
                     raise ValueError(f"{section}.{name}: a name has letters, digits, - and _ only")
             named = {"pipeline": getattr(self.pipeline, section)}

@@ -12,7 +12,7 @@ from typing import Any
 
 from tasks.benchmarks import library
 from tasks.benchmarks.benchmark_spec import BenchmarkSpec, SplitRows
-from tasks.pipeline.settings import Settings
+from tasks.pipeline.settings import Settings, in_file
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import existing_path, sha256_file
 from tasks.sources.fetch import FIRST_SHARD
@@ -50,8 +50,8 @@ def wanted_model(text: str, settings: Settings, root: Path, taken: Collection[st
     Raises:
         InputError: it does not exist or is not a model.
     """
-    if text in settings.models:
-        return Wanted(text)
+    if in_file(text) in settings.models:
+        return Wanted(in_file(text))
     path = root / Path(text).expanduser()
     if path.exists() or _is_a_path(text, (".gguf",)):
         return _local_model(text, settings, root, taken)

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from flows import cli
 from flows.cells import list_cell
 from flows.declaring import Asked, declare
-from flows.plan import forward_passes, make_plan
+from flows.plan import forward_passes, held, make_plan
 from flows.results import read_result
 from flows.stages import StepFailed, stages_of
 from tasks.benchmarks.table import read_split
@@ -375,6 +375,23 @@ def test_the_estimate_uses_the_timings_of_this_machine(project: Path) -> None:
     assert made["search@tiny-reviews"].seconds == pytest.approx(303.0)
     assert made["data@reviews"].seconds == 7.0
     assert list(made) == [*stages_of("tiny", "reviews"), "register"]
+
+
+def test_the_plan_says_what_is_held_where(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell_project(project)
+    cell = open_cell(root=project)
+    size = {
+        "num_hidden_layers": 28, "hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12,
+        "num_key_value_heads": 2, "vocab_size": 151936,
+    }  # fmt: skip
+    write_text(cell.model_dir / "model.safetensors", "x" * 3000)
+    assert held(cell, size) == (
+        "weights of 3e-06 GB mapped from the disk, a layer of 0.19 GB in float32 at a time, at most 2 GB of activations"
+    )
+    monkeypatch.setenv("DSM_MEMORY", "2.5e9")
+    assert held(cell, size).endswith("at most 2.5e9 bytes in all (DSM_MEMORY)")
+    monkeypatch.setenv("DSM_DEVICE", "cuda")
+    assert "on the GPU" in held(cell, size)
 
 
 def test_plan_of_a_cell_that_is_not_in_the_pipeline_yet(project: Path) -> None:

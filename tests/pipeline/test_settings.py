@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tasks.benchmarks.benchmark_spec import HeldOut
+from tasks.pipeline.cell import open_cell
 from tasks.pipeline.settings import load_settings, parse_settings
 from tasks.runtime.errors import InputError
 from tests.cells import settings
@@ -197,3 +198,15 @@ def test_not_text(tmp_path):
     (tmp_path / "params.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"params.yaml: not UTF-8 text"):
         load_settings(tmp_path)
+
+
+def test_a_dot_in_a_name_is_an_underscore_in_the_file(tmp_path):
+    refused(
+        lambda params: params["models"].update({"qwen2.5": params["models"]["tiny"]}),
+        "models.qwen2.5: DVC would read what follows a dot as a field; write qwen2_5 (commands take either)",
+    )
+    params = settings()
+    params["models"]["qwen2_5"] = params["models"]["tiny"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    assert open_cell("qwen2.5", "reviews", tmp_path) == open_cell("qwen2_5", "reviews", tmp_path)
+    assert open_cell("qwen2.5", "reviews", tmp_path).model == "qwen2_5"
