@@ -1,4 +1,4 @@
-"""Puts the evidence about a cell into one HTML file that needs nothing but itself."""
+"""The report of a cell: one HTML file that loads nothing else."""
 
 import itertools
 from typing import Any
@@ -18,8 +18,8 @@ from tasks.method.strategies import STRATEGIES, Replayed
 from tasks.pipeline.cell import Cell
 from tasks.runtime.files import sha256_file
 
-FLIPS_SHOWN = 100  # per direction; the rest stands in predictions.parquet
-LONG = 280  # characters of a row's text from which it is folded
+FLIPS_SHOWN = 100  # per direction; predictions.parquet has the rest
+LONG = 280  # a row's text with more characters is folded
 SECTIONS = {
     "results": "Results",
     "choice": "What was pruned, and why",
@@ -35,10 +35,10 @@ SECTIONS = {
 
 
 def render(cell: Cell) -> str:
-    """report.html of a cell whose other files are finished. Equal files and settings give equal text.
+    """The text of report.html, for a cell with all other files. Equal files and settings give equal text.
 
     Raises:
-        InputError: a file of the cell is not there.
+        InputError: a file of the cell is missing.
     """
     evidence = read_evidence(cell)
     return templates().get_template("report.html.j2").render(_context(cell, evidence))
@@ -101,13 +101,13 @@ def _context(cell: Cell, evidence: Evidence) -> dict[str, Any]:
 
 
 def _common_start(texts: list[str]) -> str:
-    first, last = min(texts), max(texts)  # whatever these two share, the texts between them in order share too
+    first, last = min(texts), max(texts)  # what the first and the last in order share, all share
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     return "".join(character for character, _ in same)
 
 
 def _varying(prompts: list[str]) -> Any:
-    """A function that cuts from a prompt what all of them share at both ends: the template, which is shown once."""
+    """A function that removes from a prompt the start and end that all prompts share: the template, shown once."""
     head = _common_start(prompts)
     tail = _common_start([prompt[::-1] for prompt in prompts])[::-1]
     head = head[: head.rfind("\n") + 1]  # whole lines only: two rows may begin with the same word
@@ -164,9 +164,9 @@ def _margin_spearman(evidence: Evidence) -> float | None:
 
 
 def _strategies(evidence: Evidence, fractions: list[float]) -> list[dict[str, Any]]:
-    """What the cheaper searches would have chosen, where the grid has every pair; else nothing.
+    """What the cheaper searches would have chosen; empty if the grid does not have every pair.
 
-    Regret is the accuracy of the exhaustive search's choice minus that of theirs.
+    Regret is the accuracy of the pair that the exhaustive search chose, minus that of the pair that this search chose.
     """
     scores, grid = evidence.scores.ranked, evidence.grid
     if len(grid) < 1 + len(scores) * len(fractions):
@@ -190,7 +190,7 @@ def _strategies(evidence: Evidence, fractions: list[float]) -> list[dict[str, An
 
 
 def _layers(evidence: Evidence) -> list[dict[str, Any]]:
-    """What the completeness figure shows, as rows of a table."""
+    """The data of the completeness figure as rows of a table."""
     scores = evidence.scores
     return [
         {

@@ -1,7 +1,7 @@
 """The figures of a cell as SVG text.
 
-The same data give the same bytes. Ink and lines are CSS variables with a fallback and colour maps fade to
-transparent, so a figure reads on a light and on a dark page, and by itself.
+The same data give the same bytes. Colours of text and lines are CSS variables with a fallback, and colour maps fade to
+transparent, so that a figure is readable on light and dark pages and as a file of its own.
 """
 
 from typing import Any
@@ -21,17 +21,18 @@ from tasks.evidence.style import ACCENT, INK, LINE, MUTED, STYLE, WARN, svg
 from tasks.evidence.verdict import measured
 from tasks.method.scores import Scores
 
-_LOW, _HIGH = "#d9650f", "#3b7cf0"  # orange and blue: told apart by every common colour vision, on white and on black
+_LOW, _HIGH = "#d9650f", "#3b7cf0"  # orange and blue are distinct with colour blindness, on white and on black
 _DIVERGING = LinearSegmentedColormap.from_list(
     "diverging", [(0.0, to_rgba(_LOW, 1)), (0.5, to_rgba(_LOW, 0)), (0.5, to_rgba(_HIGH, 0)), (1.0, to_rgba(_HIGH, 1))]
 )
-WIDTH = 4.0  # inches: on a phone as wide as the page, with text of its size
-_BINS = 192  # columns of the score map: more than these a screen does not show
+WIDTH = 4.0  # inches; the width of a phone's page, at which text has its own size
+_BINS = 192  # columns of the score map; a screen does not show more
 
 
 def figures(evidence: Evidence) -> dict[str, str]:
-    """Every figure of a cell by name; those of the transfer check only where there was one, and the one of
-    completeness only where every layer has a gap.
+    """Every figure of a cell by name.
+
+    Figures of the transfer check are included if it was run, that of completeness if every layer has a gap.
     """
     layer, fraction = int(evidence.pruned["layer"]), float(evidence.pruned["fraction"])
     chosen = (layer, fraction)
@@ -110,7 +111,7 @@ def grid_figure(
 ) -> str:
     """Layers x fractions, coloured by the difference from the unpruned model (the row with layer -1).
 
-    Pairs that a cheaper search did not look at stay blank.
+    Pairs that a cheaper search did not evaluate stay blank.
 
     Args:
         grid: the columns of grid.parquet.
@@ -151,7 +152,7 @@ def grid_figure(
 
 
 def scores_figure(scores: Scores, *, layer: int, pruned: int) -> str:
-    """Scores, every layer sorted from its highest to its lowest neuron; the pruned ones outlined.
+    """Scores of every layer, sorted from the highest to the lowest; the pruned neurons are outlined.
 
     Wide layers are averaged over neighbours in that order, into at most 192 columns.
     """
@@ -222,9 +223,9 @@ def transfer_figure(grid: pd.DataFrame, transfer_grid: pd.DataFrame, value: str,
 def _scatter(axes: Axes, both: pd.DataFrame, value: str, chosen: tuple[int, float]) -> None:
     x, y = f"{value}_adaptation", f"{value}_test"
     pairs = both[both["layer"] >= 0]
-    # Ten rows give eleven levels: most pairs lie on each other, and only the area shows it.
+    # Ten rows give eleven accuracies, so most pairs coincide; the area shows how many.
     points = pairs.round({x: 9, y: 9}).groupby([x, y]).size().reset_index(name="count")
-    for count in sorted(set(points["count"])):  # plot, not scatter: that repeats the marker's outline per point
+    for count in sorted(set(points["count"])):  # not scatter, which repeats the marker's outline for every point
         same = points[points["count"] == count]
         axes.plot(same[x], same[y], "o", ms=4 * count**0.5, color=_HIGH, alpha=0.55, mew=0)
     base = both[both["layer"] < 0].iloc[0]

@@ -13,7 +13,7 @@ from tasks.runtime.files import read_json, read_jsonl
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known about one cell. The frames and dictionaries are those of the cell's files."""
+    """The contents of one cell's files."""
 
     samples: list[dict[str, Any]]
     scores: Scores
@@ -26,15 +26,15 @@ class Evidence:
 
     @property
     def has_transfer(self) -> bool:
-        """False when limits.transfer is 0."""
+        """False if limits.transfer is 0."""
         return bool(self.transfer["n"])
 
 
 def read_evidence(cell: Cell) -> Evidence:
-    """All files of a cell that `transfer` has finished.
+    """Reads all files of a cell for which the step `transfer` has finished.
 
     Raises:
-        InputError: one of them is not there.
+        InputError: a file is missing.
     """
     paths = (cell.samples, cell.scores, cell.grid, cell.pruned, cell.predictions)
     for path in (*paths, cell.evaluation, cell.transfer_grid, cell.transfer):

@@ -21,17 +21,18 @@ p: exact McNemar test against the unpruned model on the same rows. A table marke
 authors of a paper, on other models: compare the shape, not the numbers."""
 
 OTHER = "of no family"
-BY_FAMILY = """The mean accuracy over the calibration sets and, behind it, the spread: the largest less the smallest.
-Without a spread: one set only, or none. The families are those of 2503.01542."""
+BY_FAMILY = """The mean accuracy over the calibration sets, followed by the spread: the largest minus the smallest.
+There is no spread where there is one set or none. The families are those of 2503.01542."""
 
 
 def write_page(root: Path, settings: Settings, page: Path) -> int:
-    """Writes the page and, in a directory of its name beside it, the plots.
+    """Writes the page, and the plots into a directory with the page's name beside it.
 
-    A reading belongs to the result whose records had its hash; under another result it is left out, and that is said.
+    A reading (a person's comment on a result) carries the hash of the records it is about. If the result has changed
+    since, the page says that there is no reading of it.
 
     Returns:
-        How many results are on it.
+        The number of results on the page.
 
     Raises:
         InputError: there is no result yet, the page that is there has results that this project does not have, or a
@@ -115,7 +116,7 @@ def _reading(key: str, of: str, readings: dict[str, Any]) -> list[str]:
 
 
 def fingerprint(result: dict[str, Any]) -> str:
-    """The first digits of a hash of the values of a result: not of its seconds."""
+    """The first digits of a hash over the values of a result, without its seconds."""
     return sha256_json([[record["label"], record["value"]] for record in result["records"]])[:8]
 
 
@@ -124,7 +125,7 @@ def by_family(results: list[dict[str, Any]], families: dict[str, list[str]]) -> 
 
     Args:
         results: of one model or several, each on one benchmark.
-        families: names of benchmarks, or what they begin with in front of a hyphen.
+        families: for each family, names of benchmarks or their part before a hyphen.
     """
     columns = sorted(
         ((_family(r["benchmark"], families), r) for r in results), key=lambda c: [*families, OTHER].index(c[0])
@@ -146,7 +147,7 @@ def by_family(results: list[dict[str, Any]], families: dict[str, list[str]]) -> 
 
 
 def _family(benchmark: str, families: dict[str, list[str]]) -> str:
-    """The first family that the benchmark is of; the benchmarks of a user may be of none."""
+    """The first family that has the benchmark; a user's own benchmark may have none."""
     for family, names in families.items():
         if any(benchmark == name or benchmark.startswith(f"{name}-") for name in names):
             return family
@@ -161,7 +162,7 @@ def _mean(values: list[float]) -> str:
 
 
 def _meanings(root: Path, settings: Settings, readings: dict[str, Any]) -> tuple[list[str], int]:
-    """The cells whose neuron semantic attribution is there, and how many they are."""
+    """The blocks of the cells that have a neuron semantic attribution, and the number of these cells."""
     blocks: list[str] = []
     count = 0
     for run in settings.nsa.values():
@@ -184,7 +185,7 @@ def _meanings(root: Path, settings: Settings, readings: dict[str, Any]) -> tuple
 
 
 def meanings_table(found: dict[str, Any]) -> list[list[str]]:
-    """Of nsa.json: the mean drop of each way of pruning, its permutation test, and what collapsed."""
+    """The table of nsa.json: for each way of pruning the mean drop, its permutation test, and the collapsed pairs."""
     rows = [["", "mean drop, influential words", "random words", "p (permutation)", "collapsed pairs", "polysemantic"]]
     rows.append(["unpruned", "", "", "", "", str(sum(found["polysemantic"]))])
     for name, system in found["systems"].items():

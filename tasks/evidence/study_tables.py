@@ -37,14 +37,14 @@ def _shown(value: Any) -> str:
 
 
 def markdown(rows: list[list[str]]) -> str:
-    """Rows of text as a table of a page; the first row is its header."""
+    """Rows of text as a Markdown table; the first row is the header."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = [cells[0], ["---"] + ["---:"] * (len(cells[0]) - 1), *cells[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def plot(result: dict[str, Any], *, x: str) -> str:
-    """Values with one standard error: against a numeric axis that `x` names, else one below the other."""
+    """Values with one standard error: over a numeric axis named `x`, or as a list if `x` is empty."""
     records = [record for record in result["records"] if record["value"] is not None]
     with matplotlib.style.context(["default", STYLE]):
         numeric = bool(x) and all(record["x"] is not None for record in records)

@@ -1,7 +1,7 @@
-"""The look of all figures, and how one becomes SVG text.
+"""The style of all figures, and their conversion to SVG text.
 
-The same data give the same bytes. Ink and lines are CSS variables with a fallback, so a figure reads on a light and on
-a dark page, and by itself.
+The same data give the same bytes. Colours of text and lines are CSS variables with a fallback, so that a figure is
+readable on light and dark pages and as a file of its own.
 """
 
 import io
@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-# Stand-ins that occur nowhere else, replaced by the page's own colours in the SVG text.
+# Placeholder colours, which `svg` replaces with the variables of the page.
 INK, MUTED, LINE, SURFACE, ACCENT, WARN = (f"#01020{i}" for i in range(6))
 _VARIABLES = {
     INK: "var(--ink, #1c2128)",
@@ -47,7 +47,7 @@ STYLE: dict[str, Any] = {
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element: no date, no prolog, identifiers and colours of its own page."""
+    """The figure as an <svg> element, without date and prolog; `name` makes its identifiers unique on the page."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-ALPHA = 0.05  # level below which a difference counts as detected
-STRONG_PRIOR = 0.8  # share of rows with the same answer from which a model is said to lean on one option
+ALPHA = 0.05  # a difference with a smaller p counts as detected
+STRONG_PRIOR = 0.8  # a model that gives one answer on this share of the rows or more gets a note
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ _COMPANY = {
 
 
 def method_name(header: dict[str, Any]) -> str:
-    """How the scores were computed, from their header."""
+    """The name of the method that computed the scores, from their header."""
     name = str(header.get("method", "integrated_gradients"))
     return _METHODS.get(name, name)
 
 
 def meaning(header: dict[str, Any]) -> str:
-    """What a neuron's score is, from the header of the scores: the beginning of a sentence about the examples."""
+    """What a neuron's score is, as sentences, from the header of the scores."""
     method, path = header.get("method"), header.get("path", "layer")
     projection = header.get("projection", "gate_proj").removesuffix("_proj")
     target = _TARGETS.get(header.get("target", ""), _TARGETS["max_logit"])
@@ -75,7 +75,7 @@ def meaning(header: dict[str, Any]) -> str:
 
 
 def signed(value: float) -> str:
-    """Three decimals with a sign; a true minus, and no sign on zero."""
+    """Three decimals with a plus or a minus sign (U+2212); no sign on zero."""
     text = f"{abs(value):.3f}"
     if float(text) == 0:
         return text
@@ -88,7 +88,7 @@ def p_value(p: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    """`10 %`; a decimal only where it is needed."""
+    """`10 %` or `12.5 %`."""
     return f"{100 * fraction:.4g} %"
 
 
@@ -195,12 +195,12 @@ def _control(name: str, evaluation: dict[str, Any]) -> str:
 
 
 def option_name(options: list[str] | None, index: int) -> str:
-    """The option as the model sees it, without the space around it; its number where options differ by row."""
+    """The option without surrounding spaces; its number if options differ by row (`options` is None)."""
     return f"option {index + 1}" if options is None else options[index].strip()
 
 
 def notes(evaluation: dict[str, Any]) -> list[str]:
-    """What a reader of the accuracies must know: leanings toward one option, and the majority answer."""
+    """Warnings about the accuracies: a model that mostly gives one answer, and a better constant answer."""
     options, n = evaluation["options"], evaluation["n"]
     gold = [sum(row) for row in evaluation["systems"]["base"]["confusion"]]
     most = max(range(len(gold)), key=gold.__getitem__)

@@ -21,7 +21,7 @@ from tasks.tracking.model_card import model_card, row_place
 
 
 def export(cell: Cell, out: Path) -> None:
-    """Writes the cell's pruned model to `out`: safetensors, tokenizer, model card with the evidence, recipe.
+    """Writes the cell's pruned model to `out`: safetensors, tokenizer, model card and recipe.
 
     Raises:
         InputError: the cell has no pruned.json yet, or `out` exists.

@@ -16,10 +16,10 @@ VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 NOTE_LIMIT = 15_000  # characters; MLflow takes 20,000 in a tag
 # The columns of the saved view, and how wide they are in pixels.
 COLUMNS = {
-    "params.`model`": 190, "params.`benchmark`": 140, "metrics.`n`": 60,
-    "metrics.`accuracy_base`": 125, "metrics.`accuracy_pruned`": 140, "metrics.`p_value`": 85,
-    "metrics.`exact_match_base`": 150, "metrics.`exact_match_pruned`": 165, "metrics.`exact_match_p_value`": 165,
-    "metrics.`accuracy_random`": 145, "params.`pruned.layer`": 110, "params.`pruned.fraction`": 130,
+    "params.`benchmark`": 120, "metrics.`accuracy_base`": 115, "metrics.`accuracy_pruned`": 130,
+    "metrics.`exact_match_base`": 140, "metrics.`exact_match_pruned`": 155, "metrics.`p_value`": 80,
+    "metrics.`exact_match_p_value`": 160, "metrics.`n`": 60, "metrics.`accuracy_random`": 130,
+    "params.`model`": 190, "params.`pruned.layer`": 110, "params.`pruned.fraction`": 130,
 }  # fmt: skip
 
 

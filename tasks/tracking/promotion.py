@@ -32,19 +32,22 @@ from tasks.tracking.store import (
     store,
 )
 
-JUDGED = "judged"  # the tag of a version that says what it was judged against
-REASON = "reason"  # the tag of a version that says what came of it
-JUDGEMENT = "judgement."  # tags of a registered model: one for each comparison of a version on the same test rows
-MISSING = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code for what it does not have
-CHECKED = 8  # rows that a version must answer as written before a person's choice becomes champion
+JUDGED = "judged"  # tag of a version: hash of what it was judged against
+REASON = "reason"  # tag of a version: the outcome and why
+JUDGEMENT = "judgement."  # prefix of the tags of a registered model, one for each judgement on the same test rows
+MISSING = "RESOURCE_DOES_NOT_EXIST"  # MLflow's error code for something that does not exist
+CHECKED = 8  # rows on which a version must agree with its predictions before a person's choice becomes champion
 
 Right = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the challenger is promoted, why in words, the paired tests (of `mcnemar`) that the words rest on, and
-    the level below which their p counts as a difference found; None where nothing could be compared.
+    """Whether the challenger is promoted, and why.
+
+    Attributes:
+        versus_base, versus_champion: the paired tests, as `mcnemar` returns them; empty or None without a comparison.
+        level: a test with a smaller p counts as a detected difference; None if nothing could be compared.
     """
 
     promoted: bool
@@ -110,7 +113,7 @@ def _numbers(comparison: dict[str, Any]) -> str:
 
 
 def judge(cell: Cell) -> None:
-    """Compares the cell's challenger with its champion, writes down what was decided, and moves `champion` last.
+    """Compares the cell's challenger with its champion, records the decision, and moves `champion` at the end.
 
     Raises:
         InputError: nothing is registered, a registered version does not answer as predictions.parquet says, or one
@@ -142,7 +145,7 @@ def _judged(client: Any, cell: Cell, version: int, champion: int | None) -> str:
     try:
         if champion is not None:
             right["champion"] = _right(probabilities(cell.name, champion, rows, options), rows)
-    except OtherOptions as error:  # there is no row to compare them on
+    except OtherOptions as error:  # they have no row in common
         decision = Decision(False, f"cannot be compared: {error}", {}, None, None)
     else:
         judgement = _judgement(client, cell, f"{version}.{key[:16]}")
@@ -159,7 +162,8 @@ def _judged(client: Any, cell: Cell, version: int, champion: int | None) -> str:
 def _judgement(client: Any, cell: Cell, name: str) -> int:
     """The number of this judgement among all on the same test rows (prompts and gold options), from 1.
 
-    It goes on record before the decision, so that one that is cut off counts too; made again, it keeps its number.
+    The number is recorded before the decision, so that an interrupted judgement counts, too. When it is
+    repeated, it keeps its number.
     """
     rows = pd.read_parquet(cell.predictions, columns=["prompt", "gold"])
     asked = f"{JUDGEMENT}{sha256_json(sorted(zip(rows['prompt'], rows['gold'].tolist(), strict=True)))[:16]}."
@@ -172,7 +176,7 @@ def _judgement(client: Any, cell: Cell, name: str) -> int:
 
 
 def _last_move(client: Any, name: str, version: int) -> Move | None:
-    """The last move of `champion` to or from a version."""
+    """The last move of `champion` to or from this version."""
     return next((move for move in reversed(moves(client, name)) if version in (move.before, move.after)), None)
 
 
@@ -188,7 +192,7 @@ def _aliases(client: Any, name: str) -> dict[str, int]:
 
 
 def _fair_rows(cell: Cell, client: Any, champion: int | None) -> pd.DataFrame:
-    """The evaluated test rows, without those that the champion was adapted on: after new data it may have seen some."""
+    """The evaluated test rows without those that the champion was adapted on: new data may have changed the split."""
     rows = pd.read_parquet(cell.predictions)
     if champion is None:
         return rows
@@ -220,7 +224,7 @@ def _write_down(
     decision: Decision,
     judgement: int,
 ) -> None:
-    """Rule, numbers and decision, into the run of the challenger."""
+    """Logs rule, numbers and decision to the run of the challenger."""
     n = len(right["challenger"])
     accuracy = {name: float(rows.mean()) for name, rows in right.items()}
     written = {
@@ -240,13 +244,13 @@ def _write_down(
 
 
 def promote(cell: Cell, version: int, why: str) -> int | None:
-    """Makes a version champion because a person says so: a rollback, or against the rule. Its bytes are asked first.
+    """Makes a version champion by a person's decision, such as a rollback. Its answers are checked first.
 
     Returns:
         The version that was champion before.
 
     Raises:
-        InputError: there is no such version, or it does not answer as the predictions of its own run say.
+        InputError: there is no such version, or its answers differ from the predictions of its own run.
     """
     from mlflow.exceptions import MlflowException
 
@@ -270,7 +274,7 @@ def promote(cell: Cell, version: int, why: str) -> int | None:
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version as `dsm versions` shows it."""
+    """A registered version, for `dsm versions`."""
 
     number: int
     aliases: list[str]

@@ -1,4 +1,4 @@
-"""What a run of MLflow says of a cell: parameters, metrics, use of the machine, and the state of git and DVC."""
+"""Parameters, metrics and tags of a cell's MLflow run: settings, results, use of the machine, state of git and DVC."""
 
 import subprocess
 from pathlib import Path
@@ -10,13 +10,13 @@ from tasks.evidence.verdict import measured
 from tasks.pipeline.cell import Cell
 from tasks.runtime.files import read_json
 
-# What `git_dirty` is about; not dvc.lock and files of data.
+# The paths that `git_dirty` looks at: neither dvc.lock nor data.
 CODE_AND_SETTINGS = ("tasks", "flows", "dvc.yaml", "params.yaml", "pyproject.toml", "constraints.txt")
-LAST_SAMPLES = 450  # of the machine's use, twice as many metrics: a call of MLflow takes a thousand
+LAST_SAMPLES = 450  # of two metrics each; one call of MLflow takes at most 1000 metrics
 
 
 def parameters(cell: Cell, pruned: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the cell depends on, flattened, and what was chosen."""
+    """The settings that the cell depends on, flattened, and the chosen layer, fraction and number of neurons."""
     settings = cell.settings.model_dump(mode="json", exclude_none=True)
     settings["attribution"] = cell.settings.attribution.effective()
     found: dict[str, Any] = {"model": cell.model, "benchmark": cell.benchmark}
@@ -35,7 +35,7 @@ def _flat(value: Any, prefix: str) -> dict[str, Any]:
 
 
 def metrics(cell: Cell) -> dict[str, float]:
-    """The same names for every cell; those of the transfer check only where there was one, NaN nowhere."""
+    """Results and resource use. Names are the same for every cell; without a transfer check its metrics are missing."""
     evaluation, pruned, transfer = (read_json(path) for path in (cell.evaluation, cell.pruned, cell.transfer))
     compared = measured(evaluation)
     found = {"n": evaluation["n"], "adaptation_accuracy": pruned["adaptation"]["accuracy"]}
@@ -58,12 +58,12 @@ def metrics(cell: Cell) -> dict[str, float]:
 
 
 def _usages(cell: Cell) -> dict[str, dict[str, Any]]:
-    """What each step took when it last ran on this machine: see `tasks.runtime.usage`."""
+    """Time and memory of the last run of each step on this machine; see `tasks.runtime.usage`."""
     return {path.stem: read_json(path) for path in sorted((cell.scratch / "timings").glob("*.json"))}
 
 
 def system_metrics(cell: Cell) -> list[Any]:
-    """The samples of all steps under the names that MLflow gives its own, so that its page of them shows them."""
+    """The CPU and memory samples of all steps, under the names of MLflow's own system metrics."""
     from mlflow.entities import Metric
 
     samples = sorted(sample for usage in _usages(cell).values() for sample in usage["samples"])
@@ -76,7 +76,7 @@ def system_metrics(cell: Cell) -> list[Any]:
 
 
 def git_tags(root: Path) -> dict[str, str]:
-    """The commit, and whether code and settings differ from it; empty outside a git checkout."""
+    """`git_commit`, and `git_dirty`: whether code or settings differ from it. Empty outside a git checkout."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -93,7 +93,7 @@ def git_tags(root: Path) -> dict[str, str]:
 
 
 def dvc_tags(cell: Cell) -> dict[str, str]:
-    """The md5 in dvc.lock of every output that belongs to the cell; empty if the steps ran without DVC."""
+    """The MD5 in dvc.lock of every output of the cell; empty if the steps ran without DVC."""
     lock = cell.root / "dvc.lock"
     if not lock.exists():
         return {}

@@ -20,17 +20,17 @@ from tasks.tracking.provenance import dvc_tags, git_tags, metrics, parameters, s
 from tasks.tracking.served_model import log_model
 from tasks.tracking.store import CHALLENGER, CONTENT, FLOW, check_answers, options_of, probabilities, store
 
-EVIDENCE = "evidence"  # the tag of a run that says which report and transfer check it holds
-PROJECT = "project"  # the tag of a run that says which directory of which machine it comes from
-CHECKED = 8  # test rows that a version must answer as `evaluate` did before the alias moves
+EVIDENCE = "evidence"  # tag of a run: hash of its report and transfer check
+PROJECT = "project"  # tag of a run: the machine and directory it comes from
+CHECKED = 8  # test rows on which a version must agree with `evaluate` before the alias is moved
 
 
 def register(cell: Cell) -> None:
-    """Logs the cell as an MLflow run, registers its pruned model as `<model>-<benchmark>`, and moves the alias to it.
+    """Logs the cell as an MLflow run and registers its pruned model as `<model>-<benchmark>` with alias `challenger`.
 
     Raises:
-        InputError: a file of the cell is not there, MLflow cannot be reached, or the registered model does not answer
-            as predictions.parquet says.
+        InputError: a file of the cell is missing, MLflow cannot be reached, or the answers of the registered model
+            differ from predictions.parquet.
     """
     for path in (cell.pruned, cell.evaluation, cell.predictions, cell.report):
         if not path.exists():
@@ -51,7 +51,7 @@ def register(cell: Cell) -> None:
 
 
 def _content(cell: Cell) -> str:
-    """Hash of what a version stands for: the recipe (with the base's hash), its evidence, and how it is asked."""
+    """Hash of a version's content: the recipe (with the base model's hash), its evaluation, prompt and options."""
     spec = cell.benchmark_spec
     parts = {"pruned": read_json(cell.pruned), "evaluation": read_json(cell.evaluation)}
     asked: dict[str, Any] = {"prompt": spec.prompt, "options": spec.options}
@@ -61,7 +61,7 @@ def _content(cell: Cell) -> str:
 
 
 def _version(client: Any, experiment: str, cell: Cell, content: str) -> tuple[int, bool]:
-    """The number of the version with this content, and whether it was made by this call."""
+    """The number of the version with this content, and whether this call created it."""
     import mlflow
 
     if known := _first(client, cell, content):
@@ -79,7 +79,7 @@ def _version(client: Any, experiment: str, cell: Cell, content: str) -> tuple[in
 
 
 def _first(client: Any, cell: Cell, content: str) -> Any:
-    """The version with this content; the lowest, while another machine takes its own back. None if there is none."""
+    """The lowest version with this content, or None. Another machine may be about to delete a higher one."""
     versions = client.search_model_versions(f"name = '{cell.name}'")
     same = [version for version in versions if version.tags.get(CONTENT) == content]
     return min(same, key=lambda version: int(version.version), default=None)
@@ -90,12 +90,12 @@ def _project(cell: Cell) -> str:
 
 
 def _logged_model(client: Any, experiment: str, cell: Cell, content: str) -> str:
-    """The id of the model in the finished run with this content; one that did not finish is replaced."""
+    """The id of the model in the finished run with this content. A run that did not finish is replaced."""
     for run in client.search_runs([experiment], f"tags.{CONTENT} = '{content}' and tags.cell = '{cell.name}'"):
         status, from_here = run.info.status, run.data.tags.get(PROJECT) == _project(cell)
         if status == "FINISHED" and run.outputs and run.outputs.model_outputs:
             return str(run.outputs.model_outputs[0].model_id)
-        # One that runs elsewhere may be alive; none from here is, since only one process has the store.
+        # A run of another machine may still be active; one from here is not, since this process has the lock.
         if status in ("FAILED", "KILLED") or (status == "RUNNING" and from_here):
             for output in run.outputs.model_outputs if run.outputs else ():
                 client.delete_logged_model(output.model_id)
@@ -104,19 +104,19 @@ def _logged_model(client: Any, experiment: str, cell: Cell, content: str) -> str
 
 
 def _evidence(cell: Cell) -> str:
-    """Hash of what may change while the version stays: the transfer check, and the report with all settings."""
+    """Hash of what may change without a new version: the transfer check, and the report with all settings."""
     return sha256_json([sha256_file(path) for path in (cell.transfer, cell.report)])
 
 
 def _log_new_evidence(client: Any, experiment: str, cell: Cell, content: str) -> None:
-    """Logs a run without a model if the registered content has a report or transfer check that no run holds yet."""
+    """Logs a run without a model if no run of this content has the present report and transfer check."""
     wanted = f"tags.{CONTENT} = '{content}' and tags.{EVIDENCE} = '{_evidence(cell)}' and tags.cell = '{cell.name}'"
     if not any(run.info.status == "FINISHED" for run in client.search_runs([experiment], wanted)):
         _log_run(experiment, cell, content, with_model=False)
 
 
 def _log_run(experiment: str, cell: Cell, content: str, *, with_model: bool = True) -> str:
-    """Logs everything that is known about the cell as a new run; returns the id of the logged model, if any."""
+    """Logs the cell as a new run. Returns the id of the logged model, empty without a model."""
     import mlflow
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -158,7 +158,7 @@ def _log_run(experiment: str, cell: Cell, content: str, *, with_model: bool = Tr
 
 
 def _check(cell: Cell, version: int) -> None:
-    """Loads the registered version back and compares its answers with those that `evaluate` wrote."""
+    """Loads the registered version and compares its answers with those of `evaluate`."""
     import pandas as pd
 
     rows = pd.read_parquet(cell.predictions).head(CHECKED)

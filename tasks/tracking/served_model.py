@@ -10,7 +10,7 @@ from tasks.benchmarks.columns import ABSENT
 from tasks.pipeline.cell import Cell
 from tasks.runtime.files import read_json, read_jsonl
 
-# What the served model needs (serving.py and the packages below it); the exact versions that are installed here.
+# The requirements of the served model (serving.py and what it imports), pinned to the installed versions.
 REQUIREMENTS = (
     "mlflow", "torch", "transformers", "safetensors", "tokenizers", "numpy", "pandas", "pydantic", "jinja2", "pyyaml",
     "psutil",
@@ -18,7 +18,7 @@ REQUIREMENTS = (
 
 
 def log_model(cell: Cell) -> str:
-    """Logs the exported model with the code that serves it, to the active run."""
+    """Logs the exported model and the code that serves it to the active run. Returns the model's id."""
     import mlflow
     import pandas as pd
     from mlflow.models import ModelSignature
@@ -74,10 +74,10 @@ def log_model(cell: Cell) -> str:
 
 
 def _column(name: str, kinds: list[str]) -> Any:
-    """The column of the signature for values of these kinds.
+    """The signature's column for values of these kinds.
 
-    MLflow makes "false" true and 3.7 an integer before the model sees them, so such columns take any value: the model
-    checks them itself.
+    MLflow would convert "false" to true and 3.7 to an integer before the model gets them. So columns of such kinds
+    accept any value, and the model checks it.
     """
     from mlflow.types import ColSpec, DataType
     from mlflow.types.schema import AnyType, Array
@@ -95,11 +95,13 @@ def _column(name: str, kinds: list[str]) -> Any:
 
 
 def _installed(name: str) -> str:
-    return importlib.metadata.version(name).partition("+")[0]  # no index knows local versions such as 2.13.0+cpu
+    return importlib.metadata.version(name).partition("+")[
+        0
+    ]  # package indexes have no local versions such as 2.13.0+cpu
 
 
 def _example(template: str, fields: list[str], prompt: str) -> Any:
-    """A frame with one row of input: the fields as they stand in a prompt, if the template has plain fields only."""
+    """A frame with one row of input: the fields found in a prompt, if the template has plain fields only."""
     import pandas as pd
 
     parts = re.split(r"\{\{\s*(\w+)\s*\}\}", template)

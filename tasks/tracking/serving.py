@@ -1,7 +1,7 @@
-"""The registered model: MLflow runs this file ("models from code") where a version is loaded; nothing is pickled.
+"""The registered model. MLflow runs this file when it loads a version ("models from code"); nothing is pickled.
 
-Its checkpoint is a plain Hugging Face directory, its template and options come with the version as configuration.
-Where every row of the benchmark has options of its own, the prompt and its options are the input.
+The checkpoint is a plain Hugging Face directory. Prompt template and options are the version's configuration. If every
+row of the benchmark has options of its own, the input is the prompt with its options.
 """
 
 import logging
@@ -29,32 +29,32 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Told(MlflowException):
-    """What a client gets: one line. MLflow's scoring server puts the whole request before the message of any other."""
+    """An error of one line for the client. For other exceptions MLflow's scoring server adds the whole request."""
 
     def __init__(self, line: str, code: int):
         super().__init__(line, error_code=code)
         self._line = line
 
     def serialize_as_json(self) -> str:
-        """What the scoring server sends."""
+        """The body that the scoring server sends."""
         self.message = self._line
         return str(super().serialize_as_json())  # type: ignore[no-untyped-call]
 
 
 class PrunedModel(PythonModel):
-    """Fields of the benchmark's prompt in; the most probable option and the probability of each out.
+    """Takes the fields of the benchmark's prompt, returns the most probable option and the probability of each.
 
-    Requests may come from several threads. They wait for each other: a run changes hooks and the attention of the
-    model, and one request has all cores already. So each gets the answers that it would get alone.
+    Requests from several threads are answered one after the other: a run changes hooks and the attention of the model,
+    and one request uses all cores already.
     """
 
     def load_context(self, context: Any) -> None:
-        """Loads the checkpoint and compiles the template; MLflow calls it once."""
+        """Loads the checkpoint and compiles the template. MLflow calls this once."""
         config = context.model_config
         self._loaded = load(Path(context.artifacts["checkpoint"]))
         self._stack = DecoderStack(self._loaded.model)
         self._alone = Lock()
-        self._options: list[str] | None = config["options"]  # None: every row brings its own
+        self._options: list[str] | None = config["options"]  # None: every row has its own
         self._names: list[str] = list(config["names"])
         self._prompt = compile_template(config["prompt"], field="prompt")
         self._kinds: dict[str, list[str]] = config["kinds"]
@@ -62,13 +62,15 @@ class PrunedModel(PythonModel):
         _send_no_tracebacks()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """`answer` to the prompts that the template makes of the rows; a column for each field of the template.
+        """Renders the prompts from the rows and answers them as `answer` does.
 
-        Without options of the benchmark's own: to the columns `prompt` and `options`, a list.
+        Args:
+            model_input: a column for each field of the template; if rows have options of their own, `prompt` and
+                `options`, a list.
 
         Raises:
-            Told: a row cannot be answered, which the scoring server sends as status 400 with the reason; or the model
-                failed, status 500, and the reason is in the log. Of any other exception it sends the traceback.
+            Told: a row cannot be answered (the scoring server sends status 400 and the reason), or the model failed
+                (status 500; the log has the reason).
         """
         try:
             prompts, choices = self._asked(model_input)
@@ -100,7 +102,7 @@ class PrunedModel(PythonModel):
         return prompts, [self._options] * len(prompts)
 
     def _refuse_mixed_numbers(self, frame: pd.DataFrame) -> None:
-        """Of a column that has both integers and other numbers, a data frame does not keep which a 3 was, 3 or 3.0."""
+        """Refuses a column of integers and other numbers: a data frame does not keep whether a 3 was 3 or 3.0."""
         for name, kinds in self._kinds.items():
             mixed = {"integer", "number"} <= set(kinds) and name in frame and len(frame) > 1
             if mixed and any(isinstance(value, float) and value.is_integer() for value in frame[name]):
@@ -117,11 +119,11 @@ class PrunedModel(PythonModel):
         return [row["prompt"] for row in rows], [list(row["options"]) for row in rows]
 
     def answer(self, prompts: list[str], options: list[list[str]] | None = None) -> pd.DataFrame:
-        """Answers to whole prompts, with the benchmark's options or with those of each row.
+        """Answers whole prompts, with the benchmark's options or with those of each row.
 
         Returns:
             One row per prompt: `option`, and a column `p(<option>)` for each option: softmax of the log-probabilities
-            of the options given the prompt. Where rows bring their own: `option`, and `p`, the list of them.
+            of the options given the prompt. If rows have options of their own: `option`, and `p`, the list of them.
         """
         choices = options if self._options is None else [self._options] * len(prompts)
         if choices is None:
@@ -129,7 +131,7 @@ class PrunedModel(PythonModel):
         return self._table(self._encoded(prompts, choices), choices)
 
     def _encoded(self, prompts: list[str], options: list[list[str]]) -> list[Encoded]:
-        with self._alone:  # a tokenizer has settings, which each call changes
+        with self._alone:  # each call changes settings of the tokenizer
             return [
                 encode(self._loaded.tokenizer, prompt, choices, self._stack.context, chat=self._chat)
                 for prompt, choices in zip(prompts, options, strict=True)
@@ -151,15 +153,15 @@ class PrunedModel(PythonModel):
 
 
 def _failed() -> Told:
-    """What a client gets of the exception that is being handled; all of it goes to the log."""
+    """The client's error for the exception that is being handled, which goes to the log."""
     _LOGGER.exception("a request failed")
     return Told("the model failed; the server's log says why", INTERNAL_ERROR)
 
 
 def _send_no_tracebacks() -> None:
-    """In MLflow's scoring server, leaves the traceback out of what it says of a body that it cannot parse.
+    """Removes the traceback from what MLflow's scoring server answers to a body that it cannot parse.
 
-    It has no setting for that; other processes that load a version stay as they are.
+    MLflow has no setting for this. Other processes that load a version are not changed.
     """
     if "mlflow.pyfunc.scoring_server.app" in sys.modules:
         serialize: Any = MlflowException.serialize_as_json

@@ -1,6 +1,6 @@
-"""The registry: where it lies, what a version answers, and which version an alias names.
+"""The model registry: its address, the answers of a version, and the versions that aliases name.
 
-A version is never changed; an alias moves to it, last, after its bytes were loaded back and asked.
+A version is never changed. An alias is moved to it at the end, after the version was loaded and its answers compared.
 """
 
 import getpass
@@ -27,11 +27,11 @@ from tasks.tracking.database import check_path, make_database, sqlite_uri, troub
 EXPERIMENT = "dsm-pruning"
 CHALLENGER = "challenger"
 CHAMPION = "champion"
-CONTENT = "content"  # the tag of a run and of a model version that says what is in it
-PROMOTION = "promotion."  # tags of a registered model: one for every move of its champion
+CONTENT = "content"  # tag of a run and of a model version: hash of its content
+PROMOTION = "promotion."  # prefix of the tags of a registered model, one for each move of its champion
 FLOW = "DSM_FLOW_RUN"  # environment variable: id and name of the flow run that this step is part of
-TOLERANCE = 1e-3  # of a probability: the same float32 model in other batches
-# What tells MLflow about the run of whoever calls, such as `mlflow run`: ours are runs of their own.
+TOLERANCE = 1e-3  # of a probability; the same float32 model differs by batch
+# Variables by which a caller such as `mlflow run` tells MLflow about its run, to which ours do not belong.
 OF_THE_CALLER = (
     "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT", "MLFLOW_ACTIVE_MODEL_ID",
     "_MLFLOW_ACTIVE_MODEL_ID", "MLFLOW_ENABLE_ASYNC_LOGGING", "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING",
@@ -45,12 +45,12 @@ def tracking_uri(root: Path) -> str:
 
 @contextmanager
 def store(root: Path) -> Iterator[tuple[Any, str]]:
-    """A client and the experiment's id. One process at a time: a fresh database does not survive two that make it.
+    """A client and the experiment's id, for one process at a time: two that create a database would damage it.
 
-    A tracking server is shared with other machines, which no lock here stops: see `tasks.steps.register`.
+    The lock does not hold for other machines that use the same tracking server; see `tasks.tracking.record`.
 
     Raises:
-        InputError: the tracking server or the database cannot be used, or the server failed on the way.
+        InputError: the tracking server or the database cannot be used, or it failed in the body.
     """
     check_path(root.resolve())
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -76,7 +76,7 @@ def store(root: Path) -> Iterator[tuple[Any, str]]:
 
 @contextmanager
 def _apart_from_the_caller() -> Iterator[None]:
-    """Hides run, experiment and model of the caller from MLflow; at the end it has them back, and its own store."""
+    """Hides run, experiment, model and store of the caller from MLflow, and restores them at the end."""
     hidden = {name: os.environ.pop(name) for name in OF_THE_CALLER if name in os.environ}
     import mlflow
 
@@ -85,12 +85,12 @@ def _apart_from_the_caller() -> Iterator[None]:
     own = mlflow.is_tracking_uri_set() or mlflow.active_run() is not None  # type: ignore[no-untyped-call]
     tracking = (mlflow.get_tracking_uri() or before.get("MLFLOW_TRACKING_URI", "")) if own else ""
     registry = mlflow.get_registry_uri() if own else ""
-    if registry == tracking:  # it follows the tracking store, as by default
+    if registry == tracking:  # the registry follows the tracking store, as by default
         registry = ""
     try:
         yield
     finally:
-        if own:  # else MLflow goes on with ours in this process: it had none
+        if own:  # a process that had no store keeps ours
             mlflow.set_tracking_uri(tracking)
             mlflow.set_registry_uri(registry)
         for name in stores:  # MLflow sets these too, and `tracking_uri` of another project reads them
@@ -99,7 +99,7 @@ def _apart_from_the_caller() -> Iterator[None]:
 
 
 def _experiment(client: Any, root: Path, uri: str) -> str:
-    """The id of the experiment, which is made if it is not there."""
+    """The id of the experiment, which is created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     known = client.get_experiment_by_name(EXPERIMENT)
@@ -109,17 +109,17 @@ def _experiment(client: Any, root: Path, uri: str) -> str:
             return str(client.create_experiment(EXPERIMENT, artifact_location=where))
         except MlflowException:
             known = client.get_experiment_by_name(EXPERIMENT)
-            if not known:  # no other machine was faster
+            if not known:  # another machine did not create it either
                 raise
     return str(known.experiment_id)
 
 
 class OtherOptions(InputError):
-    """A version cannot be asked these rows, ever: it was made for other options."""
+    """A version was made for other options than those of the rows."""
 
 
 def options_of(cell: Cell, rows: pd.DataFrame) -> list[list[str]]:
-    """The options of each of these test rows, which have an `id`."""
+    """The options of each of these test rows, found by `id`."""
     if fixed := fixed_options(cell.benchmark_spec):
         return [list(fixed)] * len(rows)
     of_row = pd.read_parquet(cell.test).set_index("id")["options"]
@@ -127,17 +127,17 @@ def options_of(cell: Cell, rows: pd.DataFrame) -> list[list[str]]:
 
 
 def probabilities(name: str, version: int, rows: pd.DataFrame, options: list[list[str]]) -> list[np.ndarray]:
-    """What a registered version, loaded from the registry, answers: for each row the probability of each option.
+    """Loads a registered version and returns its probability of each option of each row.
 
     Args:
         rows: test rows with `prompt`.
-        options: for each of them the list of its options; a version with options of its own must have the same.
+        options: the list of options of each row; must equal the version's own options if it has any.
 
     Returns:
-        float64 [options] for each row, of sum 1.
+        For each row float64 [options], with sum 1.
 
     Raises:
-        OtherOptions: the version answers other options.
+        OtherOptions: the version was made for other options.
         InputError: it cannot be loaded, or cannot answer one of the rows.
     """
     import mlflow
@@ -146,7 +146,7 @@ def probabilities(name: str, version: int, rows: pd.DataFrame, options: list[lis
     try:
         loaded = mlflow.pyfunc.load_model(f"models:/{name}/{version}")
     finally:
-        sys.path[:] = path  # MLflow puts the version's own code first
+        sys.path[:] = path  # MLflow inserts the version's own code
     model, prompts = loaded.unwrap_python_model(), rows["prompt"].tolist()
     own = loaded.model_config["options"]
     if own is None:
@@ -157,7 +157,7 @@ def probabilities(name: str, version: int, rows: pd.DataFrame, options: list[lis
 
 
 def check_answers(name: str, version: int, answers: list[np.ndarray], rows: pd.DataFrame) -> None:
-    """Compares a version's answers with `pruned_logprobs` of predictions.parquet, which `evaluate` wrote.
+    """Compares a version's answers with `pruned_logprobs` of predictions.parquet.
 
     Raises:
         InputError: a probability differs by more than TOLERANCE.
@@ -176,9 +176,12 @@ def check_answers(name: str, version: int, answers: list[np.ndarray], rows: pd.D
 
 @dataclass(frozen=True)
 class Move:
-    """One move of the alias `champion`: when, from which version (None: there was none) to which, by whom and why.
+    """One move of the alias `champion`.
 
-    `by_rule`: nobody decided it.
+    Attributes:
+        when: ISO 8601, UTC.
+        before, after: version numbers; before is None for the first champion.
+        by_rule: whether the rule decided, not a person.
     """
 
     when: str
@@ -190,7 +193,7 @@ class Move:
 
 
 def move_champion(client: Any, name: str, version: int, why: str, *, by_rule: bool) -> None:
-    """Points `champion` at a version. The record is written first: an alias without a record cannot be explained."""
+    """Points `champion` at a version. The record is written first, so that no move is without one."""
     aliases = client.get_registered_model(name).aliases
     now = datetime.now(UTC)
     record = {

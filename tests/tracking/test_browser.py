@@ -148,7 +148,7 @@ def _wait(address: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
 @pytest.mark.slow
 def test_tracker_shows_the_run_its_metrics_and_the_model(browser: Any, tracked: tuple[str, Cell]) -> None:
     address, cell = tracked
-    page = browser.new_page(viewport={"width": 1500, "height": 1200})
+    page = browser.new_page(viewport={"width": 1900, "height": 1200})
     page.set_default_timeout(PATIENCE)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
