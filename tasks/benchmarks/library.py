@@ -1,7 +1,7 @@
 """The library of benchmarks: one YAML file each in `specs`, written out where params.yaml names it in one line.
 
-A file may describe a family: its `variants` give values to the names that stand as `$name` in its strings, and
-`<file>-<variant>` is a benchmark. A list as a value (the subjects of a domain) repeats the list item it stands in.
+A file may describe a group of benchmarks: its `variants` give values to the names that stand as `$name` in its strings,
+and `<file>-<variant>` is a benchmark. A list as a value (the subjects of a domain) repeats the list item it stands in.
 """
 
 import difflib
@@ -9,7 +9,7 @@ import functools
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +20,8 @@ SPECS = Path(__file__).parent / "specs"
 DEFAULT_TEMPLATE = "sadi"
 
 Kind = Literal["wheel", "hub", "local"]
+Family = Literal["sentiment", "question answering", "similarity", "reasoning"]  # of tasks, as in arXiv 2503.01542
+FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
 class _Strict(BaseModel):
@@ -64,7 +66,7 @@ class Origin(_Strict):
 
 
 class Variant(_Strict):
-    """One member of a family; what it states replaces what the family states."""
+    """One member of a group; what it states replaces what the group states."""
 
     values: dict[str, str | list[str]] = {}
     sources: dict[Kind, Origin] | None = None
@@ -73,6 +75,7 @@ class Variant(_Strict):
 class Spec(_Strict):
     """One file of the library."""
 
+    family: Family
     licence: str
     note: str
     choices: str  # how many options a row has: "2", "3 to 5"
@@ -110,12 +113,12 @@ class Entry(_Strict):
 
 
 def spec_names() -> list[str]:
-    """The files of the library, by name: families, not their members."""
+    """The files of the library, by name: groups, not their members."""
     return sorted(path.stem for path in SPECS.glob("*.yaml"))
 
 
 def benchmark_names() -> list[str]:
-    """Every benchmark of the library: members of families, not the families."""
+    """Every benchmark of the library: members of groups, not the groups."""
     return [
         f"{name}-{variant}" if variant else name
         for name in spec_names()
@@ -133,10 +136,10 @@ def read_spec(name: str) -> Spec:
 
 
 def is_benchmark(name: str) -> bool:
-    family, _, variant = name.partition("-")
-    if family not in spec_names():
+    group, _, variant = name.partition("-")
+    if group not in spec_names():
         return False
-    variants = read_spec(family).variants
+    variants = read_spec(group).variants
     return variant in variants if variants else not variant
 
 
@@ -153,15 +156,26 @@ def member(name: str, *, field: str) -> tuple[Spec, Variant]:
         InputError: the library has no such benchmark.
     """
     if not is_benchmark(name):
-        family = name.partition("-")[0]
+        group = name.partition("-")[0]
         if name in spec_names():
             some = ", ".join(f"{name}-{variant}" for variant in list(read_spec(name).variants)[:3])
-            raise InputError(field, f"{name} is a family; name one of its {read_spec(name).members}, such as {some}")
-        names = [known for known in benchmark_names() if not family or known.startswith(family)]
+            raise InputError(field, f"{name} is a group; name one of its {read_spec(name).members}, such as {some}")
+        names = [known for known in benchmark_names() if not group or known.startswith(group)]
         raise InputError(field, f"no benchmark {name!r} in the library; {closest(name, names or benchmark_names())}")
-    family, _, variant = name.partition("-")
-    spec = read_spec(family)
+    group, _, variant = name.partition("-")
+    spec = read_spec(group)
     return spec, spec.variants[variant] if variant else Variant()
+
+
+def facts(name: str) -> dict[Kind, Facts]:
+    """What is known of the rows of a benchmark, for each of its sources.
+
+    Raises:
+        InputError: the library has no such benchmark.
+    """
+    spec, variant = member(name, field="spec")
+    sources = variant.sources or spec.sources
+    return {kind: Facts.model_validate(_fill(found.facts, variant.values)) for kind, found in sources.items()}
 
 
 def origin(name: str, *, field: str, kind: Kind | None = None, data: str | None = None) -> tuple[Kind, Origin, Facts]:
@@ -181,7 +195,7 @@ def origin(name: str, *, field: str, kind: Kind | None = None, data: str | None 
         raise InputError(f"{field}.data", "is missing: name the directory with the benchmark's files")
     if kind != "local" and data is not None:
         raise InputError(f"{field}.data", f"is for local files, but source is {kind!r}")
-    return kind, sources[kind], Facts.model_validate(_fill(sources[kind].facts, variant.values))
+    return kind, sources[kind], facts(name)[kind]
 
 
 def expand(raw: dict[str, Any], *, field: str) -> dict[str, Any]:
