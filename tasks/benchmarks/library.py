@@ -1,7 +1,7 @@
 """The library of benchmarks: one YAML file each in `specs`. An entry of params.yaml that names one is expanded to it.
 
-A file may describe a family: its `variants` give values for `$name` in its strings, and `<file>-<variant>` is a
-benchmark. If the value is a list (the subjects of a domain), the list item with `$name` is repeated.
+A file may describe a group of benchmarks: its `variants` give values to the names that stand as `$name` in its strings,
+and `<file>-<variant>` is a benchmark. A list as a value (the subjects of a domain) repeats the list item it stands in.
 """
 
 import difflib
@@ -9,7 +9,7 @@ import functools
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError
@@ -21,6 +21,8 @@ SPECS = Path(__file__).parent / "specs"
 DEFAULT_TEMPLATE = "sadi"
 
 Kind = Literal["wheel", "hub", "local"]
+Family = Literal["sentiment", "question answering", "similarity", "reasoning"]  # of tasks, as in arXiv 2503.01542
+FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
 class Facts(Strict):
@@ -60,8 +62,8 @@ class Origin(Strict):
     facts: dict[str, Any]
 
 
-class Variant(Strict):
-    """One member of a family; its `sources` replace those of the family."""
+class Variant(_Strict):
+    """One member of a group; what it states replaces what the group states."""
 
     values: dict[str, str | list[str]] = Field(default={})
     sources: dict[Kind, Origin] | None = None
@@ -70,6 +72,7 @@ class Variant(Strict):
 class Spec(Strict):
     """One file of the library."""
 
+    family: Family
     licence: str
     note: str
     choices: str  # how many options a row has: "2", "3 to 5"
@@ -107,12 +110,12 @@ class Entry(Strict):
 
 
 def spec_names() -> list[str]:
-    """The names of the files of the library: families, not their members."""
+    """The files of the library, by name: groups, not their members."""
     return sorted(path.stem for path in SPECS.glob("*.yaml"))
 
 
 def benchmark_names() -> list[str]:
-    """The names of all benchmarks of the library: members of families, not the families."""
+    """Every benchmark of the library: members of groups, not the groups."""
     return [
         f"{name}-{variant}" if variant else name
         for name in spec_names()
@@ -130,10 +133,10 @@ def read_spec(name: str) -> Spec:
 
 
 def is_benchmark(name: str) -> bool:
-    family, _, variant = name.partition("-")
-    if family not in spec_names():
+    group, _, variant = name.partition("-")
+    if group not in spec_names():
         return False
-    variants = read_spec(family).variants
+    variants = read_spec(group).variants
     return variant in variants if variants else not variant
 
 
@@ -160,15 +163,26 @@ def member(name: str, *, field: str) -> tuple[Spec, Variant]:
         InputError: the library does not have this benchmark.
     """
     if not is_benchmark(name):
-        family = name.partition("-")[0]
+        group = name.partition("-")[0]
         if name in spec_names():
             some = ", ".join(f"{name}-{variant}" for variant in list(read_spec(name).variants)[:3])
-            raise InputError(field, f"{name} is a family; name one of its {read_spec(name).members}, such as {some}")
-        names = [known for known in benchmark_names() if not family or known.startswith(family)]
+            raise InputError(field, f"{name} is a group; name one of its {read_spec(name).members}, such as {some}")
+        names = [known for known in benchmark_names() if not group or known.startswith(group)]
         raise InputError(field, f"no benchmark {name!r} in the library; {closest(name, names or benchmark_names())}")
-    family, _, variant = name.partition("-")
-    spec = read_spec(family)
+    group, _, variant = name.partition("-")
+    spec = read_spec(group)
     return spec, spec.variants[variant] if variant else Variant()
+
+
+def facts(name: str) -> dict[Kind, Facts]:
+    """What is known of the rows of a benchmark, for each of its sources.
+
+    Raises:
+        InputError: the library has no such benchmark.
+    """
+    spec, variant = member(name, field="spec")
+    sources = variant.sources or spec.sources
+    return {kind: Facts.model_validate(_fill(found.facts, variant.values)) for kind, found in sources.items()}
 
 
 def origin(name: str, *, field: str, kind: Kind | None = None, data: str | None = None) -> tuple[Kind, Origin, Facts]:
@@ -188,7 +202,7 @@ def origin(name: str, *, field: str, kind: Kind | None = None, data: str | None 
         raise InputError(f"{field}.data", "is missing: name the directory with the benchmark's files")
     if kind != "local" and data is not None:
         raise InputError(f"{field}.data", f"is for local files, but source is {kind!r}")
-    return kind, sources[kind], Facts.model_validate(_fill(sources[kind].facts, variant.values))
+    return kind, sources[kind], facts(name)[kind]
 
 
 def expand(raw: dict[str, Any], *, field: str) -> dict[str, Any]:

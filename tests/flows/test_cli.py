@@ -250,7 +250,7 @@ def test_a_benchmark_of_the_library_is_added_to_params(sst2: Path) -> None:
         ),
         (["--benchmark", "subj"], "benchmarks.subj.revision: is missing: no commit of SetFit/subj is known here; add "),
         (["--benchmark", "boolq", "--data", "x", "--model", "huge"], "models: 'huge' is not declared"),
-        (["--benchmark", "piqa", "--data", "x"], "benchmarks.piqa.source: piqa has no source 'local'; there are "),
+        (["--benchmark", "amazon"], "benchmarks.amazon.data: is missing: name the directory with the benchmark's "),
         (["--benchmark", "sst2", "--data", "x"], "data: no such file or directory: x/sst2/train.jsonl (looked in "),
         (["--data", "x"], "data: is for a benchmark that is taken from the library; name it with --benchmark"),
     ],
@@ -271,6 +271,8 @@ def test_benchmarks_ls(sst2: Path) -> None:
     assert "67,349" in lines["sst2"]
     assert "hub nyu-mll/glue" in lines["sst2"]
     assert "xnli-{15 languages}" in lines
+    names = list(lines)
+    assert names.index("similarity") < names.index("mrpc") < names.index("reasoning") < names.index("anli-{3 rounds}")
     assert "hub SetFit/subj" in lines["subj"]
     assert "reviews.csv is missing" in lines["params.yaml: reviews"]
     _, out, _ = call("benchmarks", "ls", "--data", "rows")
