@@ -62,7 +62,7 @@ class Origin(Strict):
     facts: dict[str, Any]
 
 
-class Variant(_Strict):
+class Variant(Strict):
     """One member of a group; what it states replaces what the group states."""
 
     values: dict[str, str | list[str]] = Field(default={})
