@@ -24,6 +24,7 @@ from flows.cells import has_result, list_cell
 from flows.environment import stamp, step_timeout
 from flows.removal import taken_back_without_result
 from flows.results import Result, as_markdown, read_result
+from flows.run_states import cancelled_by_ctrl_c, with_day
 from flows.stages import (
     Busy,
     Outcome,
@@ -185,7 +186,12 @@ def listed(cell: Cell, list_more: Callable[[], str | None] = lambda: None) -> It
         yield
 
 
-@flow(name="adapt", flow_run_name="{model} {benchmark}", validate_parameters=False)
+@flow(
+    name="adapt",
+    flow_run_name=with_day("{model} on {benchmark}"),
+    on_crashed=[cancelled_by_ctrl_c],
+    validate_parameters=False,
+)
 def adapt(model: str, benchmark: str) -> Result:
     """Brings every stage of the cell up to date, registers the result and shows it in Prefect.
 
@@ -229,9 +235,7 @@ def show(cell: Cell, result: Result) -> None:
     create_markdown_artifact(
         key=f"{cell.model}-{cell.benchmark}".lower().replace("_", "-"),
         description=f"{cell.model} on {cell.benchmark}",
-        markdown=f"{as_markdown([result])}\n\n"
-        f"± standard error; p: exact McNemar test, pruned against base; random: mean over "
-        f"{result.random_seeds} seeds\n\n{what_there_is(cell)}",
+        markdown=f"{as_markdown([result])}\n\n{what_there_is(cell)}",
     )
 
 

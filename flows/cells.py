@@ -1,4 +1,4 @@
-"""What commands add to params.yaml: cells, benchmarks of the library, entries of studies, nsa and sparse.
+"""What commands add to params.yaml (cells, models, benchmarks, entries of studies, nsa and sparse) and change there.
 
 DVC needs an entry before it can run its stage. So it is written first, and taken out again (`flows.removal`) where the
 run ends before the entry has a result.
@@ -7,7 +7,7 @@ run ends before the entry has a result.
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from tasks.benchmarks import library
-from tasks.pipeline.settings import PARAMS, ListedCell, Settings, load_settings, parse_settings
+from flows.yaml_entries import add_entry, one_line
+from tasks.pipeline.settings import PARAMS, ListedCell, Settings, parse_settings
 from tasks.runtime.errors import InputError
-from tasks.runtime.files import existing, write_text
+from tasks.runtime.files import write_text
 
 
 def named_cells(
@@ -50,7 +50,7 @@ def list_cell(root: Path, model: str, benchmark: str) -> list[str]:
         added = _list_names(document, models=[model], benchmarks=[benchmark])
         cells = _section(document["pipeline"], "cells")
         if cell.name not in cells:
-            cells[cell.name] = _one_line(cell.model_dump())
+            add_entry(cells, cell.name, one_line(cell.model_dump()))
             added.append(f"pipeline.cells: {cell.name}")
         elif (listed := cells[cell.name]) != cell.model_dump():
             raise InputError(
@@ -90,39 +90,8 @@ def list_entry(root: Path, section: str, key: str, entry: dict[str, Any]) -> str
         InputError: the line would be wrong.
     """
     with edited(root) as document:
-        _section(document, section)[key] = _one_line(entry)
+        add_entry(_section(document, section), key, one_line(entry))
     return f"{section}.{key}: {json.dumps(entry, ensure_ascii=False)}"
-
-
-def declare(root: Path, benchmark: str, *, model: str | None, data: str | None) -> str | None:
-    """Adds a benchmark of the library to params.yaml, with the limits that its file suggests, if it is not there yet.
-
-    Args:
-        model: what the benchmark is for; nothing is added for a model that is not declared.
-        data: the directory of its files, None for another source.
-
-    Returns:
-        What was added.
-
-    Raises:
-        InputError: `data` is given for a benchmark that is declared already, or its rows cannot be had so.
-    """
-    settings = load_settings(root)
-    if benchmark in settings.benchmarks:
-        if data is not None:
-            raise InputError("data", f"benchmarks.{benchmark} is in params.yaml already; say there where its files are")
-        return None
-    if not library.is_benchmark(benchmark) or (model is not None and model not in settings.models):
-        return None  # `open_cell` tells
-    spec, _ = library.member(benchmark, field="benchmarks")
-    entry: dict[str, Any] = {"spec": benchmark, "limits": dict(spec.limits)} | ({"data": data} if data else {})
-    written = library.expand(entry, field=f"benchmarks.{benchmark}")
-    for split in ("train", "test"):
-        for path in written[split].get("source", {}).get("paths", ()):
-            existing(path, field="data", root=root)
-    with edited(root) as document:
-        document["benchmarks"][benchmark] = _one_line(entry)
-    return f"benchmarks.{benchmark}: {json.dumps(entry, ensure_ascii=False)}"
 
 
 def _section(document: Any, name: str) -> Any:
@@ -140,25 +109,26 @@ def file_name(file: str, parts: int, *, suffix: bool = False) -> str:
     return re.sub(r"[^\w-]", "_", "-".join(path.parts[-parts:]), flags=re.ASCII).lstrip("_-")
 
 
-def _one_line(value: dict[str, Any]) -> Any:
-    from ruamel.yaml.comments import CommentedMap
-
-    line = CommentedMap({key: _one_line(item) if isinstance(item, dict) else item for key, item in value.items()})
-    line.fa.set_flow_style()
-    return line
+ABSENT = "(not there)"  # the value of a setting that a command has added
 
 
 @dataclass
 class Additions:
-    """What this process has added to params.yaml and has no result of yet, as (section, name).
+    """What this process has added to params.yaml, or changed there, and has no result of yet.
 
-    `before` is the text before the first addition; `written` the one after the last, None if somebody else has written
-    in between.
+    Attributes:
+        entries: as (section, name).
+        changed: by its place, the value that a setting had, and the one that it was given.
+        before: the text before the first addition.
+        written: the one after the last; None if somebody else has written in between.
+        outer: the additions of the context around this one.
     """
 
     entries: set[tuple[str, str]] = field(default_factory=set)
+    changed: dict[tuple[str, ...], tuple[Any, Any]] = field(default_factory=dict)
     before: str | None = None
     written: str | None = None
+    outer: "Additions | None" = None
 
 
 _additions: Additions | None = None  # of the innermost context: a process runs one command
@@ -166,9 +136,10 @@ _additions: Additions | None = None  # of the innermost context: a process runs 
 
 @contextmanager
 def additions() -> Iterator[Additions]:
-    """Notes what `edited` adds until the body ends, but for what a context inside this one notes."""
+    """Notes what `edited` adds and changes until the body ends, but for what a context inside this one notes."""
     global _additions
-    outer, _additions = _additions, Additions()
+    outer = _additions
+    _additions = Additions(outer=outer)
     try:
         yield _additions
     finally:
@@ -176,9 +147,13 @@ def additions() -> Iterator[Additions]:
 
 
 def has_result(section: str, name: str) -> None:
-    """Says that an entry has a result: it stays, whatever becomes of the run that added it."""
+    """Says that an entry has a result: it stays, whatever becomes of the run that added it, and so do all settings."""
     if _additions is not None:
         _additions.entries.discard((section, name))
+    noted = _additions
+    while noted is not None:
+        noted.changed.clear()
+        noted = noted.outer
 
 
 @contextmanager
@@ -197,14 +172,14 @@ def edited(root: Path) -> Iterator[Any]:
         if document["pipeline"].get("cells") is None:  # a file of the time before the list, which dvc.yaml needs
             cells = _section(document["pipeline"], "cells")
             for name, cell in parse_settings(before).pipeline.cells.items():
-                cells[name] = _one_line(cell.model_dump())
+                add_entry(cells, name, one_line(cell.model_dump()))
         yield document
         text = io.StringIO()
         yaml.dump(document, text)
         if text.getvalue() != unchanged.getvalue():
             parse_settings(text.getvalue())  # refuses what would be wrong before anything is written
             write_text(root / PARAMS, text.getvalue())
-            _note(_entries(document) - named, before, text.getvalue())
+            _note(_entries(document) - named, _changes(yaml.load(before), document), before, text.getvalue())
 
 
 def locked(root: Path) -> FileLock:
@@ -214,7 +189,9 @@ def locked(root: Path) -> FileLock:
     return FileLock(scratch / f"{PARAMS}.lock", is_singleton=True)  # who holds it may edit
 
 
-def _note(added: set[tuple[str, str]], before: str, written: str) -> None:
+def _note(
+    added: set[tuple[str, str]], changed: dict[tuple[str, ...], tuple[Any, Any]], before: str, written: str
+) -> None:
     if _additions is None:
         return
     if _additions.before is None:
@@ -222,10 +199,30 @@ def _note(added: set[tuple[str, str]], before: str, written: str) -> None:
     else:
         _additions.written = written if _additions.written == before else None
     _additions.entries |= added
+    for place, (old, new) in changed.items():
+        first = _additions.changed.get(place, (old, new))[0]
+        _additions.changed[place] = (first, new)
+
+
+SECTIONS = ("studies", "nsa", "sparse", "models", "benchmarks")  # whose entries commands add
 
 
 def _entries(document: Any) -> set[tuple[str, str]]:
     """The names in every section that a command may add to."""
     places = [(f"pipeline.{name}", document["pipeline"].get(name)) for name in ("models", "benchmarks", "cells")]
-    places += [(name, document.get(name)) for name in ("studies", "nsa", "sparse", "benchmarks")]
+    places += [(name, document.get(name)) for name in SECTIONS]
     return {(section, name) for section, names in places for name in names or ()}
+
+
+def _changes(before: Any, after: Any, place: tuple[str, ...] = ()) -> dict[tuple[str, ...], tuple[Any, Any]]:
+    """The values that two documents differ in; entries that only one of them has are no changes."""
+    found: dict[tuple[str, ...], tuple[Any, Any]] = {}
+    for key, new in after.items():
+        inner, old = (*place, str(key)), before.get(key, ABSENT)
+        if inner == ("pipeline",) or (len(inner) == 2 and place[0] in SECTIONS and old == ABSENT):
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found |= _changes(old, new, inner)
+        elif old != new and not (place == () and key in SECTIONS):
+            found[inner] = (old, new)
+    return found

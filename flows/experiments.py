@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.console import Benchmark, Data, Model, Runnable, print_table
-from tasks.pipeline.names import STUDIES, WEIGHT_METHODS
+from flows.console import Benchmark, Data, Model, RunModel, Runnable, print_table
+from tasks.pipeline.names import RENAMED_STUDIES, STUDIES, WEIGHT_METHODS
 from tasks.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,12 +20,12 @@ app = typer.Typer()
 @app.command()
 def study(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(STUDIES)}.")],
-    model: Model = None,
+    model: RunModel = None,
     benchmark: Runnable = None,
     on: Annotated[
         list[str] | None,
         typer.Option(
-            help="multilingual, domains: a further benchmark; calibration: a further calibration set, a benchmark or a "
+            help="cross_benchmark: a further benchmark; calibration: a further calibration set, a benchmark or a "
             "file of texts (JSONL with a `text` each, or plain text). May be given several times."
         ),
     ] = None,
@@ -39,7 +39,7 @@ def study(
     data: Data = None,
 ) -> None:
     """Bring a study of a cell up to date, and the cell before it, and show its table."""
-    from flows.cells import declare
+    from flows.declaring import Asked, declare
     from flows.environment import prepare, step_timeout
     from flows.removal import taken_back_without_result
     from tasks.pipeline.cell import open_cell
@@ -47,6 +47,8 @@ def study(
 
     step_timeout()
     prepare()
+    if name in RENAMED_STUDIES:
+        raise InputError("study", f"{name!r} is now {RENAMED_STUDIES[name]!r}")
     if name not in STUDIES:
         raise InputError("study", f"{name!r} is none of {', '.join(STUDIES)}")
     root = Path.cwd()
@@ -54,9 +56,15 @@ def study(
     texts = [other for other in on or () if name == "calibration" and (root / other).is_file()]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with taken_back_without_result(root):
-        for wanted in filter(None, (benchmark, *(other for other in on or () if other not in texts))):
-            if line := declare(root, wanted, model=model, data=None if wanted in known else data):
-                print(f"added to params.yaml: {line}", flush=True)
+        others = [other for other in on or () if other not in texts]
+        unknown = [other for other in filter(None, (benchmark, *others)) if other not in known]
+        declared = declare(root, Asked([model] if model else (), unknown, data if unknown else None))
+        for line in declared.told:
+            print(line, flush=True)
+        names = dict(zip(unknown, declared.benchmarks, strict=True))
+        model = declared.models[0] if model else None
+        benchmark = names.get(benchmark, benchmark) if benchmark else None
+        on = [names.get(other, other) for other in on or ()]
         cell = open_cell(model, benchmark)
 
         from flows.adapt import listed
@@ -64,7 +72,7 @@ def study(
         from flows.study_flows import as_table, list_study
         from flows.study_flows import study as run_study
 
-        with listed(cell, lambda: list_study(root, name, cell.model, cell.benchmark, on or (), full=full)):
+        with listed(cell, lambda: list_study(root, name, cell.model, cell.benchmark, on, full=full)):
             start_server(f"{name} of {cell.model} on {cell.benchmark}")
             result = run_study(name, cell.model, cell.benchmark)
     print_table(as_table(result))
@@ -72,7 +80,7 @@ def study(
 
 
 @app.command()
-def compare(model: Model = None, benchmark: Runnable = None, data: Data = None) -> None:
+def compare(model: RunModel = None, benchmark: Runnable = None, data: Data = None) -> None:
     """Compare pruning with the other systems on a cell; the same as `dsm study compare`."""
     study("compare", model, benchmark, data=data)
 

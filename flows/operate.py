@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.console import Benchmark, Model, print_table
+from flows.console import AsJson, Benchmark, Model, print_json, print_table
 
 app = typer.Typer()
 
@@ -91,17 +91,22 @@ def deploy() -> None:
 
 
 @app.command()
-def versions(model: Model = None, benchmark: Benchmark = None) -> None:
+def versions(model: Model = None, benchmark: Benchmark = None, as_json: AsJson = False) -> None:
     """Show the registered versions of a cell, and every move of its champion."""
+    from dataclasses import asdict
+
     from rich.table import Table
 
     from tasks.pipeline.cell import open_cell
 
     cell = open_cell(model, benchmark)
 
-    from tasks.tracking.promote import versions as registered
+    from tasks.tracking.promotion import versions as registered
 
     found, moves = registered(cell)
+    if as_json:
+        print_json({"versions": [asdict(one) for one in found], "moves": [asdict(move) for move in moves]})
+        return
     table = Table(title=cell.name, caption="p: exact McNemar test, pruned against base, on the n test rows of its time")
     for name in ("version", "aliases", "made", "base", "pruned", "n", "p", "promotion"):
         table.add_column(name, overflow="fold")
@@ -133,7 +138,7 @@ def promote(
 
     cell = open_cell(model, benchmark)
 
-    from tasks.tracking.promote import promote as make_champion
+    from tasks.tracking.promotion import promote as make_champion
 
     before = make_champion(cell, version, why)
     print(f"{cell.name}: version {version} is the champion now (before: {before or 'none'})")

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.cells import Additions, additions, edited, locked
+from flows.cells import ABSENT, Additions, additions, edited, locked
+from flows.yaml_entries import remove_entry
 from tasks.pipeline.settings import BENCHMARKS, PARAMS, Settings, load_settings
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import write_text
@@ -18,7 +19,7 @@ ENTRIES = ("pipeline.cells", "studies", "nsa", "sparse")  # each has a stage wit
 def taken_back_without_result(root: Path) -> Iterator[None]:
     """Takes out of params.yaml what the body added and has no result of, if the body ends in an exception.
 
-    A cell has a result once it is evaluated. What other entries need by then stays.
+    A cell has a result once it is evaluated. What other entries need by then stays, and so do settings of a result.
     """
     with additions() as added:
         try:
@@ -27,13 +28,16 @@ def taken_back_without_result(root: Path) -> Iterator[None]:
             try:
                 _take_back(root, added)
             except (InputError, OSError) as problem:  # the reason why the run ended is worth more
-                names = ", ".join(f"{section}: {name}" for section, name in sorted(added.entries))
+                names = ", ".join(
+                    [f"{section}: {name}" for section, name in sorted(added.entries)]
+                    + list(map(".".join, added.changed))
+                )
                 print(f"still in {PARAMS}: {names}, since it cannot be written: {problem}", file=sys.stderr)
             raise
 
 
 def _take_back(root: Path, added: Additions) -> None:
-    if not added.entries:
+    if not added.entries and not added.changed:
         return
     with locked(root):
         path = root / PARAMS
@@ -44,6 +48,7 @@ def _take_back(root: Path, added: Additions) -> None:
             write_text(path, added.before)  # every byte as it was
         else:
             _remove(root, gone)
+            _restore(root, added)
 
 
 def remove_cell(root: Path, name: str) -> list[str]:
@@ -74,7 +79,7 @@ def remove_cell(root: Path, name: str) -> list[str]:
     if users:
         raise InputError(f"pipeline.cells.{name}", f"is needed by {', '.join(users)}; take that out of {PARAMS} first")
     gone = {("pipeline.cells", name)}
-    unneeded = {entry for entry in _unneeded(settings, gone) if entry[0] != "benchmarks"}
+    unneeded = {entry for entry in _unneeded(settings, gone) if entry[0] not in ("models", "benchmarks")}
     gone |= unneeded & {("pipeline.models", cell.model), ("pipeline.benchmarks", cell.benchmark)}
     _remove(root, gone)
     return [f"{section}: {entry}" for section, entry in sorted(gone)]
@@ -94,8 +99,11 @@ def _unneeded(settings: Settings, gone: set[tuple[str, str]]) -> set[tuple[str, 
     benchmarks |= {run.calibration.removeprefix(BENCHMARKS) for run in sparse}
     found = {("pipeline.models", name) for name in settings.pipeline.models if name not in models}
     found |= {("pipeline.benchmarks", name) for name in settings.pipeline.benchmarks if name not in benchmarks}
-    scheduled = {name for schedule in settings.retrain.schedules.values() for name in schedule.benchmarks}
-    return found | {("benchmarks", name) for name in settings.benchmarks if name not in benchmarks | scheduled}
+    schedules = settings.retrain.schedules.values()
+    models |= {name for schedule in schedules for name in schedule.models}
+    benchmarks |= {name for schedule in schedules for name in schedule.benchmarks}
+    found |= {("models", name) for name in settings.models if name not in models}
+    return found | {("benchmarks", name) for name in settings.benchmarks if name not in benchmarks}
 
 
 def _remove(root: Path, entries: set[tuple[str, str]]) -> None:
@@ -108,6 +116,21 @@ def _remove(root: Path, entries: set[tuple[str, str]]) -> None:
             if isinstance(place[last], list):
                 place[last].remove(name)
             else:
-                del place[last][name]
+                remove_entry(place[last], name)
                 if not place[last]:
                     place[last] = {}
+
+
+def _restore(root: Path, added: Additions) -> None:
+    """Gives settings the values that they had, but for those that somebody else has changed since."""
+    with edited(root) as document:
+        for way, (old, new) in added.changed.items():
+            place: Any = document
+            for part in way[:-1]:
+                place = place.get(part, {})
+            if place.get(way[-1]) != new:
+                continue
+            if old == ABSENT:
+                remove_entry(place, way[-1])
+            else:
+                place[way[-1]] = old

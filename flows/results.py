@@ -1,91 +1,157 @@
-"""What came out of the cells: read from pruned.json and evaluation.json, shown as a table."""
+"""The results of the cells, read from pruned.json and evaluation.json, and the tables that show them."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.settings import Settings
 from tasks.runtime.files import read_json
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 
 @dataclass(frozen=True)
-class Result:
-    """One cell. Accuracies and standard errors are parts of one; `p` is McNemar's, pruned against base, on `n` rows.
+class Measure:
+    """Accuracy or exact match of a cell's systems, as parts of one, with standard errors.
 
-    `base_answers`, `pruned_answers`: how often each option was predicted, in the order of the options.
+    Attributes:
+        random: the mean over the draws of random neurons.
+        difference, interval: pruned minus base on the same rows, and its 95 % confidence interval.
+        p: of the exact McNemar test, pruned against base.
     """
 
-    model: str
-    benchmark: str
-    n: int
     base: float
     base_stderr: float
     pruned: float
     pruned_stderr: float
     random: float
     random_stderr: float
-    random_seeds: int
+    difference: float
+    stderr: float
+    interval: tuple[float, float]
     p: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of one cell on `n` test rows.
+
+    Attributes:
+        base_acc_norm, pruned_acc_norm: accuracy by the log-probability per character.
+        base_answers, pruned_answers: how often each option was predicted, in the order of the options.
+    """
+
+    model: str
+    benchmark: str
+    n: int
+    accuracy: Measure
+    exact_match: Measure
+    base_acc_norm: float
+    pruned_acc_norm: float
+    random_seeds: int
     layer: int
     fraction: float
+    neurons: int
     base_answers: list[int]
     pruned_answers: list[int]
 
 
 def read_result(cell: Cell) -> Result | None:
-    """The result of a cell, None if it has none yet."""
+    """The result of a cell. None if it has none, or one of an earlier version, which the next run replaces."""
     if not (cell.evaluation.exists() and cell.pruned.exists()):
         return None
     evaluation, pruned = read_json(cell.evaluation), read_json(cell.pruned)
-    systems = evaluation["systems"]
+    systems, comparisons = evaluation["systems"], evaluation["comparisons"]
+    if "exact_match" not in comparisons:
+        return None
     return Result(
         model=cell.model,
         benchmark=cell.benchmark,
         n=evaluation["n"],
-        base=systems["base"]["accuracy"],
-        base_stderr=systems["base"]["stderr"],
-        pruned=systems["pruned"]["accuracy"],
-        pruned_stderr=systems["pruned"]["stderr"],
-        random=systems["random"]["accuracy"],
-        random_stderr=systems["random"]["stderr"],
+        accuracy=_measure(systems, comparisons, "accuracy", "stderr"),
+        exact_match=_measure(systems, comparisons["exact_match"], "exact_match", "exact_match_stderr"),
+        base_acc_norm=systems["base"]["acc_norm"],
+        pruned_acc_norm=systems["pruned"]["acc_norm"],
         random_seeds=len(systems["random"]["by_seed"]),
-        p=evaluation["comparisons"]["pruned_vs_base"]["p"],
         layer=pruned["layer"],
         fraction=pruned["fraction"],
+        neurons=len(pruned["neurons"]),
         base_answers=systems["base"]["predicted"],
         pruned_answers=systems["pruned"]["predicted"],
     )
 
 
-def all_results(root: Path, settings: Settings) -> list[Result]:
-    """The results of every cell there is, by name."""
-    cells = sorted((root / "data" / "cells").glob("*/*/evaluation.json"))
-    found = [read_result(Cell(root, path.parent.parent.name, path.parent.name, settings)) for path in cells]
-    return [result for result in found if result]
-
-
-HEADER = ("model", "benchmark", "base", "pruned", "random", "n", "p", "layer", "fraction", "answers")
-
-
-def row(result: Result) -> tuple[str, ...]:
-    """The cells of a table under HEADER."""
-    return (
-        result.model,
-        result.benchmark,
-        f"{result.base:.3f} ± {result.base_stderr:.3f}",
-        f"{result.pruned:.3f} ± {result.pruned_stderr:.3f}",
-        f"{result.random:.3f} ± {result.random_stderr:.3f}",
-        str(result.n),
-        f"{result.p:.2g}",
-        str(result.layer),
-        f"{result.fraction:.0%}",
-        f"{_counts(result.base_answers)} → {_counts(result.pruned_answers)}",
+def _measure(systems: dict[str, Any], comparisons: dict[str, Any], name: str, stderr: str) -> Measure:
+    compared = comparisons["pruned_vs_base"]
+    values = {system: systems[system][name] for system in ("base", "pruned", "random")}
+    errors = {f"{system}_stderr": systems[system][stderr] for system in values}
+    return Measure(
+        **values,
+        **errors,
+        difference=compared["difference"],
+        stderr=compared["stderr"],
+        interval=tuple(compared["interval"]),
+        p=compared["p"],
     )
+
+
+def all_results(root: Path, settings: Settings) -> list[Result]:
+    """The results of every cell there is, by name. Says on stderr which cells have one of an earlier version."""
+    found = []
+    for path in sorted((root / "data" / "cells").glob("*/*/evaluation.json")):
+        cell = Cell(root, path.parent.parent.name, path.parent.name, settings)
+        if result := read_result(cell):
+            found.append(result)
+        elif cell.pruned.exists():
+            again = f"dsm run --model {cell.model} --benchmark {cell.benchmark}"
+            print(f"{cell.name}: its result is of an earlier version; `{again}` makes it anew", file=sys.stderr)
+    return found
+
+
+LEGEND = (
+    "Base → pruned; the paired difference ± its standard error, its 95 % interval, and p of the exact McNemar test. "
+    "random: as many random neurons of the same layer, mean over the draws."
+)
+# What the columns after the third one mean; a narrow terminal leaves these out.
+OPTIONAL = {
+    "acc_norm": "acc_norm: accuracy by the log-probability per character.",
+    "answers": "answers: how often each option was predicted.",
+}
+HEADER = ("cell", "accuracy", "exact match", *OPTIONAL)
+NAMES = 22  # characters of the first column below which an optional column goes
+GAP = 2  # characters between columns
+
+
+def _lines(result: Result) -> dict[str, list[str]]:
+    """What each column of the table says of a cell, line by line."""
+    draws = f"{result.random_seeds} random draw{'s' if result.random_seeds != 1 else ''}"
+    pruned = f"layer {result.layer}, {100 * result.fraction:.4g} %"
+    return {
+        "cell": [result.model, f"on {result.benchmark}", pruned, f"n = {result.n}", draws],
+        "accuracy": _told(result.accuracy),
+        "exact match": _told(result.exact_match),
+        "acc_norm": [f"{result.base_acc_norm:.3f} → {result.pruned_acc_norm:.3f}"],
+        "answers": [f"{_counts(result.base_answers)} →", _counts(result.pruned_answers)],
+    }
+
+
+def _told(measure: Measure) -> list[str]:
+    low, high = measure.interval
+    return [
+        f"{measure.base:.3f} → {measure.pruned:.3f}",
+        f"{_signed(measure.difference)} ± {measure.stderr:.3f}",
+        f"{_signed(low)} to {_signed(high)}",
+        "p < 0.001" if measure.p < 0.001 else f"p = {measure.p:.2g}",
+        f"random {measure.random:.3f}",
+    ]
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def _counts(numbers: Sequence[int]) -> str:
@@ -93,22 +159,47 @@ def _counts(numbers: Sequence[int]) -> str:
 
 
 def as_markdown(results: Sequence[Result]) -> str:
-    """The table for a Prefect artifact or a page."""
-    lines = [HEADER, ("---",) * len(HEADER), *map(row, results)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """The table for a Prefect artifact or a page; `<br>` separates the lines of a cell."""
+    rows = [["<br>".join(lines) for lines in _lines(result).values()] for result in results]
+    lines = [HEADER, ("---",) * len(HEADER), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{_legend(HEADER)}"
 
 
-def as_table(results: Sequence[Result]) -> "Table":
+def _legend(columns: Sequence[str]) -> str:
+    return " ".join([LEGEND, *(OPTIONAL[name] for name in columns if name in OPTIONAL)])
+
+
+class ResultTable:
+    """The table for a terminal. Optional columns that do not fit are left out, the last ones first.
+
+    Numbers are never broken on a terminal of 50 columns or more; a long name is folded.
+    """
+
+    def __init__(self, results: Sequence[Result]):
+        self._rows = [_lines(result) for result in results]
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        """What rich prints: as many columns as fit into its width."""
+        from rich.table import Table
+
+        width = {name: max(len(line) for row in self._rows for line in [name, *row[name]]) for name in HEADER}
+        names = min(width["cell"], NAMES)
+        shown = list(HEADER)
+        while len(shown) > 3 and names + sum(width[name] + GAP for name in shown[1:]) > options.max_width:
+            shown.pop()
+        table = Table(
+            title="Results on the test split", caption=_legend(shown), caption_justify="left", box=None,
+            pad_edge=False, padding=(0, GAP, 0, 0),
+        )  # fmt: skip
+        for name in shown:
+            table.add_column(name, overflow="fold", no_wrap=name != "cell")
+        for i, row in enumerate(self._rows):
+            table.add_row(*("\n".join(row[name]) for name in shown))
+            if i + 1 < len(self._rows):
+                table.add_row()
+        yield table
+
+
+def as_table(results: Sequence[Result]) -> ResultTable:
     """The table for a terminal."""
-    from rich.table import Table
-
-    table = Table(
-        title="Accuracy on the test split",
-        caption="± standard error; random: same layer and number of neurons, mean over seeds; "
-        "p: exact McNemar test, pruned against base; answers: how often each option was predicted, base → pruned",
-    )
-    for name in HEADER:
-        table.add_column(name, justify="left" if name in ("model", "benchmark") else "right", overflow="fold")
-    for result in results:
-        table.add_row(*row(result))
-    return table
+    return ResultTable(results)

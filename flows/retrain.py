@@ -12,6 +12,7 @@ from flows.cells import named_cells
 from flows.environment import stamp
 from flows.notify import reason, tell
 from flows.refresh import is_unpinned, refresh
+from flows.run_states import cancelled_by_ctrl_c, with_day
 from flows.stages import StepFailed
 from tasks.pipeline.cell import open_cell
 from tasks.pipeline.settings import load_settings
@@ -25,7 +26,12 @@ def take_new_rows(benchmark: str) -> None:
         say("refresh", line)
 
 
-@flow(name="retrain cell", flow_run_name="{model} {benchmark}", validate_parameters=False)
+@flow(
+    name="retrain cell",
+    flow_run_name=with_day("{model} on {benchmark}"),
+    on_crashed=[cancelled_by_ctrl_c],
+    validate_parameters=False,
+)
 def retrain_cell(model: str, benchmark: str) -> str:
     """Refreshes the rows of one cell, adapts the model, registers the challenger and judges it.
 
@@ -44,7 +50,7 @@ def retrain_cell(model: str, benchmark: str) -> str:
 @flow(
     name="retrain",
     on_failure=[tell],
-    on_crashed=[tell],
+    on_crashed=[tell, cancelled_by_ctrl_c],
     on_cancellation=[tell],
     validate_parameters=False,
 )

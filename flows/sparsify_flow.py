@@ -8,6 +8,7 @@ from prefect import flow
 
 from flows.adapt import run_step
 from flows.cells import file_name, list_entry, list_names
+from flows.run_states import cancelled_by_ctrl_c, with_day
 from tasks.pipeline.cell import open_cell
 from tasks.pipeline.names import WEIGHT_METHODS
 from tasks.pipeline.settings import BENCHMARKS, load_settings
@@ -72,7 +73,12 @@ def _target(text: str) -> dict[str, Any]:
         raise InputError("target", f"{text!r} is neither a part such as 0.5 nor N:M such as 2:4") from None
 
 
-@flow(name="sparsify", flow_run_name="{key}", validate_parameters=False)
+@flow(
+    name="sparsify",
+    flow_run_name=with_day("{key}"),
+    on_crashed=[cancelled_by_ctrl_c],
+    validate_parameters=False,
+)
 def sparsify(key: str) -> str:
     """Brings a weight-pruned model up to date.
 

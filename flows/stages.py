@@ -13,6 +13,7 @@ from flows import processes
 from flows.integrity import discard, is_altered, outputs_of
 from flows.mending import keep, mend
 from flows.processes import Finished
+from tasks.pipeline.installed_code import renew_code
 from tasks.runtime.errors import InputError
 
 STEPS = ("model", "data", "sample", "score", "search", "prune", "evaluate", "transfer", "report")
@@ -68,6 +69,7 @@ def run_stage(stage: str, root: Path, *, timeout: float, log: Callable[[str], No
     # cell computes with the same model. `status` reads only.
     if not force and not _status([stage], root):
         return "cached"
+    log(f"{stage.partition('@')[0]}: out of date, running")  # at once: the imports of a step take some seconds
     repro = ["--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), stage]
     finished = _run(stage, repro, root, timeout, log)
     if finished.code:
@@ -207,6 +209,7 @@ def _run(
     if dvc:
         mend(root)
         keep(root)
+        renew_code(root)
         # -P: the project's own folders (data, tasks) must not hide a package of that name from dvc.
         argv = [sys.executable, "-P", "-m", "dvc", *argv]
     try:

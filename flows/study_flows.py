@@ -11,6 +11,7 @@ from rich.table import Table
 
 from flows.adapt import alone, run_step
 from flows.cells import edited, file_name, list_entry
+from flows.run_states import cancelled_by_ctrl_c, with_day
 from flows.stages import stages_of
 from tasks.evidence.study_tables import markdown, table
 from tasks.pipeline.cell import Cell, open_cell
@@ -86,7 +87,12 @@ def names_of(root: Path, files: Sequence[str]) -> dict[str, str]:
     raise InputError("on", f"{', '.join(files)} give the same names; write them into `texts` in params.yaml")
 
 
-@flow(name="study", flow_run_name="{name} {model} {benchmark}", validate_parameters=False)
+@flow(
+    name="study",
+    flow_run_name=with_day("{name}, {model} on {benchmark}"),
+    on_crashed=[cancelled_by_ctrl_c],
+    validate_parameters=False,
+)
 def study(name: str, model: str, benchmark: str) -> dict[str, Any]:
     """Brings the cell and then the study up to date; its table becomes an artifact.
 
@@ -120,7 +126,12 @@ def list_nsa(root: Path, model: str, benchmark: str) -> str | None:
     return list_entry(root, "nsa", key, {"model": model, "benchmark": benchmark})
 
 
-@flow(name="nsa", flow_run_name="{model} {benchmark}", validate_parameters=False)
+@flow(
+    name="nsa",
+    flow_run_name=with_day("{model} on {benchmark}"),
+    on_crashed=[cancelled_by_ctrl_c],
+    validate_parameters=False,
+)
 def nsa(model: str, benchmark: str) -> Path:
     """Brings the cell and then its Neuron Semantic Attribution up to date.
 

@@ -1,1 +1,1 @@
-"""Benchmarks: rows, prompts, options, and how a model answers them."""
+"""Benchmarks: rows, prompts, options, and the log-probabilities of the options."""

@@ -1,4 +1,4 @@
-"""What params.yaml declares of a benchmark."""
+"""A benchmark as params.yaml declares it."""
 
 import datetime
 from typing import Annotated, Any
@@ -8,13 +8,13 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from tasks.runtime.fields import Count, Fraction, Seed, Strict
 from tasks.sources.kinds import RowsSource
 
-DATE = "2024-07-26"  # what a chat template is told is today: the date that the Llama 3 models have for want of another
+DATE = "2024-07-26"  # today's date for chat templates; the default of the Llama 3 templates
 
 
 class SplitRows(Strict):
     """The rows of one split: a source, a filter, and templates over its columns.
 
-    `fields` are what prompt and options are made of; without any, that is the columns themselves.
+    Prompt and options are templates over `fields`, or over the columns if there are no fields.
     """
 
     source: RowsSource
@@ -22,17 +22,24 @@ class SplitRows(Strict):
     fields: dict[str, str] = Field(default={})
     gold: str
 
+    @field_validator("source")
+    @classmethod
+    def _has_no_dtype(cls, value: Any) -> Any:
+        if getattr(value, "dtype", None):
+            raise ValueError("dtype: is for models")
+        return value
+
 
 def _kind_of_split(value: Any) -> str:
     return "fraction" if isinstance(value, float) else "count"
 
 
 class HeldOut(Strict):
-    """A test split drawn from the train rows by hashes of what they ask, with this seed: see `benchmarks.splits`.
+    """A test split drawn from the train rows by seeded hashes of prompt and options: see `benchmarks.splits`.
 
     Attributes:
-        split: how many rows (at most, where rows are in groups), or about which fraction of them. A fraction moves no
-            row from one split to the other when rows are added or removed; a count moves as many as it must.
+        split: the number of rows (the maximum, if rows are in groups) or their approximate fraction. When rows are
+            added or removed, a fraction moves no other row between the splits; a count moves as few as possible.
     """
 
     split: Annotated[
@@ -45,20 +52,20 @@ def _kind_of_test(value: Any) -> str:
     return "held_out" if isinstance(value, HeldOut) or (isinstance(value, dict) and "split" in value) else "rows"
 
 
-# Told apart by `split`, so that a mistake in one is not reported as a field missing from the other.
+# Distinguished by `split`, so that an error in one is not reported as a missing field of the other.
 TestSplit = Annotated[
     Annotated[SplitRows, Tag("rows")] | Annotated[HeldOut, Tag("held_out")], Discriminator(_kind_of_test)
 ]
 
 
 class Limits(Strict):
-    """How many rows of the test split `evaluate` and `transfer` use; 0 leaves the transfer check out."""
+    """The number of test rows that `evaluate` and `transfer` use; 0 skips the transfer check."""
 
     test: Count
     transfer: int = Field(ge=0, lt=2**31)
 
 
-# A list with a template each, or one template `{{ expression }}` that gives the list of a row.
+# Either a list of templates, or one template `{{ expression }}` that gives the list of a row.
 def _kind_of_list(value: Any) -> str:
     return "one" if isinstance(value, str) else "several"
 
@@ -74,13 +81,18 @@ class BenchmarkSpec(Strict):
     """A multiple-choice benchmark as data.
 
     Attributes:
-        prompt: a Jinja template over the fields of a row. White space at its end belongs to the beginning of the
-            options for a tokenizer that joins the two, as in lm-evaluation-harness.
-        options: what the model may answer, each a template over the same fields; or one template that gives the list.
-        labels: the gold value that means each option; by default its number, from 0. A template is over the columns.
-        group: a template over the columns; rows that it makes the same value of are never split between train and test.
-        chat_template: ask through the tokenizer's chat template, as one turn of the user.
-        date: what the chat template is told where it asks for today's date, so that prompts are the same every day.
+        prompt: a Jinja template over the fields of a row. As in lm-evaluation-harness, white space at its end is
+            tokenized with the options.
+        options: the possible answers: a list of templates over the same fields, or one template that gives the list.
+        labels: the gold value of each option; by default its number, from 0. A template is over the columns.
+        group: a template over the columns. Rows with the same value are never split between train and test.
+        chat_template: apply the tokenizer's chat template; the prompt is one user turn.
+        date: today's date for the chat template, fixed so that prompts are the same every day.
+
+    Example:
+        >>> split = {"source": {"kind": "path", "path": "quiz.jsonl", "sha256": "0" * 64}, "gold": "{{ right }}"}
+        >>> spec = BenchmarkSpec(train=split, test={"split": 40}, prompt="{{ question }}", options=[" yes", " no"],
+        ...                      limits={"test": 40, "transfer": 0})
     """
 
     train: SplitRows
@@ -96,14 +108,14 @@ class BenchmarkSpec(Strict):
 
     @property
     def chat(self) -> str | bool:
-        """The date that the chat template is told; False without a chat template."""
+        """The date for the chat template; False without a chat template."""
         return self.date if self.chat_template else False
 
     @field_validator("date", mode="before")
     @classmethod
     def _is_a_date(cls, value: Any) -> Any:
         if isinstance(value, datetime.date):
-            raise ValueError(f'must stand in quotes, "{value}": DVC cannot read a date without them')
+            raise ValueError(f'must be in quotes, "{value}": DVC cannot read a date without them')
         try:
             datetime.datetime.strptime(value, "%Y-%m-%d")
         except (TypeError, ValueError):
@@ -120,12 +132,12 @@ class BenchmarkSpec(Strict):
     def _options_are_distinct(self) -> "BenchmarkSpec":
         options, labels = self.options, self.labels
         if isinstance(options, list) and isinstance(labels, list) and len(labels) != len(options):
-            raise ValueError(f"labels has {len(labels)} values for {len(options)} options; one each is needed")
+            raise ValueError(f"labels has {len(labels)} values for {len(options)} options; one per option is needed")
         for name, values in (("options", options), ("labels", labels)):
             if isinstance(values, list) and len(set(values)) != len(values):
-                raise ValueError(f"{name} holds the same value twice: {values}")
+                raise ValueError(f"{name} holds a value twice: {values}")
         if isinstance(options, list) and any(not option.strip() for option in options):
-            raise ValueError("options holds an empty one")
+            raise ValueError("options holds an empty option")
         if not isinstance(self.test, HeldOut) and bool(self.train.fields) != bool(self.test.fields):
             raise ValueError("train and test must both have fields, or neither: they share the prompt")
         return self

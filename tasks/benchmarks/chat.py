@@ -13,31 +13,31 @@ from tasks.benchmarks.benchmark_spec import DATE
 from tasks.runtime.errors import InputError
 
 FIELD = "chat_template"
-_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # how Python prints an object that has no text
+_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # how Python prints an object without its own text
 
 
 def chat_text(tokenizer: Any, prompt: str, date: str = DATE) -> str:
-    """The prompt as the one turn of the user, up to where the model's turn begins.
+    """The prompt as a single user turn, up to the beginning of the model's turn.
 
-    As `tokenizer.apply_chat_template` has it, but the template is told a fixed date where it asks for today's: by
-    `strftime_now` (midnight of that date) and as `date_string` (`26 Jul 2024`, the form of the Llama models).
+    The same as `tokenizer.apply_chat_template`, except that today's date is fixed: for `strftime_now` (midnight of that
+    date) and as `date_string` (`26 Jul 2024`, the form of the Llama models).
 
     Args:
         date: year, month and day, as in `2024-07-26`.
 
     Raises:
-        InputError: the tokenizer has no chat template, or one that fails, that draws at random, or whose text does not
-            depend on the prompt.
+        InputError: the tokenizer has no chat template, or its template fails, uses random numbers or ignores the
+            prompt.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(FIELD, "is true, but this model's tokenizer has no chat template")
     text = _rendered(tokenizer, prompt, date)
     if not text.strip():
-        raise InputError(FIELD, f"the tokenizer's chat template writes nothing for the prompt {prompt[:60]!r}")
+        raise InputError(FIELD, f"the tokenizer's chat template gives an empty text for the prompt {prompt[:60]!r}")
     if text == _rendered(tokenizer, prompt + "x", date):
-        raise InputError(FIELD, "the tokenizer's chat template leaves the user's turn out")
-    if (found := _ADDRESS.search(text)) and found[0] not in prompt:
-        raise InputError(FIELD, f"the tokenizer's chat template writes a place in memory, {found[0]}, into the prompt")
+        raise InputError(FIELD, "the tokenizer's chat template omits the user's turn")
+    if (address := _ADDRESS.search(text)) and address[0] not in prompt:
+        raise InputError(FIELD, f"the tokenizer's chat template writes a memory address, {address[0]}, into the prompt")
     return text
 
 
@@ -51,16 +51,16 @@ def _rendered(tokenizer: Any, prompt: str, date: str) -> str:
             date_string=datetime.fromisoformat(date).strftime("%d %b %Y"),
             **tokenizer.special_tokens_map,
         )
-    except Exception as error:  # a template may call any method of its values, so it may raise anything
+    except Exception as error:  # a template may call any method, so it may raise anything
         problem = str(error) or type(error).__name__
         raise InputError(FIELD, f"the tokenizer's chat template fails: {problem}") from None
 
 
 @functools.lru_cache(maxsize=8)
 def _compiled(template: str, date: str) -> jinja2.Template:
-    """The template in the environment of transformers, without its clock and without what draws at random.
+    """The template in the environment of transformers, with a fixed clock and without random numbers.
 
-    Variables would not do: transformers lets no function through to a template.
+    Variables cannot replace the functions: transformers passes no function to a template.
     """
     environment = _compile_jinja_template("").environment.overlay()
     environment.filters = environment.filters | {"random": _refuses("random")}
@@ -74,6 +74,6 @@ def _compiled(template: str, date: str) -> jinja2.Template:
 
 def _refuses(name: str) -> Callable[..., NoReturn]:
     def refuse(*_: Any, **__: Any) -> NoReturn:
-        raise jinja2.TemplateRuntimeError(f"it uses `{name}`, which gives another prompt every time")
+        raise jinja2.TemplateRuntimeError(f"it uses `{name}`, which gives a different prompt every time")
 
     return refuse

@@ -1,4 +1,4 @@
-"""The kinds of values that a prompt's columns have: what a served model is sent must render as the rows did."""
+"""The types of a prompt's columns. A served model checks its inputs by them, so that they render as the rows did."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -9,11 +9,11 @@ from tasks.runtime.errors import InputError
 Kinds = dict[str, set[str]]  # column -> "text", "integer", "list of texts", ..
 
 ABSENT, NULL = "absent", "null"
-LARGEST = 2**53  # beyond it not every integer is a float
+LARGEST = 2**53  # not every larger integer is a float
 
 
 def kind(value: Any) -> str:
-    """The kind of a row's value. What JSON does not have (a date of a Parquet file) is sent as the text it prints."""
+    """The kind of a value. A type that JSON does not have, such as a date, is sent as its text."""
     if value is None:
         return NULL
     if isinstance(value, bool):
@@ -26,46 +26,48 @@ def kind(value: Any) -> str:
         return "object"
     if isinstance(value, list):
         kinds = {kind(one) for one in value}
-        return (
-            f"list of {kinds.pop()}s"
-            if len(kinds) == 1 and kinds < {"text", "integer", "number", "boolean"}
-            else "list"
-        )
+        simple = len(kinds) == 1 and kinds < {"text", "integer", "number", "boolean"}
+        return f"list of {kinds.pop()}s" if simple else "list"
     return "text"
 
 
-def add_kinds(found: Kinds, row: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Adds the kinds of one row's values to those found so far."""
+def add_kinds(kinds: Kinds, row: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Adds the kinds of one row's values to `kinds`."""
     for name in names:
-        found.setdefault(name, set()).add(kind(row[name]) if name in row else ABSENT)
+        kinds.setdefault(name, set()).add(kind(row[name]) if name in row else ABSENT)
 
 
 def as_in_rows(value: Any, kinds: Iterable[str]) -> Any:
-    """A value of one of these kinds, of one that came through JSON and a data frame; ABSENT: the row lacks the column.
+    """Converts a value that came through JSON and a data frame to one of these kinds; ABSENT if the column is missing.
 
-    A data frame makes 3 in a column with 4.5 or null into 3.0, and null into NaN.
+    In a column with 4.5 or null a data frame turns 3 into 3.0, and null into NaN.
 
     Raises:
-        ValueError: it is of another kind.
+        ValueError: the value has another kind.
     """
     if isinstance(value, float) and math.isnan(value):
         value = None
-    found = kind(value)
-    if found in kinds or (isinstance(value, list) and "list" in kinds):
+    actual = kind(value)
+    if actual in kinds or (isinstance(value, list) and "list" in kinds):
         return value
     if value is None and ABSENT in kinds:
         return ABSENT
-    if found == "number" and "integer" in kinds and value.is_integer() and abs(value) < LARGEST:
+    if actual == "number" and "integer" in kinds and value.is_integer() and abs(value) < LARGEST:
         return int(value)
-    if found == "integer" and "number" in kinds:
+    if actual == "integer" and "number" in kinds:
         return float(value)
-    if found == "list of integers" and "list of numbers" in kinds:
+    if actual == "list of integers" and "list of numbers" in kinds:
         return [float(one) for one in value]
-    raise ValueError(f"must be {told(kinds)}, not {value!r:.60}")
+    raise ValueError(f"must be {describe_kinds(kinds)}, not {value!r:.60}")
 
 
-def told(kinds: Iterable[str]) -> str:
-    """The kinds in words, such as "an integer or null"."""
+def describe_kinds(kinds: Iterable[str]) -> str:
+    """The kinds in words.
+
+    Example:
+        >>> describe_kinds({"integer", "null"})
+        'an integer or null'
+    """
     words = [
         one if one == NULL else f"{'an' if one[0] in 'aeiou' else 'a'} {one}" for one in sorted(set(kinds) - {ABSENT})
     ]
@@ -73,7 +75,7 @@ def told(kinds: Iterable[str]) -> str:
 
 
 def as_sent(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The row as it is sent as JSON."""
+    """The row as a JSON value."""
     return {name: _plain(row[name]) for name in sorted(names) if name in row}
 
 
@@ -82,16 +84,16 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(one) for name, one in value.items()}
     if isinstance(value, list):
         return [_plain(one) for one in value]
-    if isinstance(value, bytes):  # of a Parquet file; examples with other bytes than text are refused
+    if isinstance(value, bytes):  # from Parquet; bytes that are not text were refused
         return value.decode()
     return str(value) if kind(value) == "text" else value
 
 
 def check_kinds(name: str, number: int, value: Any, kinds: Iterable[str]) -> Any:
-    """`as_in_rows` of the column of one row that was sent.
+    """`as_in_rows` for one column of the row `number` of a request.
 
     Raises:
-        InputError: it is of another kind.
+        InputError: the value has another kind.
     """
     try:
         return as_in_rows(value, kinds)

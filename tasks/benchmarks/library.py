@@ -1,20 +1,21 @@
-"""The library of benchmarks: one YAML file each in `specs`, written out where params.yaml names it in one line.
+"""The library of benchmarks: one YAML file each in `specs`. An entry of params.yaml that names one is expanded to it.
 
-A file may describe a group of benchmarks: its `variants` give values to the names that stand as `$name` in its strings,
-and `<file>-<variant>` is a benchmark. A list as a value (the subjects of a domain) repeats the list item it stands in.
+A file may describe a group: its `variants` give values for `$name` in its strings, and `<file>-<variant>` is a
+benchmark. If the value is a list (the subjects of a domain), the list item with `$name` is repeated.
 """
 
 import difflib
 import functools
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from tasks.runtime.errors import InputError
+from tasks.runtime.fields import Strict
 
 SPECS = Path(__file__).parent / "specs"
 DEFAULT_TEMPLATE = "sadi"
@@ -24,15 +25,11 @@ Family = Literal["sentiment", "question answering", "similarity", "reasoning"]  
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Facts(Strict):
+    """Published facts about the rows of a source, before repeated prompts are dropped; None where not known.
 
-
-class Facts(_Strict):
-    """What is known of the rows that a source gives, as published: before prompts that occur twice are dropped.
-
-    Rows of both splits, and the share of the commonest gold option in test (in both, where test is held out of train);
-    None where it is not known.
+    `train` and `test` are numbers of rows; `majority` is the share of the most frequent gold option in test (in both
+    splits if test is held out of train).
     """
 
     train: int | None = None
@@ -40,39 +37,39 @@ class Facts(_Strict):
     majority: float | None = Field(default=None, gt=0, le=1)
 
 
-class Prompt(_Strict):
+class Prompt(Strict):
     """One template of a benchmark: `prompt` and `options` as in params.yaml."""
 
     prompt: str
     options: list[str] | str
 
 
-class OriginRows(_Strict):
-    """One split from one source: `source` without its kind; the rest as in params.yaml, if it is not the file's own."""
+class OriginRows(Strict):
+    """One split from one source: `source` without its kind; the other fields replace those of the file."""
 
     source: dict[str, Any]
-    where: dict[str, list[Any]] = {}
+    where: dict[str, list[Any]] = Field(default={})
     fields: dict[str, str] | None = None
     gold: str | None = None
     labels: list[str] | str | None = None
 
 
-class Origin(_Strict):
-    """Where the rows of both splits come from; `test` may be held out of train. `facts` become `Facts`."""
+class Origin(Strict):
+    """The sources of both splits; `test` may be held out of train. `facts` become `Facts`."""
 
     train: OriginRows
     test: OriginRows | dict[str, Any]
     facts: dict[str, Any]
 
 
-class Variant(_Strict):
-    """One member of a group; what it states replaces what the group states."""
+class Variant(Strict):
+    """One member of a group; its `sources` replace those of the group."""
 
-    values: dict[str, str | list[str]] = {}
+    values: dict[str, str | list[str]] = Field(default={})
     sources: dict[Kind, Origin] | None = None
 
 
-class Spec(_Strict):
+class Spec(Strict):
     """One file of the library."""
 
     family: Family
@@ -80,25 +77,25 @@ class Spec(_Strict):
     note: str
     choices: str  # how many options a row has: "2", "3 to 5"
     prompts: dict[str, Prompt]
-    fields: dict[str, str] = {}
+    fields: dict[str, str] = Field(default={})
     gold: str
     labels: list[str] | str | None = None
     group: str | None = None
     sources: dict[Kind, Origin]
     limits: dict[str, int]
     members: str = ""  # what the variants are: "languages"
-    variants: dict[str, Variant] = {}
+    variants: dict[str, Variant] = Field(default={})
 
 
-class Entry(_Strict):
-    """The one line of params.yaml.
+class Entry(Strict):
+    """An entry of params.yaml that names a benchmark of the library.
 
     Attributes:
-        spec: a name of the library.
+        spec: a name in the library.
         data: a directory with the files that the spec names under `local`, relative to params.yaml or absolute.
-        source: wheel, hub or local; by default local where `data` is given, else the first the spec has of wheel, hub.
-        revision: the commit of the hub's data set, for specs that do not know it.
-        test: rows to hold out of train instead of the spec's own test split.
+        source: wheel, hub or local. Default: local if `data` is given, else the first of wheel and hub in the spec.
+        revision: the commit of the hub's data set, for specs without one.
+        test: rows to hold out of train instead of the spec's test split.
     """
 
     spec: str
@@ -113,12 +110,12 @@ class Entry(_Strict):
 
 
 def spec_names() -> list[str]:
-    """The files of the library, by name: groups, not their members."""
+    """The names of the files of the library: groups, not their members."""
     return sorted(path.stem for path in SPECS.glob("*.yaml"))
 
 
 def benchmark_names() -> list[str]:
-    """Every benchmark of the library: members of groups, not the groups."""
+    """The names of all benchmarks of the library: members of groups, not the groups."""
     return [
         f"{name}-{variant}" if variant else name
         for name in spec_names()
@@ -128,8 +125,8 @@ def benchmark_names() -> list[str]:
 
 @functools.cache
 def read_spec(name: str) -> Spec:
-    """One file of the library. Its mistakes are ours, so they are not turned into an InputError."""
-    # The C loader where there is one: ten times as fast, and as safe.
+    """One file of the library. An error in it is a bug, not an InputError."""
+    # The C loader, where available, is ten times as fast and as safe.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = (SPECS / f"{name}.yaml").read_text(encoding="utf-8")
     return Spec.model_validate(yaml.load(text, loader))
@@ -144,16 +141,26 @@ def is_benchmark(name: str) -> bool:
 
 
 def closest(name: str, names: Collection[str]) -> str:
-    """The end of a message about an unknown name: those like it, or where to find all."""
+    """The end of a message about an unknown name: similar names, or where to find all names."""
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else "`dsm benchmarks ls` shows all there are"
+    return f"did you mean {' or '.join(near)}?" if near else "`dsm benchmarks ls` lists all"
+
+
+def undeclared(name: str, declared: Iterable[str]) -> str:
+    """The message for a benchmark that params.yaml does not declare: whether the library has it, or similar names."""
+    problem = f"{name!r} is not declared in params.yaml; there are {sorted(declared)}"
+    try:
+        member(name, field="benchmarks")
+    except InputError as error:
+        return f"{problem}; {error.problem}"
+    return f"{problem}, but it is in the library: `dsm run --benchmark {name}` adds it"
 
 
 def member(name: str, *, field: str) -> tuple[Spec, Variant]:
-    """The file and the variant that a name of the library stands for.
+    """The file and the variant of a benchmark of the library.
 
     Raises:
-        InputError: the library has no such benchmark.
+        InputError: the library does not have this benchmark.
     """
     if not is_benchmark(name):
         group = name.partition("-")[0]
@@ -179,12 +186,12 @@ def facts(name: str) -> dict[Kind, Facts]:
 
 
 def origin(name: str, *, field: str, kind: Kind | None = None, data: str | None = None) -> tuple[Kind, Origin, Facts]:
-    """Which of its sources a benchmark is read from, and what is known of those rows.
+    """The source that a benchmark is read from, and the facts about its rows.
 
-    That depends on what is asked for, never on what this machine can reach: the same params.yaml is the same rows.
+    The choice depends on the arguments alone, not on the machine, so the same params.yaml gives the same rows.
 
     Raises:
-        InputError: the spec has no such source, or `data` is missing for local files or stands beside another source.
+        InputError: the spec does not have this source, or `data` is missing for local files or given for others.
     """
     spec, variant = member(name, field=f"{field}.spec")
     sources = variant.sources or spec.sources
@@ -199,10 +206,13 @@ def origin(name: str, *, field: str, kind: Kind | None = None, data: str | None 
 
 
 def expand(raw: dict[str, Any], *, field: str) -> dict[str, Any]:
-    """What one would write in params.yaml instead of the one line `raw`. `field` is its place there.
+    """The entry `raw`, which names a benchmark of the library, as the full entry of a `BenchmarkSpec`.
+
+    Args:
+        field: the entry's field in params.yaml, for messages.
 
     Raises:
-        InputError: a field is wrong, or names nothing that the library has.
+        InputError: a field is wrong, or the library does not have what it names.
     """
     try:
         entry = Entry.model_validate(raw)
@@ -211,8 +221,9 @@ def expand(raw: dict[str, Any], *, field: str) -> dict[str, Any]:
         raise InputError(".".join([field, *map(str, first["loc"])]), first["msg"]) from None
     spec, variant = member(entry.spec, field=f"{field}.spec")
     if entry.template not in spec.prompts:
-        there = sorted(spec.prompts)
-        raise InputError(f"{field}.template", f"{entry.spec} has no {entry.template!r}; there are {there}")
+        raise InputError(
+            f"{field}.template", f"{entry.spec} has no {entry.template!r}; there are {sorted(spec.prompts)}"
+        )
     kind, rows, _ = origin(entry.spec, field=field, kind=entry.source, data=entry.data)
     if entry.revision is not None and kind != "hub":
         raise InputError(f"{field}.revision", f"is for the hub, but the rows come from: {kind}")
@@ -238,7 +249,7 @@ def expand(raw: dict[str, Any], *, field: str) -> dict[str, Any]:
 
 
 def _rows(spec: Spec, rows: OriginRows, kind: Kind, entry: Entry, field: str) -> dict[str, Any]:
-    """One split as params.yaml would have it."""
+    """One split as in params.yaml."""
     source = {"kind": kind, **rows.source}
     if kind == "local":
         source["paths"] = [f"{(entry.data or '').rstrip('/')}/{path}" for path in source["paths"]]
@@ -250,7 +261,7 @@ def _rows(spec: Spec, rows: OriginRows, kind: Kind, entry: Entry, field: str) ->
         if source["revision"] is None:
             raise InputError(
                 f"{field}.revision",
-                f"is missing: no commit of {source['id']} is known here; add the one you want (40 hexadecimal digits), "
+                f"is missing: no commit of {source['id']} is known here; add one (40 hexadecimal digits), "
                 "or `data` with a directory that holds its files",
             )
     fields = spec.fields if rows.fields is None else rows.fields
@@ -258,13 +269,13 @@ def _rows(spec: Spec, rows: OriginRows, kind: Kind, entry: Entry, field: str) ->
 
 
 def _fill(value: Any, values: dict[str, str | list[str]]) -> Any:
-    """`value` with every `$name` in its strings replaced; an item of a list becomes several for a list of values."""
+    """`value` with every `$name` in its strings replaced. A list of values repeats the list item with the name."""
     if isinstance(value, dict):
         return {key: _fill(inner, values) for key, inner in value.items()}
     if isinstance(value, list):
         return [filled for item in value for filled in _filled_items(item, values)]
     if isinstance(value, str):
-        return re.sub(r"\$([a-z]+)", lambda found: str(values.get(found[1], found[0])), value)
+        return re.sub(r"\$([a-z]+)", lambda match: str(values.get(match[1], match[0])), value)
     return value
 
 

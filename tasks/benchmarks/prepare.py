@@ -1,4 +1,4 @@
-"""From what params.yaml declares of a benchmark to its train and test rows."""
+"""Train and test rows of a benchmark that params.yaml declares."""
 
 import tempfile
 from collections import Counter
@@ -21,22 +21,22 @@ from tasks.benchmarks.rows import (
     read_rows,
 )
 from tasks.benchmarks.splits import splits
-from tasks.runtime.files import existing
+from tasks.runtime.files import existing_path
 from tasks.sources.fetch import fetch_file, hub_rows
-from tasks.sources.kinds import HubSource, LocalSource, RowsSource, WheelSource
+from tasks.sources.kinds import HubSource, LocalSource, PathSource, RowsSource, WheelSource
 
 
 @dataclass(frozen=True)
 class Prepared:
     """The rows of a benchmark, rendered and split.
 
-    No prompt occurs twice in a split, and none in both. Test rows are in an order by hashes.
+    No prompt occurs twice in a split or in both splits. Test rows are ordered by hashes.
 
     Attributes:
-        train: one row an example, with `id`, `prompt`, `options` and `gold`.
+        train: one row per example, with the columns `id`, `prompt`, `options` and `gold`.
         test: the same columns.
-        summary: one line that counts what was read, left out and kept.
-        columns: the kinds of the prompt's columns and an example of them; empty if all of them are texts.
+        summary: one line with the numbers of rows that were read, left out and kept.
+        columns: the kinds of the prompt's columns and an example of their values; empty if all are texts.
     """
 
     train: pd.DataFrame
@@ -49,27 +49,27 @@ def prepare(name: str, spec: BenchmarkSpec, root: Path) -> Prepared:
     """Fetches the rows of the benchmark `name` of the project in `root`, renders its prompts and splits them.
 
     Raises:
-        InputError: a source cannot be read, or a row or template does not fit.
+        InputError: a source cannot be read, or a row or template is wrong.
     """
     field = f"benchmarks.{name}"
     check_templates(spec, field=field)
     with tempfile.TemporaryDirectory() as work:
         rows = _fetch(spec.train.source, root, f"{field}.train.source", Path(work))
-        found = examples(rows, spec, "train", field=field)
-        read, kept, left_out, given = len(rows), len(found.examples), found.left_out, None
-        kinds = found.kinds
+        train_source = examples(rows, spec, "train", field=field)
+        read, kept, left_out = len(rows), len(train_source.examples), train_source.left_out
+        kinds, test_examples = train_source.kinds, None
         if not isinstance(spec.test, HeldOut):
             rows = _fetch(spec.test.source, root, f"{field}.test.source", Path(work))
-            tested = examples(rows, spec, "test", field=field)
-            given = tested.examples
-            read, kept, left_out = read + len(rows), kept + len(given), left_out + tested.left_out
-            kinds = {name: kinds[name] | tested.kinds[name] for name in kinds}
-    train, test = splits(spec, found.examples, given, field=field)
+            test_source = examples(rows, spec, "test", field=field)
+            test_examples = test_source.examples
+            read, kept, left_out = read + len(rows), kept + len(test_examples), left_out + test_source.left_out
+            kinds = {name: kinds[name] | test_source.kinds[name] for name in kinds}
+    train, test = splits(spec, train_source.examples, test_examples, field=field)
     parts = [f"{left_out[BY_WHERE]} {BY_WHERE}"]
     parts += [f"{left_out[reason]} {reason} dropped" for reason in (UNLABELLED, AMBIGUOUS) if left_out[reason]]
     parts += [f"{kept - len(train) - len(test)} repeated prompts dropped"]
     summary = f"{name}: {read} rows read, {', '.join(parts)}; train {_counted(train)}, test {_counted(test)}"
-    columns = {"kinds": {name: sorted(of) for name, of in kinds.items()}, "example": found.sent}
+    columns = {"kinds": {name: sorted(of) for name, of in kinds.items()}, "example": train_source.sent}
     only_texts = all(of == {"text"} for of in kinds.values())
     return Prepared(
         train=frame(train, "train", chat=spec.chat),
@@ -79,18 +79,29 @@ def prepare(name: str, spec: BenchmarkSpec, root: Path) -> Prepared:
     )
 
 
+def check_rows(name: str, spec: BenchmarkSpec, root: Path) -> None:
+    """Reads, renders and splits the rows of a benchmark whose sources are all local, as `prepare` does; else nothing.
+
+    Raises:
+        InputError: a file is absent or has other bytes, or a row or template does not fit.
+    """
+    splits_of = [spec.train] if isinstance(spec.test, HeldOut) else [spec.train, spec.test]
+    if all(isinstance(rows.source, LocalSource | PathSource) for rows in splits_of):
+        prepare(name, spec, root)
+
+
 def _fetch(source: RowsSource, root: Path, field: str, work: Path) -> list[Row]:
     if isinstance(source, HubSource):
         return hub_rows(source, field=field)
     if isinstance(source, LocalSource):
-        files = [(name, existing(name, field=f"{field}.paths", root=root)) for name in source.paths]
+        files = [(name, existing_path(name, field=f"{field}.paths", root=root)) for name in source.paths]
         return [row for name, path in files for row in read_rows(path, name=name, field=field)]
     name = source.file if isinstance(source, WheelSource) else source.path
     return read_rows(fetch_file(source, field=field, root=root, work=work), name=name, field=field)
 
 
 def _counted(split: list[Example]) -> str:
-    """How many, and how often each option is right: by its text where all rows share the options, else by its place."""
+    """The number of rows, and of each gold option: by its text if all rows share the options, else by its number."""
     counts = Counter(example.gold for example in split)
     width = max(len(example.options) for example in split)
     shared = len({example.options for example in split}) == 1

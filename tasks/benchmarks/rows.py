@@ -1,4 +1,4 @@
-"""A benchmark's rows: from a JSONL, CSV or Parquet file to examples with rendered prompts."""
+"""Rows of JSONL, CSV and Parquet files, and the examples with rendered prompts that are made of them."""
 
 import csv
 import json
@@ -30,16 +30,16 @@ from tasks.runtime.errors import InputError
 
 Row = dict[str, Any]  # column -> value
 
-VALUES_LIMIT = 20_000_000  # of a Parquet file: repeated values take no room in it, but do in memory
-BYTES_LIMIT = 2 << 30  # of any file, and of what a Parquet file holds
+VALUES_LIMIT = 20_000_000  # of a Parquet file; repeated values are small in the file, but not in memory
+BYTES_LIMIT = 2 << 30  # of any file, and of a Parquet file's content in memory
 
-MISSING = ("-1", "")  # what data sets put where a label is not published, if not a null
+MISSING = ("-1", "")  # how data sets mark an unpublished label, besides null
 BY_WHERE, UNLABELLED, AMBIGUOUS = "left out by `where`", "without a label", "with an option twice"  # reasons
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a benchmark: `number` counts the rows of its source from 1, `gold` is an index into the options."""
+    """One row of a benchmark. `number` counts the rows of its source from 1; `gold` is an index into the options."""
 
     number: int
     prompt: str
@@ -48,18 +48,18 @@ class Example:
     group: str | None = None
 
     @property
-    def asked(self) -> tuple[str, tuple[str, ...]]:
-        """What makes two examples the same: two with one prompt may ask for other options."""
+    def identity(self) -> tuple[str, tuple[str, ...]]:
+        """Two examples with the same identity are the same: the same prompt may have other options."""
         return self.prompt, self.options
 
 
 @dataclass(frozen=True)
-class Found:
-    """The examples of one source, and how many of its rows are none, by reason.
+class SourceExamples:
+    """The examples of one source, and the number of rows that were left out, by reason.
 
     Attributes:
-        kinds: what the names that the prompt uses stand for, where a served model is asked with them.
-        sent: these names of the first example, as they are sent.
+        kinds: the kinds of the columns that the prompt uses, if a served model takes these columns as inputs.
+        sent: these columns of the first example, as they are sent to a served model.
     """
 
     examples: list[Example]
@@ -72,17 +72,21 @@ class Found:
 
 
 def read_rows(path: Path, *, name: str, field: str) -> list[Row]:
-    """All rows of a file, by its ending. `name` is what the user calls the file, `field` its source in params.yaml.
+    """All rows of a file. The file ending selects the reader.
+
+    Args:
+        name: the file's name in params.yaml, for messages.
+        field: the source's field in params.yaml, for messages.
 
     Raises:
-        InputError: the ending is not known, or the file is damaged or too large.
+        InputError: the ending is unknown, or the file is damaged or too large.
     """
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise InputError(field, f"{name} is not a .jsonl, .csv or .parquet file")
     try:
         if (size := path.stat().st_size) > BYTES_LIMIT:
-            raise ValueError(f"holds {size} bytes; {BYTES_LIMIT} are the limit")
+            raise ValueError(f"has {size} bytes; the limit is {BYTES_LIMIT}")
         return readers[path.suffix](path)
     except UnicodeDecodeError as error:
         raise InputError(field, f"{name} is not UTF-8 text (byte {error.start})") from None
@@ -90,13 +94,13 @@ def read_rows(path: Path, *, name: str, field: str) -> list[Row]:
         raise InputError(field, f"{name} is nested too deeply") from None
     except (ValueError, OverflowError, csv.Error, pa.ArrowException) as error:
         raise InputError(field, f"{name}: {error}") from None
-    except OSError as error:  # pyarrow says so of damage too, without a number
+    except OSError as error:  # pyarrow raises it for damaged files too, without errno
         raise InputError(field, f"{name}: {error.strerror or error}") from None
 
 
 def _read_jsonl(path: Path) -> list[Row]:
     rows = []
-    # Lines end at \n alone: real rows contain U+0085 and U+2028.
+    # Only \n ends a line: rows may contain U+0085 and U+2028.
     for number, line in enumerate(path.read_bytes().decode("utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
@@ -111,18 +115,18 @@ def _read_jsonl(path: Path) -> list[Row]:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> Row:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError(f"a name is there twice: {sorted(name for name, _ in pairs)}")
-    return found
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"a name occurs twice: {sorted(name for name, _ in pairs)}")
+    return row
 
 
 def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def _read_csv(path: Path) -> list[Row]:
-    """Every value is text: a CSV file has no types, and a guessed one turns "007" into 7."""
+    """Every value is text: a CSV file has no types, and guessing would turn "007" into 7."""
     with path.open(encoding="utf-8-sig", newline="") as file, _long_csv_values():
         lines = csv.reader(file, strict=True)
         header = next(lines, [])
@@ -140,7 +144,7 @@ def _read_csv(path: Path) -> list[Row]:
 
 @contextmanager
 def _long_csv_values() -> Iterator[None]:
-    """Lets a CSV value have more than the usual 131,072 characters. The limit is one of the whole process."""
+    """Raises the limit of 131,072 characters per CSV value, which is global to the process."""
     before = csv.field_size_limit(BYTES_LIMIT)
     try:
         yield
@@ -151,13 +155,13 @@ def _long_csv_values() -> Iterator[None]:
 def _read_parquet(path: Path) -> list[Row]:
     file = pq.ParquetFile(path)
     if (values := file.metadata.num_rows * file.metadata.num_columns) > VALUES_LIMIT:
-        raise ValueError(f"holds {values} values; {VALUES_LIMIT} are the limit")
+        raise ValueError(f"has {values} values; the limit is {VALUES_LIMIT}")
     rows: list[Row] = []
     size = 0
     for batch in file.iter_batches(batch_size=1024):
         size += batch.nbytes
         if size > BYTES_LIMIT:
-            raise ValueError(f"holds more than {BYTES_LIMIT} bytes")
+            raise ValueError(f"has more than {BYTES_LIMIT} bytes")
         rows += batch.to_pylist()
     return rows
 
@@ -166,13 +170,13 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 def select(rows: list[Row], where: dict[str, list[Any]], *, field: str) -> list[tuple[int, Row]]:
-    """The rows, with their numbers from 1, whose columns have one of the wanted values; a row without one is left out.
+    """The rows, with their numbers from 1, in which each column of `where` has one of the wanted values.
 
-    Values are compared as the text that a template would print, since a CSV file has nothing but text, and 1.0 is 1. A
-    null is none of the values.
+    Values are compared as the text that a template would print, since CSV has only text; 1.0 equals 1. A null or a
+    missing column matches no value.
 
     Raises:
-        InputError: no row has a column of that name, or a value in it is not text, such as a list.
+        InputError: no row has such a column, or a value in it is not text, such as a list.
     """
     for column in where:
         if rows and not any(column in row for row in rows):
@@ -188,7 +192,7 @@ def select(rows: list[Row], where: dict[str, list[Any]], *, field: str) -> list[
 
 
 def _text_in(row: Row, column: str, number: int, field: str) -> str | None:
-    """What `where` compares; None for a null, or where the row has no such column."""
+    """The value that `where` compares; None for a null or a missing column."""
     if is_null(row.get(column)):
         return None
     try:
@@ -198,10 +202,10 @@ def _text_in(row: Row, column: str, number: int, field: str) -> str | None:
 
 
 def check_templates(spec: BenchmarkSpec, *, field: str) -> None:
-    """Finds what is wrong with a benchmark's templates before anything is downloaded. `field` is the benchmark's.
+    """Checks a benchmark's templates before anything is downloaded. `field` is the benchmark's.
 
     Raises:
-        InputError: a syntax error, or a name in the prompt or an option that is none of the fields.
+        InputError: a syntax error, or the prompt or an option uses a name that is not a field.
     """
     templates = {"prompt": spec.prompt} | {
         "options" if isinstance(spec.options, str) else f"options.{i}": option
@@ -235,13 +239,13 @@ class _Compiled:
         self.group = None if spec.group is None else compile_template(spec.group, field=f"{field}.group")
 
     def label(self, row: Row, number: int, columns: Collection[str]) -> str | None:
-        """The gold label; None or "" where the columns that the template uses hold none.
+        """The gold label; None or "" if the row has no label.
 
-        That is where all of them are null or empty, whatever the template makes of it: `{{ label == 1 }}` would say
-        False. Or where it fails with one of them null, empty or not in this row.
+        A row has no label if all columns that the template uses are null or empty, even if the template gives a text:
+        `{{ label == 1 }}` would give False. Or if the template fails and one of them is null, empty or missing.
 
         Args:
-            columns: those of all rows; one that no row has is a mistake in the template.
+            columns: the columns of all rows. A column that no row has is an error in the template.
         """
         used = [row.get(name) for name in self._columns_of_gold if name in columns]
         nothing = [value == "" or is_null(value) for value in used]
@@ -258,7 +262,7 @@ class _Compiled:
 
 
 def _compile_list(templates: list[str] | str, field: str) -> Evaluate:
-    """One template that gives a list of at least two texts, or a list of templates."""
+    """Compiles a list of templates, or one template that gives a list of at least two texts."""
     if isinstance(templates, list):
         compiled = [compile_template(text, field=f"{field}.{i}") for i, text in enumerate(templates)]
         if not any(map(is_template, templates)):
@@ -269,7 +273,7 @@ def _compile_list(templates: list[str] | str, field: str) -> Evaluate:
     def several(row: Mapping[str, Any], number: int) -> list[str]:
         value = evaluate(row, number)
         if not isinstance(value, list | tuple) or len(value) < 2:
-            raise InputError(field, f"row {number}: the template must give a list of two or more, not {value!r}")
+            raise InputError(field, f"row {number}: the template must give a list of at least two, not {value!r}")
         try:
             return [text_of(one, f"number {i} of the list") for i, one in enumerate(value, start=1)]
         except NotTextError as error:
@@ -282,20 +286,21 @@ def _labels(labels: list[str] | str, field: str) -> Evaluate:
     return _compile_list(labels, field) if isinstance(labels, str) else lambda row, number: labels
 
 
-def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test"], *, field: str) -> Found:
-    """The rows of one source that its `where` keeps, with their prompts and gold options. `field` is the benchmark's.
+def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test"], *, field: str) -> SourceExamples:
+    """The examples of one source: the rows that `where` selects, with prompts and gold options.
 
-    A row whose label is missing (null, -1 or nothing), or that has an option twice, is left out and counted.
+    A row without a label (null, -1 or empty) or with an option twice is left out and counted. `field` is the
+    benchmark's field in params.yaml.
 
     Raises:
-        InputError: no row is left, a template asks for a column that a row does not have, a value is not text, or a
-            label is not known.
+        InputError: no row is left, a row lacks a column that a template uses, a value is not text, or a label is
+            unknown.
     """
     templates = getattr(spec, split)
     compiled = _Compiled(spec, templates, split, field)
     selected = select(rows, templates.where, field=f"{field}.{split}")
-    found: list[Example] = []
-    names = names_used(spec.prompt) if fixed_options(spec) else set()  # else the whole prompt is sent
+    selected_examples: list[Example] = []
+    names = names_used(spec.prompt) if fixed_options(spec) else set()  # else the rendered prompt is sent
     kinds: Kinds = {}
     sent: Row = {}
     left_out = Counter({BY_WHERE: len(rows) - len(selected)})
@@ -309,17 +314,17 @@ def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test
         options = compiled.options(values, number)
         labels = compiled.labels(row, number) if compiled.labels else [str(i) for i in range(len(options))]
         if len(labels) != len(options):
-            raise InputError(f"{field}.labels", f"row {number}: {len(labels)} for {len(options)} options")
+            raise InputError(f"{field}.labels", f"row {number}: {len(labels)} labels for {len(options)} options")
         gold = _gold_of(label, labels)
         if not gold and compared(label) in MISSING:
             left_out[UNLABELLED] += 1
             continue
         if len(gold) != 1:
-            problem = f"stands {len(gold)} times in {labels}" if gold else f"is not one of {labels}"
+            problem = f"occurs {len(gold)} times in {labels}" if gold else f"is not one of {labels}"
             raise InputError(f"{field}.{split}.gold", f"row {number}: the label {label!r} {problem}")
         text = compiled.prompt(values, number)
         if any("\ud800" <= character <= "\udfff" for part in (text, *options) for character in part):
-            raise InputError(f"{field}.{split}", f"row {number}: half of a surrogate pair, which is not text")
+            raise InputError(f"{field}.{split}", f"row {number}: contains half of a surrogate pair, which is not text")
         if any(not option.strip() for option in options):
             raise InputError(f"{field}.options", f"row {number}: an option is empty: {options}")
         if len(set(options)) < len(options):
@@ -327,15 +332,15 @@ def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test
             continue
         group = compared(compiled.group(row, number)) if compiled.group else None
         add_kinds(kinds, values, names)
-        sent = sent if found else as_sent(values, names)
-        found.append(Example(number, text, gold[0], tuple(options), group))
-    if not found:
+        sent = sent if selected_examples else as_sent(values, names)
+        selected_examples.append(Example(number, text, gold[0], tuple(options), group))
+    if not selected_examples:
         raise InputError(f"{field}.{split}", f"is empty: {_why_empty(len(rows), left_out)}")
-    return Found(found, left_out, kinds, sent)
+    return SourceExamples(selected_examples, left_out, kinds, sent)
 
 
 def _gold_of(label: str, labels: list[str]) -> list[int]:
-    """The places of a label among the labels: the same text, or else the same number (1.0 is 1)."""
+    """The indices of a label in the labels: by the text, or else by the number (1.0 equals 1)."""
     if label not in labels:
         label, labels = compared(label), [compared(one) for one in labels]
     return [i for i, one in enumerate(labels) if one == label]
@@ -343,20 +348,19 @@ def _gold_of(label: str, labels: list[str]) -> list[int]:
 
 def _why_empty(rows: int, left_out: Counter[str]) -> str:
     if left_out[UNLABELLED]:
-        return f"{left_out[UNLABELLED]} of the source's {rows} rows have no label (-1 or nothing): none is published"
-    return f"the source has {rows} rows, and none is left after `where`"
+        return f"{left_out[UNLABELLED]} of the source's {rows} rows have no label (null, -1 or empty)"
+    return f"`where` selects no row of the source's {rows}"
 
 
-def frame(found: list[Example], split: str, *, chat: str | bool = False) -> pd.DataFrame:
+def frame(examples: list[Example], split: str, *, chat: str | bool = False) -> pd.DataFrame:
     """Columns id (the split and the row's number in its source), prompt, options and gold; one row per example.
 
-    A column `chat`, the date that the chat template is told, only where one is used, so that the files of other
-    benchmarks stay as they were.
+    With a chat template also a column `chat`, its date.
     """
     columns = {
-        "id": [f"{split}-{example.number}" for example in found],
-        "prompt": [example.prompt for example in found],
-        "options": [list(example.options) for example in found],
-        "gold": np.array([example.gold for example in found], dtype=np.int64),
+        "id": [f"{split}-{example.number}" for example in examples],
+        "prompt": [example.prompt for example in examples],
+        "options": [list(example.options) for example in examples],
+        "gold": np.array([example.gold for example in examples], dtype=np.int64),
     }
-    return pd.DataFrame(columns | ({"chat": [chat] * len(found)} if chat else {}))
+    return pd.DataFrame(columns | ({"chat": [chat] * len(examples)} if chat else {}))

@@ -1,7 +1,7 @@
-"""How a model answers a multiple-choice row: the log-probability of each option, given the prompt."""
+"""The answers of a model to multiple-choice rows: the log-probability of each option, given the prompt."""
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from tasks.benchmarks.encoding import Encoded, encode
 from tasks.models.loading import Loaded
+from tasks.models.memory import room, with_less
 from tasks.models.packing import Pack, Unit
 from tasks.models.products import Precision
-from tasks.models.stack import DecoderStack, Projection, Residuals
+from tasks.models.stack import DecoderStack, Projection
+from tasks.models.sweep import Without, all_logits_without, finish
 from tasks.runtime.errors import InputError
 
 
@@ -24,18 +26,18 @@ class Answers:
     Attributes:
         logprobs: for each row, float32 [C, options]: sum of the log-probabilities of the option's tokens.
         greedy: for each row, int64 [C, options, tokens]: the token with the largest logit at each position of an
-            option, the tokens before it being the option's own (-1 behind a shorter option).
+            option, given the option's own tokens before it; padded with -1 after a shorter option.
     """
 
     logprobs: list[np.ndarray]
     greedy: list[np.ndarray]
 
     def predicted(self) -> np.ndarray:
-        """Index of the most probable option, int64 [C, n]. Of equal ones, the first."""
+        """Index of the most probable option, int64 [C, n]; the first of equal ones."""
         return np.stack([logprobs.argmax(-1) for logprobs in self.logprobs], axis=1)
 
     def margins(self, gold: Sequence[int]) -> np.ndarray:
-        """Log-probability of the gold option minus that of the best other one, float64 [C, n]."""
+        """Log-probability of the gold option minus the largest other one, float64 [C, n]."""
         columns = []
         for logprobs, index in zip(self.logprobs, gold, strict=True):
             others = np.delete(logprobs, index, axis=-1).max(-1)
@@ -44,7 +46,7 @@ class Answers:
 
 
 def unit(row: Encoded) -> Unit:
-    """What has to be run to read a row: the prompt with each option up to its last token."""
+    """The token sequences and read positions of a row: the prompt with each option up to its last token."""
     last = len(row.prompt) - 1
     return [([*row.prompt, *option[:-1]], range(last, last + len(option))) for option in row.options]
 
@@ -53,7 +55,7 @@ def read_options(packed: Pack, rows: Sequence[Encoded], logits: Tensor) -> Answe
     """The answers to the rows of a pack.
 
     Args:
-        rows: all rows that were packed; the pack says which of them are its own.
+        rows: all rows that were packed; `packed.units` are the indices of those in this pack.
         logits: [C, R, vocabulary].
 
     Raises:
@@ -79,21 +81,21 @@ def read_options(packed: Pack, rows: Sequence[Encoded], logits: Tensor) -> Answe
 
 
 def per_character(logprobs: np.ndarray, options: Sequence[str]) -> np.ndarray:
-    """Log-probabilities [.., options] by the characters of each option without the one space it begins with.
+    """Log-probabilities [.., options] divided by the length of each option in characters, without one leading space.
 
-    The largest one is what `acc_norm` of lm-evaluation-harness counts.
+    The largest one is the prediction of `acc_norm` in lm-evaluation-harness.
     """
     lengths = [max(1, len(option.removeprefix(" "))) for option in options]
     return logprobs.astype(np.float64) / lengths
 
 
 def exact_match(tokenizer: Any, option: str, greedy: Sequence[int]) -> bool:
-    """Whether the unrestricted greedy tokens spell the option, but for case, spaces and punctuation (as SADI)."""
+    """Whether the greedy tokens decode to the option, ignoring case, spaces and punctuation (as in SADI)."""
     return _plain(tokenizer.decode([token for token in greedy if token >= 0])) == _plain(option)
 
 
 def _plain(text: str) -> str:
-    return text.strip().strip(string.punctuation).strip().lower() or text.strip()  # an option may be a sign, such as +
+    return text.strip().strip(string.punctuation).strip().lower() or text.strip()  # an option may be a sign, as +
 
 
 def answers_without(
@@ -104,55 +106,61 @@ def answers_without(
     *,
     projection: Projection = "gate_proj",
     precision: Precision = "float32",
-    advance: Callable[[int], None] = lambda rows: None,
 ) -> Answers:
-    """Answers to all rows of the C models that are left without these neurons of one layer (`DecoderStack.silenced`).
+    """Answers to all rows of the C models that are left without these neurons of one layer.
 
     Args:
         sets: C sets of neurons, rows of `projection`.
-        advance: called with the number of rows done.
     """
-    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    by_row: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for packed in stack.pack([unit(row) for row in rows]):
-        part = read_without(stack, stack.clean(packed, precision), rows, layer, sets, projection)
-        found |= dict(zip(packed.units, zip(part.logprobs, part.greedy, strict=True), strict=True))
-        advance(len(packed.units))
-    return _in_order(found)
+        [part] = read_without(stack, [Without(stack.start(packed), layer, sets)], rows, projection, precision)
+        by_row |= dict(zip(packed.units, zip(part.logprobs, part.greedy, strict=True), strict=True))
+    return in_order(by_row)
 
 
 def read_without(
     stack: DecoderStack,
-    residuals: Residuals,
+    runs: Sequence[Without],
     rows: Sequence[Encoded],
-    layer: int,
-    sets: Sequence[np.ndarray],
     projection: Projection = "gate_proj",
-) -> Answers:
-    """`answers_without` for the rows of one pack, in the pack's order."""
-    runs = stack.logits_without(residuals, layer, sets, projection)
-    parts = [read_options(residuals.pack, rows, logits) for logits in runs]
-    return Answers(*([np.concatenate(row) for row in zip(*lists, strict=True)] for lists in _lists(parts)))
+    precision: Precision = "float32",
+) -> list[Answers]:
+    """The answers to the rows of each run's pack, in the pack's order, all by one sweep."""
+
+    def read(share: float) -> list[Answers]:
+        parts: list[list[Answers]] = [[] for _ in runs]
+        for number, logits in all_logits_without(stack, runs, room(stack.model, share), projection, precision):
+            parts[number].append(read_options(runs[number].residuals.pack, rows, logits))
+        return [_joined(part) for part in parts]
+
+    return with_less(read)
 
 
-def _lists(parts: Sequence[Answers]) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]]]:
-    return [part.logprobs for part in parts], [part.greedy for part in parts]
+def _joined(parts: Sequence[Answers]) -> Answers:
+    lists = [part.logprobs for part in parts], [part.greedy for part in parts]
+    return Answers(*([np.concatenate(row) for row in zip(*each, strict=True)] for each in lists))
 
 
 def answers_unedited(stack: DecoderStack, rows: Sequence[Encoded]) -> Answers:
     """Answers of the model as it is; C is 1."""
-    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for packed in stack.pack([unit(row) for row in rows]):
-        part = read_options(packed, rows, stack.clean(packed).logits[None])
-        found |= dict(zip(packed.units, zip(part.logprobs, part.greedy, strict=True), strict=True))
-    return _in_order(found)
+    by_row: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    passes = [stack.start(packed) for packed in stack.pack([unit(row) for row in rows])]
+    for residuals in passes:
+        finish(stack, [residuals])
+        part = read_options(residuals.pack, rows, residuals.logits[None])
+        residuals.inputs.clear()
+        by_row |= dict(zip(residuals.pack.units, zip(part.logprobs, part.greedy, strict=True), strict=True))
+    return in_order(by_row)
 
 
-def _in_order(found: dict[int, tuple[np.ndarray, np.ndarray]]) -> Answers:
-    return Answers(*([found[index][i] for index in range(len(found))] for i in (0, 1)))
+def in_order(by_row: dict[int, tuple[np.ndarray, np.ndarray]]) -> Answers:
+    """Answers in the order of the rows, from the log-probabilities and greedy tokens of each row by its index."""
+    return Answers(*([by_row[index][i] for index in range(len(by_row))] for i in (0, 1)))
 
 
 def option_logprobs(loaded: Loaded, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[np.ndarray]:
-    """Log-probability of each option given its prompt, float32 [options] for each row, by the model as it is."""
+    """Log-probability of each option given its prompt by the unedited model, float32 [options] for each row."""
     stack = DecoderStack(loaded.model)
     rows = [
         encode(loaded.tokenizer, prompt, choices, stack.context)

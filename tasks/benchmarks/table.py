@@ -1,15 +1,15 @@
-"""The rows of a benchmark as the `data` step wrote them, encoded for a model."""
+"""The rows that the `data` step wrote, encoded for a model."""
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from tasks.benchmarks.encoding import Encoded, begins_another, encode
+from tasks.benchmarks.encoding import Encoded, encode, prefix_pair
 from tasks.benchmarks.scoring import Answers, exact_match
 from tasks.runtime.errors import InputError
 
@@ -18,7 +18,7 @@ from tasks.runtime.errors import InputError
 class Rows:
     """n rows: the table and the token ids of each.
 
-    The columns are id, prompt, options and gold, and chat, the date that a chat template is told, where one is used.
+    The columns are id, prompt, options and gold; with a chat template also chat, its date.
     """
 
     table: pd.DataFrame
@@ -28,47 +28,61 @@ class Rows:
     def gold(self) -> list[int]:
         return self.table["gold"].tolist()
 
+    @property
+    def chat(self) -> list[str | Literal[False]]:
+        """The chat template of each row, for `encode`."""
+        return chat_column(self.table)
+
+
+def chat_column(table: pd.DataFrame) -> list[str | Literal[False]]:
+    """The chat template of each row, for `encode`: a date, or False without a chat template."""
+    return table["chat"].tolist() if "chat" in table else [False] * len(table)
+
 
 def read_split(path: Path, limit: int | None = None) -> pd.DataFrame:
-    """One split, or its first `limit` rows; the `data` step has put the test rows in the order of hashes."""
+    """One split, or its first `limit` rows. Test rows are in the order of `splits`."""
     return pd.read_parquet(path).head(limit) if limit else pd.read_parquet(path)
 
 
 def encode_rows(table: pd.DataFrame, tokenizer: Any, context: int, *, warn: bool = True) -> Rows:
-    """The rows with their token ids. Warns about rows that are cut or answered otherwise than one would think.
+    """The rows with their token ids. Warns about rows with unusual token boundaries or options.
 
     Args:
-        warn: False is for a step that only looks whether the rows fit, where another step will warn.
+        warn: False for a step that only checks the rows, before another step warns.
 
     Raises:
-        InputError: naming the row that does not fit the model, and why.
+        InputError: a row does not fit the model; the message names the row and the reason.
     """
     shared = table["options"].map(tuple).nunique() == 1
-    chats = table["chat"] if "chat" in table else [False] * len(table)
     encoded: list[Encoded] = []
     overlapping = 0
-    for name, prompt, options, chat in zip(table["id"], table["prompt"], table["options"], chats, strict=True):
+    columns = (table["id"], table["prompt"], table["options"], chat_column(table))
+    for name, prompt, options, chat in zip(*columns, strict=True):
         try:
             row = encode(tokenizer, prompt, list(options), context, chat=chat)
         except InputError as error:
             raise InputError(f"row {name}: {error.field}", error.problem) from None
-        if pair := begins_another(row):
+        if pair := prefix_pair(row):
             if shared:
                 first, second = (options[i] for i in pair)
                 raise InputError(f"row {name}: options", f"the tokens of {first!r} begin those of {second!r}")
             overlapping += 1
         encoded.append(row)
     if overlapping and warn:
-        _warn(overlapping, len(table), "the tokens of one option begin those of another, which so cannot be chosen")
+        _warn(
+            overlapping,
+            len(table),
+            "the tokens of one option begin those of another, which cannot be chosen",
+        )
     if warn and (merged := sum(row.merged for row in encoded)):
-        _warn(merged, len(table), "this tokenizer joins the end of the prompt and the option into other tokens")
+        _warn(merged, len(table), "the tokenizer merges the end of the prompt with the option into other tokens")
     return Rows(table, encoded)
 
 
 def exact_matches(tokenizer: Any, rows: Rows, answers: Answers, model: int) -> npt.NDArray[np.bool_]:
-    """Which rows one of the models answers in words with the right option (`scoring.exact_match`), bool [n].
+    """Which rows one of the models answers with the exact right option (`scoring.exact_match`), bool [n].
 
-    White space that the prompt ends in is written, not predicted.
+    White space from the end of the prompt is given, not predicted.
     """
     asked = zip(rows.table["options"], rows.gold, answers.greedy, rows.encoded, strict=True)
     return np.array(

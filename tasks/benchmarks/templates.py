@@ -1,4 +1,4 @@
-"""Jinja templates over the columns of a row: how a benchmark's prompt, fields and gold label are made without code."""
+"""Jinja templates over the columns of a row, for a benchmark's prompt, fields, options and gold label."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,15 +15,15 @@ Render = Callable[[Mapping[str, Any], int], str]
 Evaluate = Callable[[Mapping[str, Any], int], Any]
 
 
-# Sandboxed: params.yaml may come from someone else. No escaping and no trimming: a prompt is text, to the last newline.
+# Sandboxed: params.yaml may be untrusted. No escaping and no trimming: a prompt keeps its last newline.
 _ENVIRONMENT = SandboxedEnvironment(
     undefined=StrictUndefined, finalize=text_of, keep_trailing_newline=True, autoescape=False
 )
-_ENVIRONMENT.globals.clear()  # a missing column called `range` or `dict` must not print a function of Jinja's
+_ENVIRONMENT.globals.clear()  # a missing column `range` must not print Jinja's function
 _ENVIRONMENT.tests["none"] = is_null
 _ENVIRONMENT.filters |= FILTERS
 
-ROW = "row"  # `row["a name"]` is for columns whose names are not names in Jinja
+ROW = "row"  # `row["a name"]` reads a column whose name is not a name in Jinja
 _EXAMPLE = 'row["its name"]'
 
 
@@ -32,9 +32,9 @@ class NullInputError(InputError):
 
 
 class _WholeRow:
-    """What `row` is in a template that has `row["a name"]`: the columns of the row.
+    """The value of `row` in a template that has `row["a name"]`: the columns of the row.
 
-    A column called `row` that holds a mapping, as in exports of the hub's viewer, answers for names that no column has.
+    If a column `row` holds a mapping, as in exports of the hub's viewer, it is used for names that are not columns.
     """
 
     __slots__ = ("_columns",)
@@ -49,24 +49,28 @@ class _WholeRow:
 
 
 def compile_template(text: str, *, field: str) -> Render:
-    """A function from a row (column -> value) and its number to the text that the template makes of the row.
+    """A function that renders the template for a row (column -> value) and the row's number.
 
-    Values become text by `values.text_of`. `field` is the template's place in params.yaml.
+    Values become text by `values.text_of`. `field` is the template's field in params.yaml.
 
     Raises:
-        InputError: the template has a syntax error; when called, that a row lacks a column or its value is not text
-            (a NullInputError if it is null), or that the template fails in another way.
+        InputError: the template has a syntax error. When called: the row lacks a column, its value is not text (a
+            NullInputError if it is null), or the template fails in another way.
+
+    Example:
+        >>> compile_template("{{ text }} ?", field="prompt")({"text": "warm"}, 1)
+        'warm ?'
     """
     try:
         template = _ENVIRONMENT.from_string(text)
-        seen = _seen(text)
+        variables = _variables(text)
     except TemplateSyntaxError as error:
         hint = "; a column with such a name is " + _EXAMPLE if "'end of print statement'" in str(error) else ""
         raise InputError(field, f"not a valid template, line {error.lineno}: {error.message}{hint}") from None
 
     def render(row: Mapping[str, Any], number: int) -> str:
         try:
-            return template.render(seen(row))
+            return template.render(variables(row))
         except Exception as error:  # a template may call any method of its values, so it may raise anything
             raise _failed(error, row, number, field) from None
 
@@ -74,31 +78,31 @@ def compile_template(text: str, *, field: str) -> Render:
 
 
 def compile_value(text: str, *, field: str) -> Evaluate:
-    """Like `compile_template`, but a template that is one `{{ expression }}` gives its value: a list stays a list.
+    """Like `compile_template`, but a template that is one `{{ expression }}` gives its value, such as a list.
 
     Raises:
-        InputError: as `compile_template`; a null is refused, nulls inside of a list or mapping are not.
+        InputError: as `compile_template`. A null is refused; nulls inside a list or mapping are not.
     """
     render = compile_template(text, field=field)
     expression = _expression(text)
     if expression is None:
         return render
     compiled = _ENVIRONMENT.compile_expression(expression, undefined_to_none=False)
-    seen = _seen(text)
+    variables = _variables(text)
 
     def evaluate(row: Mapping[str, Any], number: int) -> Any:
         try:
-            value = compiled(seen(row))
+            value = compiled(variables(row))
         except Exception as error:
             raise _failed(error, row, number, field) from None
-        # What is undefined or null, or cannot be computed, tells why when it is printed; text is printed as it is.
+        # Rendering an undefined or null value raises the error that names it.
         return render(row, number) if isinstance(value, Undefined) or is_null(value) else value
 
     return evaluate
 
 
-def _seen(text: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """A function from a row to what the template sees of it: the names that it uses, with readable values."""
+def _variables(text: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """A function from a row to the variables of the template: the names that it uses, with readable values."""
     tree = _ENVIRONMENT.parse(text)
     names = meta.find_undeclared_variables(tree)
     whole = bool(_columns_of_row(tree, names))
@@ -111,7 +115,7 @@ def _seen(text: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
 
 
 def _columns_of_row(tree: nodes.Template, names: set[str]) -> set[str]:
-    """The columns that a template names as `row["name"]`, and then also as `row.name`; without the first, none."""
+    """The columns that a template reads as `row["name"]` or `row.name`; empty without any `row["name"]`."""
     if ROW not in names:
         return set()
     items = [
@@ -128,7 +132,7 @@ def _is_row(node: nodes.Node) -> bool:
 
 
 def _expression(text: str) -> str | None:
-    """What stands between the braces of a template that is nothing but one `{{ expression }}`."""
+    """The expression of a template that is one `{{ expression }}`; None for other templates."""
     body = _ENVIRONMENT.parse(text).body
     if len(body) != 1 or not isinstance(body[0], nodes.Output) or len(body[0].nodes) != 1:
         return None
@@ -143,13 +147,13 @@ def _failed(error: Exception, row: Mapping[str, Any], number: int, field: str) -
         return kind(field, f"row {number}: {error}")
     problem = str(error) or type(error).__name__
     names = f"the names there are {sorted(row)}"
-    strange = next((name for name in sorted(row) if not _is_name(name)), None)
+    strange = next((name for name in sorted(row) if not is_name(name)), None)
     if strange is not None:
-        names += f"; of these, {strange!r} is written {ROW}[{strange!r}]"
+        names += f"; write {strange!r} as {ROW}[{strange!r}]"
     return InputError(field, f"row {number}: {problem}; {names}")
 
 
-def _is_name(column: str) -> bool:
+def is_name(column: str) -> bool:
     """Whether `{{ column }}` is the column, not a sign, a number or a word of Jinja's such as `not`."""
     try:
         return column.isidentifier() and names_used("{{ " + column + " }}") == {column}
@@ -163,7 +167,7 @@ def is_template(text: str) -> bool:
 
 
 def names_used(text: str) -> set[str]:
-    """The columns that a template without syntax errors asks for, by name or as `row["name"]`."""
+    """The columns that a template without syntax errors uses, by name or as `row["name"]`."""
     tree = _ENVIRONMENT.parse(text)
     names: set[str] = meta.find_undeclared_variables(tree)
     columns = _columns_of_row(tree, names)
@@ -171,7 +175,7 @@ def names_used(text: str) -> set[str]:
 
 
 def fixed_options(spec: BenchmarkSpec) -> list[str] | None:
-    """The options, if every row has the same; None if a template makes them of the row."""
+    """The options if all rows have the same; None if they are templates."""
     if isinstance(spec.options, str) or any(is_template(option) for option in spec.options):
         return None
     return spec.options

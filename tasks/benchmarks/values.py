@@ -1,7 +1,7 @@
-"""Values of rows as text: the one rule for prompts, options, labels, groups and `where`.
+"""Values of rows as text, for prompts, options, labels, groups and `where`.
 
-Text, numbers, truth values and dates print as Python prints them. Bytes are text in UTF-8. A null (of a float column
-that pandas wrote: NaN) is never text, and neither are infinity, other bytes, lists and mappings.
+Text, numbers, booleans and dates print as in Python. Bytes are UTF-8 text. A null (NaN in a float column of pandas) is
+never text; neither are infinity, other bytes, lists and mappings.
 """
 
 import datetime
@@ -22,7 +22,7 @@ _PRINTED = (
 
 
 class NotTextError(Exception):
-    """A value that cannot become text; not a ValueError, which filters such as `int` turn into a 0."""
+    """A value that cannot become text. Not a ValueError, which filters such as `int` catch."""
 
 
 class NullError(NotTextError):
@@ -30,9 +30,9 @@ class NullError(NotTextError):
 
 
 class Null:
-    """Stands for a null in templates: it is equal to none and false, but fails where it would become text or a number.
+    """A null in templates. It equals none and is false, but conversion to text or a number fails.
 
-    A plain None would not: `" " ~ none` is " None", and `none | int` is 0.
+    With a plain None, `" " ~ none` would be " None", and `none | int` would be 0.
     """
 
     __slots__ = ("_name",)
@@ -59,20 +59,20 @@ class Null:
 
 
 def _shown(name: str) -> str:
-    """The name in an error of one line, whatever a column is called."""
+    """The name of a column for an error of one line."""
     return name if name.isprintable() and name.strip() else repr(name)
 
 
 def is_null(value: Any) -> bool:
-    """Whether a value is None, NaN, or what pandas writes for them."""
+    """Whether a value is None, NaN or another null of pandas."""
     return isinstance(value, Null) or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
 
 
 def readable(value: Any, name: str) -> Any:
-    """The value as a template sees it: nulls as `Null`, bytes as text, NumPy's arrays as lists; also inside of others.
+    """The value for a template: nulls as `Null`, bytes as text, NumPy arrays as lists, also nested.
 
     Args:
-        name: what an error calls it: the column, then the place in it.
+        name: the column and the position in it, for messages.
 
     Raises:
         NotTextError: bytes are not UTF-8.
@@ -92,14 +92,18 @@ def readable(value: Any, name: str) -> Any:
 
 
 def text_of(value: Any, name: str = "the value") -> str:
-    """The text that a value is printed as.
+    """The value as text.
 
     Raises:
-        NullError: it is a null.
-        NotTextError: it is a list, a mapping or another object that is not text, or infinite.
+        NullError: the value is null.
+        NotTextError: the value is infinite, or a list, a mapping or another object that is not text.
+
+    Example:
+        >>> text_of(2.5), text_of(b"warm")
+        ('2.5', 'warm')
     """
     if isinstance(value, Undefined):
-        return str(value)  # raises what says which name is not there
+        return str(value)  # raises the error that names the missing variable
     value = readable(value, name)
     if isinstance(value, Null):
         return str(value)
@@ -111,5 +115,5 @@ def text_of(value: Any, name: str = "the value") -> str:
 
 
 def compared(text: str) -> str:
-    """The text as labels, groups and `where` compare it: 1.0 as 1, since nulls make floats of a column of integers."""
+    """The text for comparisons of labels, groups and `where`: 1.0 as 1, since nulls make integer columns floats."""
     return re.sub(r"(-?[0-9]+)\.0+", r"\1", text) if re.fullmatch(r"-?[0-9]+\.0+", text) else text

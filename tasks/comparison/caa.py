@@ -1,10 +1,10 @@
 """Contrastive activation addition (arXiv 2312.06681): a mean difference is added to the residual of one layer.
 
-v_l is the mean over the examples of the residual that leaves layer l at the last token of the right option, less the
-same for the wrong ones; it is not normalised. The residual of layer l becomes r + m v_l at the last token of the prompt
-and at every token of the answer. The published pairs end in a letter, (A) or (B), whose token is taken; here it is the
-last token of the option as the benchmark writes it, and several wrong options count as their mean. As published, one
-layer at a time is steered; which, and how strongly, is chosen here on the rows that decide.
+v_l is the mean over the examples of the output of layer l at the last token of the right option minus that of the wrong
+ones; it is not normalised. The residual r of layer l becomes r + m v_l at the last token of the prompt and at every
+token of the answer. The published pairs end in a letter, (A) or (B), and take its token. Here it is the last token of
+the option, and several wrong options are averaged. As published, one layer at a time is steered. The layer and the
+multiplier m are chosen here on the selection rows.
 """
 
 from functools import partial
@@ -20,19 +20,19 @@ from tasks.comparison.steering import (
     steered,
     tokens_read,
 )
-from tasks.comparison.system import Fitted, Ground, most_accurate
+from tasks.comparison.system import FitData, Fitted, most_accurate
 
 MULTIPLIERS = (0.5, 1.0, 2.0, 4.0)
 
 
-def caa(ground: Ground) -> Fitted:
+def caa(fit_data: FitData) -> Fitted:
     """Contrastive activation addition, with the most accurate layer and multiplier.
 
     Raises:
         InputError: an example has a single option.
     """
-    check_contrasts(ground.examples)
-    stack, rows = ground.stack, ground.examples
+    check_contrasts(fit_data.examples)
+    stack, rows = fit_data.stack, fit_data.examples
     site = layer_outputs(stack)
     vectors = mean_difference(option_activations(stack, site, rows.encoded), rows.gold)
 
@@ -46,4 +46,4 @@ def caa(ground: Ground) -> Fitted:
         )
 
     candidates = (candidate(layer, multiplier) for layer in range(len(stack)) for multiplier in MULTIPLIERS)
-    return most_accurate(candidates, ground.deciding)
+    return most_accurate(candidates, fit_data.selection_rows)

@@ -1,7 +1,7 @@
 """Fine-tuning on the same examples: all weights (`sft`), or a low-rank change of them (`lora`, Hu et al. 2021).
 
-2507.09185 compares with fine-tuning on its ten samples and gives no settings; those below are ours, fixed beforehand:
-nothing is chosen, so no row is looked at twice.
+2507.09185 compares with fine-tuning on its ten samples and gives no settings. The settings below are ours and fixed in
+advance: nothing is selected on the examples.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,45 +14,45 @@ import torch
 from torch import Tensor
 
 from tasks.benchmarks.encoding import Encoded
-from tasks.comparison.system import Answer, Fitted, Ground, unedited
+from tasks.comparison.system import Answer, FitData, Fitted, unedited
 
 EPOCHS = 5
 LEARNING_RATE = {"sft": 1e-5, "lora": 2e-4}
 RANK = 8  # of lora; alpha is twice that, on every linear layer of the decoder
 
 
-def sft(ground: Ground) -> Fitted:
-    """All weights trained with AdamW, one example a step, on the tokens of the right option.
+def sft(fit_data: FitData) -> Fitted:
+    """Trains all weights with AdamW, one example per step, on the tokens of the right option.
 
     Keeps two more copies of the weights while it is in use.
     """
-    return _fitted(ground, lambda model: _train(model, ground, "sft"), {"learning rate": LEARNING_RATE["sft"]})
+    return _fitted(fit_data, lambda model: _train(model, fit_data, "sft"), {"learning rate": LEARNING_RATE["sft"]})
 
 
-def lora(ground: Ground) -> Fitted:
-    """A rank-8 change of every linear layer of the decoder, by peft: trained like `sft`, then added to the weights."""
+def lora(fit_data: FitData) -> Fitted:
+    """Trains a rank-8 change of every linear layer of the decoder with peft, like `sft`, and adds it to the weights."""
     from peft import LoraConfig, get_peft_model
 
     def train(model: Any) -> None:
-        torch.manual_seed(ground.seed)  # A starts at random
+        torch.manual_seed(fit_data.seed)  # A is initialised at random
         config = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules="all-linear")
         adapted: Any = get_peft_model(model, config)
         try:
-            _train(adapted, ground, "lora")
+            _train(adapted, fit_data, "lora")
         finally:
             adapted.merge_and_unload()
 
-    return _fitted(ground, train, {"learning rate": LEARNING_RATE["lora"], "rank": RANK})
+    return _fitted(fit_data, train, {"learning rate": LEARNING_RATE["lora"], "rank": RANK})
 
 
-def _train(model: Any, ground: Ground, name: str) -> None:
-    """Changes the parameters that take a gradient; for `sft` that is all of them."""
+def _train(model: Any, fit_data: FitData, name: str) -> None:
+    """Trains the parameters that require a gradient; for `sft` all parameters."""
     if name == "sft":
         model.requires_grad_(True)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE[name], weight_decay=0.0)
-    generator = np.random.default_rng(ground.seed)
-    examples = list(zip(ground.examples.encoded, ground.examples.gold, strict=True))
+    generator = np.random.default_rng(fit_data.seed)
+    examples = list(zip(fit_data.examples.encoded, fit_data.examples.gold, strict=True))
     for _ in range(EPOCHS):
         for index in generator.permutation(len(examples)):
             loss = answer_loss(model, *examples[index])
@@ -70,8 +70,8 @@ def answer_loss(model: Any, row: Encoded, gold: int) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.float(), torch.tensor(option, device=device))
 
 
-def _fitted(ground: Ground, train: Callable[[Any], None], settings: dict[str, Any]) -> Fitted:
-    model = ground.loaded.model
+def _fitted(fit_data: FitData, train: Callable[[Any], None], settings: dict[str, Any]) -> Fitted:
+    model = fit_data.loaded.model
     parameters = list(model.parameters())
     before = [parameter.detach().clone() for parameter in parameters]
     with torch.enable_grad():
@@ -83,15 +83,17 @@ def _fitted(ground: Ground, train: Callable[[Any], None], settings: dict[str, An
             _put(parameters, before)
             for parameter in parameters:
                 parameter.grad = None
-    number = len(ground.examples.encoded)
-    return Fitted(partial(_applied, ground, parameters, before, after), number, number, {"epochs": EPOCHS} | settings)
+    number = len(fit_data.examples.encoded)
+    return Fitted(partial(_applied, fit_data, parameters, before, after), number, number, {"epochs": EPOCHS} | settings)
 
 
 @contextmanager
-def _applied(ground: Ground, parameters: list[Tensor], before: list[Tensor], after: list[Tensor]) -> Iterator[Answer]:
+def _applied(
+    fit_data: FitData, parameters: list[Tensor], before: list[Tensor], after: list[Tensor]
+) -> Iterator[Answer]:
     _put(parameters, after)
     try:
-        with unedited(ground.stack) as answer:
+        with unedited(fit_data.stack) as answer:
             yield answer
     finally:
         _put(parameters, before)

@@ -1,4 +1,4 @@
-"""Neurons silenced by a rule: the paper's pruning, its random control, and a control that may search as well."""
+"""Systems that silence neurons: the paper's pruning, its random control, and a random control with a search."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tasks.benchmarks.scoring import answers_without
-from tasks.comparison.system import Answer, Fitted, Ground, System
+from tasks.comparison.system import Answer, FitData, Fitted, System
 from tasks.method.algorithm import make_recipe, search_rows
 from tasks.method.neurons import random_neurons
 from tasks.method.options import Search
@@ -24,29 +24,31 @@ def pruned(recipe: Recipe, examples: int) -> System:
 
 
 def random(recipe: Recipe, examples: int) -> System:
-    """The control of 2507.09185: as many random neurons of the layer that was chosen; no search of its own."""
+    """The control of 2507.09185: as many random neurons of the chosen layer, without its own search."""
 
-    def fit(ground: Ground) -> Fitted:
-        neurons = random_neurons(recipe.d_ff, len(recipe.neurons), ground.seed)
-        return _fitted(recipe.layer, neurons, recipe.projection, examples, {}, ground)
+    def fit(fit_data: FitData) -> Fitted:
+        neurons = random_neurons(recipe.d_ff, len(recipe.neurons), fit_data.seed)
+        return _fitted(recipe.layer, neurons, recipe.projection, examples, {}, fit_data)
 
     return fit
 
 
 def random_searched(search: Search, projection: Projection = "gate_proj", precision: Precision = "float32") -> System:
-    """A stronger control, ours: neurons in random order, and the same search over layers and fractions on the examples.
+    """A stronger control, ours: neurons in random order, with the same search over layers and fractions.
 
-    What pruning by scores gains beyond it is due to the scores.
+    The difference between pruning and this control is due to the scores.
     """
 
-    def fit(ground: Ground) -> Fitted:
-        stack, rows = ground.stack, ground.examples
-        generator = np.random.default_rng(ground.seed)
+    def fit(fit_data: FitData) -> Fitted:
+        stack, rows = fit_data.stack, fit_data.examples
+        generator = np.random.default_rng(fit_data.seed)
         order = np.stack([generator.permutation(stack.width(projection)) for _ in range(len(stack))])
         scores = as_scores(order.astype(np.float32), projection, len(rows.gold))
         grid, _ = search_rows(stack, rows, scores, search, precision)
         recipe = make_recipe(grid, scores)
-        return _fitted(recipe.layer, recipe.neurons, projection, len(rows.gold), {"fraction": recipe.fraction}, ground)
+        return _fitted(
+            recipe.layer, recipe.neurons, projection, len(rows.gold), {"fraction": recipe.fraction}, fit_data
+        )
 
     return fit
 
@@ -57,11 +59,10 @@ def _fitted(
     projection: Projection,
     examples: int,
     settings: dict[str, Any],
-    ground: Ground,
+    fit_data: FitData,
 ) -> Fitted:
-    told = {"layer": layer, "neurons": len(neurons)} | settings
-    applied = partial(_without, ground.stack, layer, np.array(neurons), projection)
-    return Fitted(applied, examples, examples, told)
+    applied = partial(_without, fit_data.stack, layer, np.array(neurons), projection)
+    return Fitted(applied, examples, examples, {"layer": layer, "neurons": len(neurons)} | settings)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from tasks.evidence import verdict as words
-from tasks.evidence.figures import difference_interval, figures
+from tasks.evidence.figures import figures
 from tasks.evidence.jinja import templates
 from tasks.evidence.reading import Evidence, read_evidence
 from tasks.evidence.statistics import spearman
@@ -20,6 +20,18 @@ from tasks.runtime.files import sha256_file
 
 FLIPS_SHOWN = 100  # per direction; the rest stands in predictions.parquet
 LONG = 280  # characters of a row's text from which it is folded
+SECTIONS = {
+    "results": "Results",
+    "choice": "What was pruned, and why",
+    "transfer": "Transfer to test rows",
+    "strategies": "Cheaper searches",
+    "scores": "Scores",
+    "examples": "Examples",
+    "flips": "Changed answers",
+    "limits": "What this does not show",
+    "provenance": "Provenance",
+    "reproduce": "How to reproduce",
+}  # in the list of contents, by the id of the section in the template
 
 
 def render(cell: Cell) -> str:
@@ -39,15 +51,15 @@ def _context(cell: Cell, evidence: Evidence) -> dict[str, Any]:
     varying = _varying([row["prompt"] for row in evidence.samples] + evidence.predictions["prompt"].tolist())
     gained, lost = _flips(evidence, options, varying)
     pairs = int((evidence.grid["layer"] >= 0).sum())
+    strategies = _strategies(evidence, cell.settings.search.fractions)
     return {
+        "contents": [(name, title) for name, title in SECTIONS.items() if name != "strategies" or strategies],
         "cell": cell,
         "evidence": evidence,
         "pruned": pruned,
         "evaluation": evaluation,
         "systems": evaluation["systems"],
-        "versus_base": evaluation["comparisons"]["pruned_vs_base"],
-        "interval": difference_interval(evaluation),
-        "versus_random": evaluation["comparisons"]["pruned_vs_random"],
+        "measured": words.measured(evaluation),
         "verdict": words.verdict(pruned, evaluation),
         "notes": words.notes(evaluation),
         "trail": words.trail(pruned, pairs),
@@ -57,7 +69,7 @@ def _context(cell: Cell, evidence: Evidence) -> dict[str, Any]:
         "gold": [sum(row) for row in evaluation["systems"]["base"]["confusion"]],
         "figures": {name: Markup(svg) for name, svg in figures(evidence).items()},
         "margin_spearman": _margin_spearman(evidence),
-        "strategies": _strategies(evidence, cell.settings.search.fractions),
+        "strategies": strategies,
         "layers": _layers(evidence),
         "samples": [
             {"text": varying(row["prompt"]), "gold": row["options"][row["gold"]].strip(), "id": row["id"]}

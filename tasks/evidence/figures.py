@@ -16,8 +16,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from tasks.evidence.reading import Evidence
-from tasks.evidence.statistics import paired_interval, standard_error
+from tasks.evidence.statistics import standard_error
 from tasks.evidence.style import ACCENT, INK, LINE, MUTED, STYLE, WARN, svg
+from tasks.evidence.verdict import measured
 from tasks.method.scores import Scores
 
 _LOW, _HIGH = "#d9650f", "#3b7cf0"  # orange and blue: told apart by every common colour vision, on white and on black
@@ -56,25 +57,17 @@ def figures(evidence: Evidence) -> dict[str, str]:
     return found
 
 
-def difference_interval(evaluation: dict[str, Any]) -> tuple[float, float]:
-    """95 % interval of the accuracy of the pruned model minus that of the base model, on the same rows."""
-    n, pair = evaluation["n"], evaluation["comparisons"]["pruned_vs_base"]
-    both = sum(row[i] for i, row in enumerate(evaluation["systems"]["pruned"]["confusion"])) - pair["only_first"]
-    neither = n - both - pair["only_first"] - pair["only_second"]
-    return paired_interval(both, pair["only_first"], pair["only_second"], neither)
-
-
 def accuracy_figure(evaluation: dict[str, Any]) -> str:
     """Accuracy of base, pruned and every random draw, each with its standard error, and of the majority answer.
 
-    Below it the paired difference with its interval: the bars above belong to one system each, and both answer the
-    same rows, so that whether they overlap says little about the difference.
+    Below it are the paired differences of accuracy and exact match with their intervals. The bars above belong to one
+    system each; since all systems answer the same rows, whether they overlap says little about a difference.
     """
     systems, n = evaluation["systems"], evaluation["n"]
     draws = list(systems["random"]["by_seed"].values())
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
-        axes, lower = figure.subplots(2, 1, height_ratios=[3, 1])
+        figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
+        axes, lower = figure.subplots(2, 1, height_ratios=[3, 1.7])
         for y, name, colour in ((0, "base", INK), (1, "pruned", ACCENT)):
             system = systems[name]
             axes.errorbar(
@@ -93,15 +86,13 @@ def accuracy_figure(evaluation: dict[str, Any]) -> str:
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set(ylim=(2.5, -0.7), xlabel="accuracy (bars: ± one standard error)")
         axes.margins(x=0.12)
-        difference, (low, high) = (
-            evaluation["comparisons"]["pruned_vs_base"]["difference"],
-            difference_interval(evaluation),
-        )
-        lower.plot([low, high], [0, 0], color=ACCENT, lw=2)
-        lower.plot(difference, 0, "o", ms=8, color=ACCENT)
+        compared = [measure["pruned_vs_base"] for measure in measured(evaluation).values()]
+        for y, comparison in enumerate(compared):
+            lower.plot(comparison["interval"], [y, y], color=ACCENT, lw=2)
+            lower.plot(comparison["difference"], y, "o", ms=8, color=ACCENT)
         lower.axvline(0, color=LINE, lw=1.2, ls=(0, (4, 3)), zorder=0)
-        lower.set_yticks([0], ["pruned − base"], fontsize=9)
-        lower.set(ylim=(0.7, -0.7), xlabel="paired difference (bar: 95 % interval)")
+        lower.set_yticks([0, 1], ["accuracy", "exact\nmatch"], fontsize=9)
+        lower.set(ylim=(1.6, -0.6), xlabel="pruned − base, paired (bars: 95 % interval)")
         lower.margins(x=0.12)
         lower.tick_params(axis="y", length=0, labelcolor=INK)
         for part in (axes, lower):

@@ -1,4 +1,4 @@
-"""The templates of all pages: everything that is not markup is escaped, and a missing value is an error."""
+"""The Jinja environment of all pages: values are escaped, and a missing value is an error."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from tasks.evidence import verdict as words
 
 
 def templates(*folders: Path) -> jinja2.Environment:
-    """Those in `folders`, each before the ones in this package, with the filters that numbers are written by."""
+    """The templates in `folders`, then those in this package, with the filters that format numbers."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
@@ -20,13 +20,18 @@ def templates(*folders: Path) -> jinja2.Environment:
     )
     environment.filters |= {"signed": words.signed, "p_value": words.p_value, "percent": words.percent}
     environment.filters |= {"minus": lambda text: str(text).replace("-", "−"), "counted": words.counted}
-    environment.filters |= {"width": width}
-    environment.filters |= {"tight": lambda text: re.sub(r"(±|=|<) |(p) (?=[=<])", "\\1\\2\u00a0", text)}
+    environment.filters |= {"width": width, "interval": words.interval}
+    environment.filters |= {"tight": tight}
     return environment
 
 
+def tight(text: str) -> str:
+    """The text without line breaks inside `± 0.02`, `p = 0.01` and `95 %`."""
+    return re.sub(r"(?<=[±=<]) |(?<=\bp) (?=[=<])|(?<=\d) (?=%)", "\u00a0", text)
+
+
 def width(svg: str) -> int:
-    """Pixels that a figure of `tasks.evidence.style.svg` is wide where its text has its own size."""
+    """The width in pixels of a figure of `tasks.evidence.style.svg` at its own size."""
     found = re.search(r'<svg [^>]*\bwidth="([\d.]+)pt"', svg)
     if found is None:
         raise ValueError("not a figure with a width in points")

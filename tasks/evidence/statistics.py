@@ -1,4 +1,4 @@
-"""How sure one may be of an accuracy, of a difference between two, and of a rank correlation."""
+"""Standard errors, paired tests, confidence intervals and rank correlations."""
 
 from typing import Any
 
@@ -24,7 +24,8 @@ def mcnemar(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> dict
     Returns:
         `difference`: accuracy of the first minus that of the second.
         `stderr`: the standard error of that difference, from the n paired differences (each -1, 0 or 1).
-        `only_first`, `only_second`: rows that one system alone got right, b and c below.
+        `interval`: [low, high], the 95 % confidence interval of that difference (`paired_interval`).
+        `only_first`, `only_second`: rows that only one of the systems got right, b and c below.
         `p`: two-sided exact McNemar test: b out of b + c, against a fair coin; 1 if the systems never disagree.
 
     Source: McNemar 1947; the exact form is the sign test over the discordant pairs.
@@ -37,9 +38,11 @@ def mcnemar(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> dict
     n = first.size
     b = int(np.sum(first & ~second))
     c = int(np.sum(~first & second))
+    both = int(np.sum(first & second))
     return {
         "difference": (b - c) / n,
         "stderr": float(np.sqrt(b + c - (b - c) ** 2 / n) / n),
+        "interval": list(paired_interval(both, b, c, n - both - b - c)),
         "only_first": b,
         "only_second": c,
         "p": float(stats.binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0,
@@ -50,15 +53,16 @@ def paired_interval(both: int, only_first: int, only_second: int, neither: int) 
     """95 % confidence interval of the difference of two accuracies on the same rows.
 
     Args:
-        both: rows that both systems got right; `only_first` and `only_second`: those that one alone did.
+        both: rows that both systems got right.
+        only_first, only_second: rows that only this system got right.
         neither: rows that both got wrong.
 
     Returns:
-        Lower and upper end of the accuracy of the first minus that of the second.
+        Lower and upper end of the interval of the first accuracy minus the second.
 
-    Source: Newcombe 1998, Statistics in Medicine 17, 2635-2650, method 10: the Wilson intervals of both accuracies,
-    joined by the correlation phi of the pairs. Unlike the normal interval it has a width where the systems never
-    disagree, and stays within -1 and 1.
+    Source: Newcombe 1998, Statistics in Medicine 17, 2635-2650, method 10 ("square and add"): the Wilson intervals of
+    both accuracies, combined with the correlation phi of the pairs. Unlike the normal interval it has a width where the
+    systems never disagree, and stays within -1 and 1.
 
     Raises:
         ValueError: no rows.
@@ -87,8 +91,10 @@ def paired_interval(both: int, only_first: int, only_second: int, neither: int) 
 def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float]:
     """Spearman's rank correlation (ties share their mean rank) and its two-sided p.
 
-    Both are NaN when one side is constant or there are fewer than three pairs: there is no ranking to compare, or
-    nothing to test. JSON has no NaN: write None.
+    Both are NaN if one side is constant or there are fewer than three pairs. JSON has no NaN: write None.
+
+    Raises:
+        ValueError: the lists differ in length.
     """
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if x.shape != y.shape or x.ndim != 1:

@@ -1,4 +1,4 @@
-"""What the numbers say, in words: the verdict on a pruned model, and what to keep in mind beside it."""
+"""The verdict on a pruned model in words, and the notes that belong to it."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,14 +9,23 @@ STRONG_PRIOR = 0.8  # share of rows with the same answer from which a model is s
 
 @dataclass(frozen=True)
 class Verdict:
-    """`tone` is what was detected; `sentence` holds the numbers, `control` compares with random neurons."""
+    """What was found on one cell.
 
-    tone: Literal["better", "worse", "same"]
+    Attributes:
+        tone: `better` or `worse` if accuracy or exact match changed detectably in this direction only, `mixed` if one
+            improved and the other got worse, else `same`.
+        headline: the title of the report.
+        sentence: accuracy and exact match before and after pruning, with their paired tests.
+        control: the same compared with random neurons.
+    """
+
+    tone: Literal["better", "worse", "mixed", "same"]
     headline: str
     sentence: str
     control: str
 
 
+_NAMES = {"accuracy": "accuracy", "exact_match": "exact match"}
 _METHODS = {
     "integrated_gradients": "integrated gradients",
     "gradient_x_activation": "gradient times activation",
@@ -95,59 +104,94 @@ def significant(comparison: dict[str, Any]) -> int:
     return 1 if comparison["difference"] > 0 else -1
 
 
+def measured(evaluation: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The comparisons (`pruned_vs_base`, `pruned_vs_random`) of each measure: `accuracy` and `exact_match`."""
+    comparisons = evaluation["comparisons"]
+    return {"accuracy": comparisons, "exact_match": comparisons["exact_match"]}
+
+
+def interval(comparison: dict[str, Any]) -> str:
+    """The 95 % confidence interval of a paired difference: `−0.037 to +0.104`."""
+    low, high = comparison["interval"]
+    return f"{signed(low)} to {signed(high)}"
+
+
 def verdict(pruned: dict[str, Any], evaluation: dict[str, Any]) -> Verdict:
     """The verdict on one cell, from its pruned.json and evaluation.json.
 
-    A difference is called one only if the exact McNemar test finds it at the 5 % level.
+    A difference counts as detected if the exact McNemar test gives p < 0.05. Accuracy and exact match are tested each;
+    the levels are not corrected for these being two tests.
     """
-    base, after = (evaluation["systems"][name]["accuracy"] for name in ("base", "pruned"))
-    comparison = evaluation["comparisons"]["pruned_vs_base"]
-    tone: dict[int, Literal["better", "worse", "same"]] = {1: "better", -1: "worse", 0: "same"}
-    found = tone[significant(comparison)]
+    found = {name: significant(measure["pruned_vs_base"]) for name, measure in measured(evaluation).items()}
+    signs = set(found.values())
+    tone: Literal["better", "worse", "mixed", "same"] = (
+        "mixed" if {1, -1} <= signs else "better" if 1 in signs else "worse" if -1 in signs else "same"
+    )
     what = f"{counted(len(pruned['neurons']), 'neuron')} ({percent(pruned['fraction'])}) of layer {pruned['layer']}"
-    rows = f"on {counted(evaluation['n'], 'held-out row')}"
-    test = (
-        f"(paired difference {signed(comparison['difference'])} ± {comparison['stderr']:.3f}, "
+    rows = f" on {counted(evaluation['n'], 'held-out row')}"
+    accuracy = _change("accuracy", evaluation, found["accuracy"], rows)
+    exact = _change("exact_match", evaluation, found["exact_match"])
+    control = " ".join(_control(name, evaluation) for name in found)
+    return Verdict(tone, _headline(found, evaluation), f"Pruning {what} {accuracy}. It {exact}.", control)
+
+
+def _change(name: str, evaluation: dict[str, Any], sign: int, rows: str = "") -> str:
+    """What pruning does to a measure, as the rest of a sentence, with the test in brackets."""
+    before, after = (evaluation["systems"][system][name] for system in ("base", "pruned"))
+    comparison = measured(evaluation)[name]["pruned_vs_base"]
+    if sign:
+        change = f"{'raises' if sign > 0 else 'lowers'} {_NAMES[name]} from {before:.3f} to {after:.3f}{rows}"
+    else:
+        change = f"does not detectably change {_NAMES[name]}{rows}: {before:.3f} before, {after:.3f} after"
+    return (
+        f"{change} (paired difference {signed(comparison['difference'])}, 95 % interval {interval(comparison)}, "
         f"exact McNemar {p_value(comparison['p'])})"
     )
-    if found == "same":
-        sentence = (
-            f"Pruning {what} makes no detectable difference: accuracy is {base:.3f} before and {after:.3f} after, "
-            f"{rows} {test}."
-        )
-    else:
-        verb = "raises" if found == "better" else "lowers"
-        sentence = f"Pruning {what} {verb} accuracy from {base:.3f} to {after:.3f} {rows} {test}."
-    headline = {
-        "better": "Pruning improves this model here",
-        "worse": "Pruning harms this model here",
-        "same": "No detectable difference",
-    }[found]
-    beaten = [significant(random) == 1 for random in evaluation["comparisons"]["pruned_vs_random"].values()]
-    if found == "better" and not any(beaten):
-        headline = "Better than the base, but not than random neurons"
-    return Verdict(found, headline, sentence, _control(evaluation))
 
 
-def _control(evaluation: dict[str, Any]) -> str:
+def _headline(found: dict[str, int], evaluation: dict[str, Any]) -> str:
+    if not any(found.values()):
+        return "No detectable difference"
+    verbs = {1: "improves", -1: "lowers"}
+    gains = [name for name, sign in found.items() if sign > 0]
+    losses = [name for name, sign in found.items() if sign < 0]
+    changed = [
+        f"{verbs[sign]} {' and '.join(_NAMES[name] for name in names)}"
+        for sign, names in ((1, gains), (-1, losses))
+        if names
+    ]
+    headline = f"Pruning {' and '.join(changed)}"
+    beaten = [
+        significant(random) > 0 for name in gains for random in measured(evaluation)[name]["pruned_vs_random"].values()
+    ]
+    if gains and not losses and not any(beaten):
+        return f"{headline}, but no more than random neurons do"
+    unchanged = [_NAMES[name] for name, sign in found.items() if not sign]
+    return headline + (f"; {unchanged[0]} does not change detectably" if unchanged else "")
+
+
+def _control(name: str, evaluation: dict[str, Any]) -> str:
+    """How the pruned model compares with random neurons in a measure, as one sentence."""
     random = evaluation["systems"]["random"]
-    seeds = list(random["by_seed"].values())
-    found = [significant(comparison) for comparison in evaluation["comparisons"]["pruned_vs_random"].values()]
-    if len(seeds) == 1:
-        told = {1: "the pruned model is better", -1: "the pruned model is worse", 0: "no detectable difference"}
-        return f"Random neurons of the same layer and number: {seeds[0]:.3f}; {told[found[0]]}."
+    key = "by_seed" if name == "accuracy" else f"{name}_by_seed"
+    values = list(random[key].values())
+    found = [significant(comparison) for comparison in measured(evaluation)[name]["pruned_vs_random"].values()]
+    n, better, worse = len(values), found.count(1), found.count(-1)
     text = (
-        f"Random neurons of the same layer and number: {random['accuracy']:.3f} on average over {len(seeds)} draws "
-        f"({min(seeds):.3f} to {max(seeds):.3f}); "
+        f"Random neurons of the same layer and number: {_NAMES[name]} {random[name]:.3f}"
+        if name == "accuracy"
+        else f"Their {_NAMES[name]}: {random[name]:.3f}"
     )
-    if not any(found):
-        return text + "the pruned model differs detectably from none of them."
-    better, worse = found.count(1), found.count(-1)
-    if len(seeds) in (better, worse):
-        return text + f"the pruned model is detectably {'better' if better else 'worse'} than each of them."
-    parts = [f"better than {better}"] if better else []
-    parts += [f"worse than {worse}"] if worse else []
-    return text + f"the pruned model is detectably {' and '.join(parts)} of the {len(seeds)}."
+    if n > 1:
+        text += f" on average over {n} draws ({min(values):.3f} to {max(values):.3f})"
+    if not better and not worse:
+        told = "not detectably different from " + ("them" if n == 1 else "any of them")
+    elif n in (better, worse):
+        told = f"detectably {'better' if better else 'worse'} than " + ("them" if n == 1 else "each of them")
+    else:
+        parts = [f"{word} than {count}" for word, count in (("better", better), ("worse", worse)) if count]
+        told = f"detectably {' and '.join(parts)} of the {n}"
+    return f"{text}; the pruned model is {told}."
 
 
 def option_name(options: list[str] | None, index: int) -> str:

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from tasks.benchmarks.scoring import answers_unedited
-from tasks.benchmarks.splits import place
+from tasks.benchmarks.splits import hash_position
 from tasks.benchmarks.table import encode_rows
 from tasks.method.options import Adaptation
 from tasks.models.stack import DecoderStack
@@ -18,8 +18,8 @@ def draw(train: pd.DataFrame, stack: DecoderStack, tokenizer: object, settings: 
         InputError: there are too few rows of the kind, or one of them cannot be used.
     """
     asked = zip(train["prompt"], train["options"], strict=True)
-    places = [place("adaptation", settings.seed, prompt, list(options)) for prompt, options in asked]
-    train = train.iloc[sorted(range(len(train)), key=places.__getitem__)].reset_index(drop=True)
+    positions = [hash_position("adaptation", settings.seed, prompt, list(options)) for prompt, options in asked]
+    train = train.iloc[sorted(range(len(train)), key=positions.__getitem__)].reset_index(drop=True)
     if settings.selection == "random":
         chosen = train.head(settings.size)
     else:

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import pandas as pd
-import torch
 
 from tasks.benchmarks.table import Rows, encode_rows
 from tasks.method.attribute import Part as Layers
@@ -32,6 +31,7 @@ from tasks.method.strategies import STRATEGIES
 from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack
 from tasks.runtime.errors import InputError
+from tasks.runtime.work import groups_of, values_of
 
 
 class Run(Protocol):
@@ -73,7 +73,8 @@ def adapt(
     """Scores, grid and recipe for a model in memory, which stays as it is (2507.09185 Algorithm 1).
 
     Args:
-        model: a causal language model of `transformers` in float32, or a `DecoderStack` of one.
+        model: a causal language model of `transformers` in float32 or from `tasks.models.loading.load`, or a
+            `DecoderStack` of one.
         examples: rows with `prompt`, `options` (a list of texts) and `gold` (the index of the right one).
         attribution: by default adaptive integrated gradients, one layer's neurons on one path.
         search: by default every layer x 5, 10, .. 40 % of its neurons.
@@ -90,10 +91,6 @@ def adapt(
     """
     attribution, search = attribution or Attribution(), search or Search()
     stack = model if isinstance(model, DecoderStack) else DecoderStack(model)
-    if stack.model.dtype not in (torch.float32, torch.float64):
-        raise InputError(
-            "model", f"is in {stack.model.dtype}, which changes the ranking of neurons; load it in float32"
-        )
     table = examples if isinstance(examples, pd.DataFrame) else pd.DataFrame(list(examples))
     table = table if "id" in table else table.assign(id=[str(number) for number in range(1, len(table) + 1)])
     rows = encode_rows(table, tokenizer, stack.context)
@@ -130,7 +127,7 @@ def score_rows(stack: DecoderStack, tokenizer: Any, table: pd.DataFrame, attribu
     """`score_neurons` on the rows of a table, in memory."""
     rows = [{str(name): value for name, value in row.items()} for row in table.to_dict(orient="records")]
     attributor = attributor_on(stack, tokenizer, rows, attribution)
-    header = describe(attribution) | {"n": len(table)}
+    header = describe(attribution) | {"n": len(table), "products": attributor.products}
     return score_neurons(compute_here(attributor), attributor.parts, header)
 
 
@@ -226,10 +223,10 @@ def compute_here(worker: _Worker) -> Run:
 
 
 def _compute(worker: _Worker, parts: Sequence[Any], *, advance: Callable[[int], None] = _silently) -> dict[Any, Any]:
-    values = {}
-    for part in parts:
-        values[part] = worker.compute(part)
-        advance(1)
+    values: dict[Any, Any] = {}
+    for group in groups_of(worker, parts):
+        values.update(zip(group, values_of(worker, group), strict=True))
+        advance(len(group))
     return values
 
 

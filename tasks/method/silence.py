@@ -11,6 +11,7 @@ import torch
 from tasks.method.recipe import Recipe
 from tasks.models.gated import gated_mlp
 from tasks.models.stack import DecoderStack, Projection
+from tasks.models.stored import unit_of
 from tasks.runtime.errors import InputError
 
 
@@ -60,7 +61,9 @@ def silence(model: Any, recipe: Recipe | Neurons) -> Callable[[], None]:
     layers = model.layers if isinstance(model, DecoderStack) else list(model.get_decoder().layers)
     if recipe.layer >= len(layers) or (isinstance(recipe, Recipe) and recipe.layers != len(layers)):
         raise InputError("recipe", f"is for another model: layer {recipe.layer} of one with {len(layers)} layers")
-    mlp = gated_mlp(layers[recipe.layer], type(model).__name__)
+    layer = layers[recipe.layer]
+    with unit_of(layer).used():
+        mlp = gated_mlp(layer, type(model).__name__)
     rows = mlp.weight_rows(recipe.projection)
     if isinstance(recipe, Recipe) and recipe.d_ff != len(rows):
         raise InputError("recipe", f"is for another model: {recipe.projection} has {len(rows)} rows, not {recipe.d_ff}")

@@ -1,5 +1,7 @@
 """How a model calls its decoder layers: the keyword arguments, recorded once and looked up for a pack of sequences."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +30,32 @@ class KeysAndValues:
         return self.stored
 
 
+@contextmanager
+def handing_on(layers: Sequence[Any]) -> Iterator[list[tuple[Tensor, Arguments]]]:
+    """In this context decoder layers compute nothing and hand on what enters them.
+
+    Yields:
+        A list that is filled with what each is called with: the residual, and the keyword arguments.
+    """
+    calls: list[tuple[Tensor, Arguments]] = []
+
+    def forward(hidden: Tensor, **arguments: Any) -> Tensor:
+        calls.append((hidden, arguments))
+        return hidden
+
+    before = [vars(layer).get("forward") for layer in layers]
+    try:
+        for layer in layers:
+            layer.forward = forward
+        yield calls
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            if own is None:
+                vars(layer).pop("forward", None)
+            else:
+                layer.forward = own
+
+
 class LayerCalls:
     """The keyword arguments (masks, rotary tables, ..) that each decoder layer gets from the model's own forward pass.
 
@@ -45,16 +73,9 @@ class LayerCalls:
         """Records the arguments for a sequence of `length` tokens, if no longer one has been recorded."""
         if self._recorded and self._recorded[0]["position_ids"].shape[-1] >= length:
             return
-        calls: list[Arguments] = []
-        handles = [
-            layer.register_forward_pre_hook(lambda _, __, kwargs: calls.append(dict(kwargs)), with_kwargs=True)
-            for layer in self._layers
-        ]
-        try:
+        with handing_on(self._layers) as passed:
             self._body(input_ids=torch.zeros((1, length), dtype=torch.long, device=device), use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
+        calls = [arguments for _, arguments in passed]
         for call in calls:
             if call.get("position_ids") is None:
                 call["position_ids"] = torch.arange(length, device=device).unsqueeze(0)

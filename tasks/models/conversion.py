@@ -1,7 +1,7 @@
 """A model source becomes a plain Hugging Face directory: config.json, safetensors weights, tokenizer files.
 
-A GGUF file is dequantized once, to float32. A directory's files are taken over byte by byte; pickled weights and code
-are left behind, since both can run anything when they are loaded.
+A GGUF file is dequantized once, to float32 or to what its source says. A directory's files are taken over byte by byte;
+pickled weights and code are left behind, since both can run anything when they are loaded.
 """
 
 import os
@@ -25,6 +25,8 @@ from tasks.runtime.errors import InputError
 from tasks.sources.fetch import check_sha256, fetch_file, hub_snapshot, local_path
 from tasks.sources.kinds import HubSource, PathSource, WheelSource, WheelsSource
 
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 def write_model(
     source: WheelSource | WheelsSource | HubSource | PathSource, target: Path, *, field: str, root: Path, work: Path
@@ -45,7 +47,8 @@ def write_model(
     name = source.path if isinstance(source, PathSource) else source.file
     if Path(name).suffix != ".gguf":
         raise InputError(field, f"{name} is not a model: a .gguf file or a directory with safetensors is needed")
-    return convert_gguf(fetch_file(source, field=field, root=root, work=work), target, name=name, field=field)
+    file = fetch_file(source, field=field, root=root, work=work)
+    return convert_gguf(file, target, name=name, field=field, dtype=TYPES[source.dtype or "float32"])
 
 
 def _link(file: Path, target: Path) -> None:
@@ -71,8 +74,11 @@ def _take_over(directory: Path, target: Path, *, place: Callable[[Path, Path], A
         place(path, target / path.name)
 
 
-def convert_gguf(file: Path, target: Path, *, name: str, field: str) -> None:
-    """Dequantizes a GGUF file to float32 and writes it, with its tokenizer, as a plain model directory.
+def convert_gguf(file: Path, target: Path, *, name: str, field: str, dtype: torch.dtype = torch.float32) -> None:
+    """Dequantizes a GGUF file and writes it, with its tokenizer, as a plain model directory.
+
+    In bfloat16 every weight is rounded, and the model is that of the rounded weights: half of the bytes, and other
+    numbers in the third digit, about what the quantization took away.
 
     `file` is the whole model, or the first shard of a split one, with the other shards beside it.
 
@@ -92,7 +98,7 @@ def convert_gguf(file: Path, target: Path, *, name: str, field: str) -> None:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
-            dtype=torch.float32,
+            dtype=dtype,
             quantization_config=GgufConfig(dequantize=True),  # without it the model refuses to be saved
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are refused by the report

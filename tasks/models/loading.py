@@ -1,4 +1,4 @@
-"""Load a model directory: safetensors only, float32, no remote code."""
+"""Load a model directory: safetensors only, memory-mapped, in the type it is stored in, no remote code."""
 
 import os
 from dataclasses import dataclass
@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
 from tasks.models.checks import one_line
-from tasks.models.memory import keep_freed_memory
+from tasks.models.memory import free, keep_freed_memory
+from tasks.models.stored import NARROW, keep_as_stored
 from tasks.models.weights import weight_files
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json
@@ -33,10 +37,14 @@ def device() -> torch.device:
         raise InputError("DSM_DEVICE", f"{name!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
-def load(directory: Path) -> Loaded:
-    """The model and tokenizer in a Hugging Face directory, in float32.
+def load(directory: Path, *, wide: bool = False) -> Loaded:
+    """The model and tokenizer in a Hugging Face directory. It computes in float32: see `tasks.models.stored`.
 
-    Scores need float32: bfloat16 changes the ranking of the neurons.
+    The weights are memory-mapped: what is read of them is the system's file cache, not memory of the process. A write
+    to a weight stays in this process.
+
+    Args:
+        wide: all weights in float32 and in memory, for code that changes them by more than zeroing some.
 
     Raises:
         InputError: the directory is not there, has no safetensors weights, or quantized ones, or cannot be loaded.
@@ -56,20 +64,78 @@ def load(directory: Path) -> Loaded:
             raise InputError(
                 "model", f"{directory} has quantized weights, whose rows cannot be zeroed; use the full ones"
             )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # else it raises a table of them; they are refused below
-            output_loading_info=True,
-        )
-        model, report = loaded
-        for problem in ("missing_keys", "mismatched_keys"):  # transformers would start these weights at random
-            if report[problem]:
-                raise InputError("model", f"{directory}: {problem} in its safetensors: {sorted(report[problem])[:3]}")
+        model = _mapped(directory, weights)
+        if model is None:
+            model = _renamed(directory)
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     tokenizer.embedding_rows = model.get_input_embeddings().weight.shape[0]  # for `tasks.benchmarks.encoding`
-    model.eval().requires_grad_(False).to(device())
+    model.eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if wide or parameter.dtype not in NARROW:
+            parameter.data = parameter.data.float()
+    keep_as_stored(model)
+    _place(model, device())
     return Loaded(model, tokenizer)
+
+
+def _place(model: Any, where: torch.device) -> None:
+    """Moves the model to a device.
+
+    Raises:
+        InputError: its weights do not fit there.
+    """
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if where.type == "cuda" and needed > (there := free(where)):
+        raise InputError(
+            "DSM_DEVICE", f"{where} has {there / 1e9:.1f} GB left, but the weights have {needed / 1e9:.1f} GB; use cpu"
+        )
+    model.to(where)
+
+
+def _mapped(directory: Path, files: list[Path]) -> Any | None:
+    """The model with the tensors of the files as its parameters; None where their names or shapes are not its own."""
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    # Without memory for the parameters, but with the buffers (rotary tables), in float32.
+    with init_empty_weights(include_buffers=False):
+        model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=torch.float32, trust_remote_code=False
+        )
+    found: dict[str, Tensor] = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    wanted = model.state_dict()
+    known = {torch.float32, torch.float64, *NARROW}
+    if any(name not in wanted or wanted[name].shape != tensor.shape for name, tensor in found.items()):
+        return None
+    if any(tensor.is_floating_point() and tensor.dtype not in known for tensor in found.values()):
+        return None
+    model.load_state_dict(found, strict=False, assign=True)
+    model.tie_weights()
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return None
+    if (directory / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+    return model
+
+
+def _renamed(directory: Path) -> Any:
+    """The model as transformers loads it, in float32 and in memory: it knows older names of tensors.
+
+    Raises:
+        InputError: weights are missing or have other shapes.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        ignore_mismatched_sizes=True,  # else it raises a table of them; they are refused below
+        output_loading_info=True,
+    )
+    model, report = loaded
+    for problem in ("missing_keys", "mismatched_keys"):  # transformers would start these weights at random
+        if report[problem]:
+            raise InputError("model", f"{directory}: {problem} in its safetensors: {sorted(report[problem])[:3]}")
+    return model

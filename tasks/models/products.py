@@ -1,21 +1,45 @@
 """How the matrix products of linear layers are computed, where that changes the time and not what is computed.
 
 On a CPU float32 products go to oneDNN: PyTorch's default, MKL, leaves a third of the speed of processors that are not
-Intel's. bfloat16 is a choice of the caller. Its products round to 8 bits, so only the difference that an edit makes is
-computed with them: with x0 and y0 = W x0 of the unedited pass, y = y0 + W (x - x0). Sums, norms, residuals, attention
-and the output embedding stay float32.
+Intel's. Matrices in bfloat16 are widened before (`tasks.models.stored`).
+
+On a GPU matrices in bfloat16 are taken as they are. The float32 activations are split into bfloat16 pieces, each the
+rounded rest of those before it, whose products are summed in float32: two pieces hold 16 bits of every number, three
+hold all 24. So a product has nearly the precision of float32 at a third to a half of the speed of bfloat16.
+
+bfloat16 as a `Precision` is a choice of the caller. Its products round to 8 bits, so only the difference that an edit
+makes is computed with them: with x0 and y0 = W x0 of the unedited pass, y = y0 + W (x - x0). Sums, norms, residuals,
+attention and the output embedding stay float32.
 """
 
+import os
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from tasks.models.stored import Wide, stored_of
+from tasks.runtime.errors import InputError
+
 Precision = Literal["float32", "bfloat16"]
+
+PIECES = "DSM_PIECES"
 
 # What PyTorch's own compiler calls; None where PyTorch was built without oneDNN.
 _onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def pieces() -> int:
+    """Into how many bfloat16 pieces activations are split on a GPU: DSM_PIECES, 2 or 3; 2 by default.
+
+    Raises:
+        InputError: it is something else.
+    """
+    text = os.environ.get(PIECES) or "2"
+    if text not in ("2", "3"):
+        raise InputError(PIECES, f"must be 2 or 3, not {text!r}")
+    return int(text)
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -72,17 +96,25 @@ class Kept:
 
     def put(self, x: Tensor, weight: Tensor, y: Tensor) -> None:
         """Keeps one product. The last decoder layer is called twice, for all tokens and for a few: by their number."""
+        weight = stored_of(weight)
         self._pairs[id(weight), x.shape[-2]] = x, y
         if id(weight) not in self._rounded:
             self._rounded[id(weight)] = weight.bfloat16()
 
     def get(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Input and output of the unedited pass for an input of this length, and the rounded weight."""
+        weight = stored_of(weight)
         return *self._pairs[id(weight), x.shape[-2]], self._rounded[id(weight)]
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`, by oneDNN where it can; the weight takes no gradient there."""
+    """`torch.nn.functional.linear` in the precision of the input; the weight takes no gradient where it is not plain.
+
+    By oneDNN on a CPU where it can, by pieces where the weight is in bfloat16 and the input is not.
+    """
+    if weight.dtype == torch.bfloat16 and input.dtype != torch.bfloat16:
+        split: Tensor = _InPieces.apply(input, weight)  # type: ignore[no-untyped-call]
+        return split if bias is None else split + bias
     if _onednn is None or input.device.type != "cpu" or input.dtype != torch.float32 or weight.requires_grad:
         return torch.nn.functional.linear(input, weight, bias)
     if input.requires_grad and torch.is_grad_enabled():
@@ -102,10 +134,84 @@ def _float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight)
+        if isinstance(weight, Wide):  # the copy is not kept for the backward pass, which makes its own
+            ctx.wide = weight.module
+        else:
+            ctx.wide = None
+            ctx.save_for_backward(weight)
         return _float32(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
+        weight = ctx.saved_tensors[0] if ctx.wide is None else ctx.wide.weight.float()
         return _float32(gradient.contiguous(), weight.t(), None), None, None
+
+
+ROWS = 1 << 14  # of the output embedding that are multiplied with at once
+
+
+def linear_by_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T of a matrix of very many rows, so many at once: what is widened of it is small, and so is what is moved.
+
+    In float32 on a CPU the result is that of the same slices of the matrix in float32, bit for bit.
+    """
+    if weight.requires_grad or x.dtype != torch.float32 or x.device.type != "cpu":
+        return linear(x, weight)
+    result: Tensor = _ByRows.apply(x, weight)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _ByRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        room = _room(weight)
+        return torch.cat([linear(x, _wide(part, room)) for part in torch.split(weight, ROWS)], dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        room = _room(weight)
+        parts = zip(torch.split(gradient, ROWS, dim=-1), torch.split(weight, ROWS), strict=True)
+        total: Tensor | None = None
+        for by, part in parts:
+            product = linear(by.contiguous(), _wide(part, room).t())
+            total = product if total is None else total + product
+        assert total is not None
+        return total, None
+
+
+def _room(weight: Tensor) -> Tensor | None:
+    """Memory for some rows in float32, one after the other; None where they are."""
+    return None if weight.dtype == torch.float32 else weight.new_empty(ROWS, weight.shape[1], dtype=torch.float32)
+
+
+def _wide(part: Tensor, room: Tensor | None) -> Tensor:
+    return part if room is None else room[: len(part)].copy_(part)
+
+
+class _InPieces(torch.autograd.Function):
+    """x W^T of float32 x and bfloat16 W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return in_pieces(x, weight.t(), pieces())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return in_pieces(gradient, ctx.saved_tensors[0], pieces()), None
+
+
+def in_pieces(x: Tensor, matrix: Tensor, number: int) -> Tensor:
+    """x M in float32 of x [.., k] in float32 and M [k, m] in bfloat16, by `number` bfloat16 pieces of x."""
+    rest, parts = x.reshape(-1, x.shape[-1]), []
+    for _ in range(number):
+        parts.append(rest.bfloat16())
+        rest = rest - parts[-1]
+    stacked = torch.cat(parts)
+    if x.device.type == "cuda":
+        y = torch.mm(stacked, matrix, out_dtype=torch.float32)
+    else:  # the same numbers without the hardware: products of bfloat16 numbers are exact in float32
+        y = stacked.float() @ matrix.float()
+    return y.view(number, -1, y.shape[-1]).sum(0).view(*x.shape[:-1], -1)

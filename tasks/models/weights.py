@@ -13,6 +13,7 @@ from tasks.sources.fetch import CHUNK, MODEL_FILES
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+RECORD = "model.sha256.json"  # what `tasks.models.hashing` writes; not a part of the model
 HEADER_LIMIT = 32 << 20  # bytes: 200 000 tensors; the format allows more than three times as much
 
 
@@ -82,7 +83,10 @@ def model_files(directory: Path) -> list[Path]:
     others = [
         path
         for path in directory.iterdir()
-        if path.is_file() and path.suffix != ".safetensors" and any(path.match(pattern) for pattern in MODEL_FILES)
+        if path.is_file()
+        and path.suffix != ".safetensors"
+        and path.name != RECORD
+        and any(path.match(pattern) for pattern in MODEL_FILES)
     ]
     if directory / WEIGHTS in weights:
         others = [path for path in others if path.name != INDEX]

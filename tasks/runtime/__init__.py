@@ -1,1 +1,1 @@
-"""What every step needs to run: files, journals, workers, progress, errors."""
+"""What every step needs to run: files, journals, worker pools, progress, errors."""

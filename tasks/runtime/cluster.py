@@ -1,4 +1,4 @@
-"""Parts on Ray: workers that hold a GPU or some CPUs each, here or on a cluster, and keep their model loaded."""
+"""A worker pool on Ray, local or on a cluster. Each worker holds a GPU or some CPUs and keeps its model loaded."""
 
 import functools
 import logging
@@ -16,99 +16,107 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tasks.runtime import ray_keeper
+from tasks.runtime import ray_watchdog
 from tasks.runtime.errors import InputError
+from tasks.runtime.work import groups_of, values_of
 
 ADDRESS = "RAY_ADDRESS"
 DEVICE = "DSM_DEVICE"
-RETRIES = 3  # of a part whose worker died: one that always kills its worker must not be tried for ever
-SCARCE = 78643200  # bytes of shared memory, the least that Ray takes: nothing large passes through it
+PASSED_ON = (DEVICE, "DSM_MEMORY", "DSM_PIECES")  # variables that workers receive
+RETRIES = 3  # of a part whose worker died; a part that always kills its worker is given up
+OBJECT_STORE_BYTES = 78643200  # the minimum that Ray accepts; nothing large passes through it
 
 
 @dataclass(frozen=True)
-class _Refused:
-    """An InputError on its way to the driver."""
+class _InputErrorFields:
+    """An InputError as a value that the worker returns to the driver."""
 
     field: str
     problem: str
 
 
 class _Actor:
-    """A worker in a process of its own, made at the first call: also in the process that replaces a killed one."""
+    """A worker in its own process. It is made at the first call, also after Ray has restarted a killed process."""
 
     def __init__(self, make: Callable[[], Any]):
         self._make = make
         self._worker: Any = None
 
-    def _answer(self, question: Callable[[Any], Any]) -> Any:
+    def _call(self, function: Callable[[Any], Any]) -> Any:
         try:
             if self._worker is None:
                 self._worker = self._make()
-            return question(self._worker)
+            return function(self._worker)
         except InputError as error:
-            return _Refused(error.field, error.problem)
+            return _InputErrorFields(error.field, error.problem)
 
-    def ask(self, name: str) -> Any:
-        return self._answer(lambda worker: getattr(worker, name))
+    def attribute(self, name: str) -> Any:
+        return self._call(lambda worker: getattr(worker, name))
 
-    def compute(self, part: Any) -> Any:
-        return self._answer(lambda worker: worker.compute(part))
+    def groups(self, parts: Sequence[Any]) -> Any:
+        return self._call(lambda worker: groups_of(worker, parts))
+
+    def compute(self, group: Sequence[Any]) -> Any:
+        return self._call(lambda worker: values_of(worker, group))
 
 
-class Shares:
-    """Parts in their order, handed out one by one to several takers, each of whom gets neighbours.
+class WorkStealingQueue:
+    """Hands out parts one by one to several workers.
 
-    A worker keeps what neighbouring parts have in common. So everybody starts with a stretch of the list; whoever is
-    through with theirs takes the second half of the longest that is left.
+    Neighbouring parts share data that a worker caches. So each worker starts with a contiguous range of the parts; a
+    worker that has finished its range takes the second half of the longest remaining one.
     """
 
-    def __init__(self, parts: Sequence[Any], takers: int):
+    def __init__(self, parts: Sequence[Any], workers: int):
         self._parts = parts
-        bounds = [round(i * len(parts) / takers) for i in range(takers + 1)]
-        self._left = [range(bounds[i], bounds[i + 1]) for i in range(takers)]
+        bounds = [round(i * len(parts) / workers) for i in range(workers + 1)]
+        self._remaining = [range(bounds[i], bounds[i + 1]) for i in range(workers)]
 
-    def take(self, taker: int) -> list[Any]:
-        """The next part for this taker, alone in a list; an empty list if none is left."""
-        if not self._left[taker]:
-            longest = max(range(len(self._left)), key=lambda i: len(self._left[i]))
-            whole = self._left[longest]
+    def take(self, worker: int) -> list[Any]:
+        """A list with the next part for this worker; empty if no part is left."""
+        if not self._remaining[worker]:
+            longest = max(range(len(self._remaining)), key=lambda i: len(self._remaining[i]))
+            whole = self._remaining[longest]
             half = whole.start + len(whole) // 2
-            self._left[longest], self._left[taker] = range(whole.start, half), range(half, whole.stop)
-        own = self._left[taker]
+            self._remaining[longest], self._remaining[worker] = range(whole.start, half), range(half, whole.stop)
+        own = self._remaining[worker]
         if not own:
             return []
-        self._left[taker] = own[1:]
+        self._remaining[worker] = own[1:]
         return [self._parts[own[0]]]
 
 
-class OnRay:
-    """The crew of `tasks.runtime.work` on Ray."""
+class RayPool:
+    """A `tasks.runtime.work.WorkerPool` on Ray."""
 
     def __init__(self, ray: Any, actors: Sequence[Any]):
         self._ray = ray
         self._actors = actors
 
-    def ask(self, name: str) -> Any:
-        """An attribute of the worker, from the first of them; all load their model meanwhile."""
-        first, *_ = [actor.ask.remote(name) for actor in self._actors]
+    def attribute(self, name: str) -> Any:
+        """An attribute of the first worker. All workers start to load their model."""
+        first, *_ = [actor.attribute.remote(name) for actor in self._actors]
         return self._value(first, name)
 
     def compute(self, parts: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        """Parts with their values, as they are done."""
-        shares = Shares(parts, len(self._actors))
+        """Parts with their values, in the order in which they finish."""
+        if not parts:
+            return
+        groups = self._value(self._actors[0].groups.remote(parts), "groups")
+        queue = WorkStealingQueue(groups, len(self._actors))
         running: dict[Any, tuple[int, Any]] = {}
 
-        def give(number: int) -> None:
-            for part in shares.take(number):
-                running[self._actors[number].compute.remote(part)] = number, part
+        def submit(number: int) -> None:
+            for group in queue.take(number):
+                running[self._actors[number].compute.remote(group)] = number, group
 
         for number in range(len(self._actors)):
-            give(number)
+            submit(number)
         while running:
             done, _ = self._ray.wait(list(running), num_returns=1)
-            number, part = running.pop(done[0])
-            give(number)  # before the driver turns to its journal
-            yield part, self._value(done[0], part)
+            number, group = running.pop(done[0])
+            submit(number)  # before the driver writes to its journal
+            yield from zip(group, self._value(done[0], group[0]), strict=True)
 
     def _value(self, reference: Any, wanted: Any) -> Any:
         try:
@@ -119,37 +127,45 @@ class OnRay:
             raise
         except self._ray.exceptions.RayActorError as error:
             raise RuntimeError(
-                f"the workers that were given {wanted} died, {RETRIES + 1} times: out of memory? {error}"
+                f"the workers that computed {wanted} died {RETRIES + 1} times: out of memory? {error}"
             ) from error
-        if isinstance(value, _Refused):
+        if isinstance(value, _InputErrorFields):
             raise InputError(value.field, value.problem)
         return value
 
 
 @contextmanager
-def on_ray(make: Callable[[], Any], workers: int) -> Iterator[OnRay]:
-    """`workers` workers on the cluster at RAY_ADDRESS, otherwise on a Ray that is started here and ended with it.
+def ray_pool(make: Callable[[], Any], workers: int) -> Iterator[RayPool]:
+    """`workers` workers on the cluster at RAY_ADDRESS; without it, on a local Ray that ends with the context.
 
     Raises:
-        InputError: Ray is not installed, its address leads nowhere, or there is too little for so many workers.
+        InputError: Ray is not installed, no server answers at its address, or there are too few CPUs or GPUs.
     """
-    with _own_sigterm(), _started(workers) as ray:
-        signal.signal(signal.SIGTERM, _leave)
-        # Ray makes OMP_NUM_THREADS of the CPUs that an actor holds.
-        each = share_of([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
-        there = {name: os.environ[name] for name in (DEVICE,) if name in os.environ}  # nodes have their own environment
+    with _restoring_sigterm(), _connected(workers) as ray:
+        signal.signal(signal.SIGTERM, _exit)
+        # Ray sets OMP_NUM_THREADS to the number of CPUs that an actor holds.
+        resources = resources_per_worker([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
+        variables = {
+            name: os.environ[name] for name in PASSED_ON if name in os.environ
+        }  # nodes have their own environment
         actor = ray.remote(_Actor).options(
-            **each, runtime_env={"env_vars": there}, max_restarts=-1, max_task_retries=RETRIES
+            **resources, runtime_env={"env_vars": variables}, max_restarts=-1, max_task_retries=RETRIES
         )
-        yield OnRay(ray, [actor.remote(make) for _ in range(workers)])
+        yield RayPool(ray, [actor.remote(make) for _ in range(workers)])
 
 
-def share_of(nodes: Sequence[Mapping[str, float]], workers: int) -> dict[str, int]:
-    """What each worker holds: a GPU where there are any (and DSM_DEVICE is not cpu), else as many CPUs as there are.
+def resources_per_worker(nodes: Sequence[Mapping[str, float]], workers: int) -> dict[str, int]:
+    """The resources of each worker: one GPU where there are GPUs and DSM_DEVICE is not cpu, else its share of the CPUs.
 
     Raises:
-        InputError: there are more workers than GPUs, or than CPUs.
+        InputError: there are more workers than GPUs, or than CPUs; or DSM_DEVICE names one GPU of several.
     """
+    name = os.environ.get(DEVICE) or ""
+    if name.startswith("cuda:"):
+        raise InputError(
+            DEVICE,
+            f"{name} is one GPU, but each worker holds one of its own: use cuda (CUDA_VISIBLE_DEVICES says which)",
+        )
     gpus = 0 if os.environ.get(DEVICE) == "cpu" else int(sum(node.get("GPU", 0) for node in nodes))
     if gpus:
         if workers > gpus:
@@ -163,12 +179,12 @@ def share_of(nodes: Sequence[Mapping[str, float]], workers: int) -> dict[str, in
 
 
 @contextmanager
-def _started(workers: int) -> Iterator[Any]:
+def _connected(workers: int) -> Iterator[Any]:
     """The module `ray`, connected."""
     address = os.environ.get(ADDRESS)
     quiet = {"RAY_USAGE_STATS_ENABLED": "0"}
     if address:
-        _reach(address)
+        _check_reachable(address)
         with _environment(quiet):
             ray = _import()
             try:
@@ -182,12 +198,12 @@ def _started(workers: int) -> Iterator[Any]:
         return
     own = {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux too: listen on 127.0.0.1 only
-        "RAY_AUTH_MODE": "token",  # nobody else on this machine may give our workers something to run
+        "RAY_AUTH_MODE": "token",  # other users of this machine cannot submit code to our workers
         "RAY_AUTH_TOKEN": _token(),
     }
     with _environment(quiet | own):
         ray = _import()
-        with _kept() as directory:
+        with _ray_directory() as directory:
             try:
                 ray.init(
                     address="local",
@@ -195,7 +211,7 @@ def _started(workers: int) -> Iterator[Any]:
                     include_dashboard=False,
                     logging_level=logging.ERROR,
                     log_to_driver=False,
-                    object_store_memory=SCARCE,
+                    object_store_memory=OBJECT_STORE_BYTES,
                     _temp_dir=directory,
                 )
                 yield ray
@@ -213,20 +229,20 @@ def _import() -> Any:
 
 @functools.cache
 def _token() -> str:
-    """One for each process: Ray reads it once, also if it is started twice."""
+    """One token per process: Ray reads it once, even if it is started twice."""
     return secrets.token_hex(32)
 
 
 def _cores() -> int:
-    """The processors that this process may use."""
+    """The number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _reach(address: str) -> None:
-    """Raises InputError if nobody listens at host:port; Ray itself would try for minutes, and not say why."""
+def _check_reachable(address: str) -> None:
+    """Raises InputError if no server listens at host:port; Ray itself would retry for minutes without a reason."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
-        return  # "auto": Ray knows
+        return  # such as "auto", which Ray resolves
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
@@ -235,7 +251,7 @@ def _reach(address: str) -> None:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables for the body; afterwards they are as before."""
+    """Sets environment variables inside the context."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -249,20 +265,20 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _kept() -> Iterator[str]:
-    """A directory for a local Ray, whose processes end with the body, whatever ends it: see `ray_keeper`."""
-    # A short path, since Ray puts sockets there; the keeper removes it.
+def _ray_directory() -> Iterator[str]:
+    """A directory for a local Ray. `ray_watchdog` ends Ray and removes it however this context ends."""
+    # A short path, since Ray puts sockets there.
     directory = tempfile.mkdtemp(prefix="dsm-ray-", dir=os.environ.get("TMPDIR") or "/tmp")
-    argv = [sys.executable, str(Path(ray_keeper.__file__)), directory]
-    # In a session of its own it outlives the end of our process group.
+    argv = [sys.executable, str(Path(ray_watchdog.__file__)), directory]
+    # In its own session it survives a signal to our process group.
     with subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True):
         yield directory
         # Popen closes the pipe and waits, also after an exception.
 
 
 @contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Afterwards SIGTERM does what it did before: Ray puts a handler of its own in its place."""
+def _restoring_sigterm() -> Iterator[None]:
+    """Restores the SIGTERM handler at the end: Ray replaces it."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -270,6 +286,6 @@ def _own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _leave(number: int, _: FrameType | None) -> None:
-    """Ends the process by an exception, so that what was started is ended too."""
+def _exit(number: int, _: FrameType | None) -> None:
+    """Ends the process by an exception, so that contexts are left and child processes end."""
     sys.exit(128 + number)

@@ -1,12 +1,16 @@
-"""The one exception a user can cause."""
+"""The exception for bad input."""
 
-LONGEST = 1000  # characters of a part of the line: a value of the user's may be as long as a file
+LONGEST = 1000  # characters of the field and of the problem; a value in them may be as long as a file
 
 
 class InputError(Exception):
-    """Bad input. Its text is one line: the field, what was wrong with it, what is allowed.
+    """Bad input. Its text is one line: the field, what is wrong, what is allowed.
 
-    Every command turns it into that line on stderr and exit code 2.
+    Every command prints that line on stderr and exits with code 2.
+
+    Example:
+        >>> str(InputError("limits.test", "must be positive, not 0"))
+        'limits.test: must be positive, not 0'
     """
 
     def __init__(self, field: str, problem: str):
@@ -16,7 +20,7 @@ class InputError(Exception):
 
 
 def _line(text: str) -> str:
-    """On one line; what a terminal would obey or cannot show is escaped."""
+    """The text on one line, with control and unprintable characters escaped."""
     text = " ".join(text[: 2 * LONGEST].split())
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= LONGEST else text[:LONGEST] + " .."

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and whose bytes depend on their content alone."""
+"""Atomic writes of files whose bytes depend on their content alone."""
 
 import fcntl
 import hashlib
@@ -16,14 +16,14 @@ import pandas as pd
 
 from tasks.runtime.errors import InputError
 
-ALIVE = "alive"  # in a scratch directory: locked by the process that uses it, for as long as that lives
+ALIVE = "alive"  # a file in a scratch directory, locked as long as the process that uses the directory lives
 
 
 @contextmanager
 def scratch_beside(target: Path) -> Iterator[Path]:
     """An empty directory beside `target`, removed at the end.
 
-    SIGKILL leaves it behind; so whoever makes the next one for this target removes those whose process is gone.
+    After SIGKILL it stays; the next call for the same target removes directories whose process is gone.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for old in target.parent.glob(f".{_escaped(target.name)}.????????.dsm"):
@@ -33,7 +33,7 @@ def scratch_beside(target: Path) -> Iterator[Path]:
     while True:
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".dsm", dir=target.parent))
         if lock := _take(scratch):
-            break  # else another process has just taken it for an old one
+            break  # else another process has just removed it as an old one
     with lock:
         try:
             inside = scratch / "work"
@@ -48,7 +48,7 @@ def _escaped(name: str) -> str:
 
 
 def _take(scratch: Path) -> IO[str] | None:
-    """The lock on a scratch directory, None if another process has it or has removed the directory."""
+    """The lock on a scratch directory; None if another process holds it or has removed the directory."""
     path = scratch / ALIVE
     try:
         file = path.open("w")
@@ -66,21 +66,25 @@ def _take(scratch: Path) -> IO[str] | None:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `target`; on success what was written there becomes `target`, in one step.
+    """Yields a temporary path beside `target`; on success the file or directory written there replaces `target`.
 
-    The body may create a file or a directory at the temporary path. On any error it is removed and `target` keeps
-    its old content. Permissions follow the umask, whatever library wrote the files.
+    On an error it is removed and `target` keeps its old content. Permissions follow the umask, whatever library wrote
+    the files. A file is replaced in one step.
+
+    Example:
+        >>> with replacing(Path("grid.json")) as temporary:
+        ...     temporary.write_text("{}")
     """
     with scratch_beside(target) as scratch:
         temporary = scratch / target.name
         yield temporary
         of_files, of_directories = (S_IMODE(path.stat().st_mode) for path in (scratch.parent / ALIVE, scratch))
         for path in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
-            # safetensors makes its files for their owner alone, as Python's tempfile does.
+            # safetensors and tempfile make files that only their owner can read.
             path.chmod(of_directories if path.is_dir() else of_files)
             _fsync(path)
         if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)  # a directory cannot be replaced in one step; DVC has removed its outputs already
+            shutil.rmtree(target)  # not atomic, but DVC has already removed the outputs of a stage
         temporary.replace(target)
         _fsync(target.parent)
 
@@ -134,7 +138,7 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def existing(name: str, *, field: str, root: Path) -> Path:
+def existing_path(name: str, *, field: str, root: Path) -> Path:
     """A local path, taken relative to the project's directory `root`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A journal: the finished parts of a long step, so that a killed one goes on where it stopped."""
+"""A journal of the finished parts of a long step, so that a killed step resumes where it stopped."""
 
 import json
 import os
@@ -9,16 +9,16 @@ from tasks.runtime.files import sha256_file, sha256_json
 
 
 def journal_key(inputs: Any) -> str:
-    """Hash of a step's inputs (a JSON value) and of the code of all steps: parts made by other code are not reused."""
+    """Hash of a step's inputs (a JSON value) and of all code, so that parts computed by other code are not reused."""
     code = Path(__file__).parents[1]
     return sha256_json([inputs, {str(path.relative_to(code)): sha256_file(path) for path in code.rglob("*.py")}])
 
 
 class Journal:
-    """Finished parts by name, appended one JSON line each and flushed to disk.
+    """Finished parts by name, one JSON line each, flushed to disk.
 
-    The first line holds a key (the hash of everything the parts depend on). A file with another key, or none, is
-    started anew. A last line cut short by a kill is dropped. Floats survive the round trip exactly.
+    The first line holds a key, the hash of everything that the parts depend on. A file with another key is
+    overwritten. An incomplete last line is dropped. Floats are restored exactly.
     """
 
     def __init__(self, path: Path, key: str):
@@ -32,7 +32,7 @@ class Journal:
             os.truncate(path, len(whole))
 
     def _read(self, key: str) -> bytes | None:
-        """The bytes up to the last whole line; None if the file is not there or belongs to another key."""
+        """The bytes up to the last complete line; None if the file does not exist or has another key."""
         if not self._path.exists():
             return None
         data = self._path.read_bytes()
@@ -56,5 +56,5 @@ class Journal:
         self.parts[name] = value
 
     def remove(self) -> None:
-        """Call once the step's real output is in place."""
+        """Deletes the journal. Call it after the step's output is written."""
         self._path.unlink()

@@ -1,4 +1,7 @@
-"""Progress with a time to go: a bar on a terminal, plain lines elsewhere (CI, cron, a log file)."""
+"""Progress with the remaining time: a bar on a terminal, plain lines elsewhere (CI, cron, a log file).
+
+The plain lines are our own: without a terminal, rich prints nothing before the end, and tqdm rewrites one line.
+"""
 
 import sys
 import time
@@ -13,10 +16,9 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yields `advance(n)`; `total` is in the same units."""
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as ToGo
+        from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), ToGo())
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(description, total=total)
             yield lambda n: bar.advance(task, n)
@@ -31,8 +33,8 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
         now = time.monotonic()
         if now - last >= EVERY and done < total:
             last = now
-            to_go = f", about {(now - start) / done * (total - done):.0f} s to go" if done else ""
-            print(f"{description}: {done}/{total}{to_go}", file=sys.stderr, flush=True)
+            remaining = f", about {(now - start) / done * (total - done):.0f} s to go" if done else ""
+            print(f"{description}: {done}/{total}{remaining}", file=sys.stderr, flush=True)
 
     yield advance
     print(f"{description}: {done}/{total} in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)

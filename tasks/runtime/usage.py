@@ -1,4 +1,8 @@
-"""What a step takes of its machine, sampled while it runs."""
+"""CPU and memory that a step uses, sampled while it runs.
+
+`mlflow.enable_system_metrics_logging` samples the same, but only inside an active MLflow run. Steps run as stages of
+DVC, before the flow starts a run and without MLflow, so they sample here and the run logs the samples later.
+"""
 
 import ctypes
 import platform
@@ -16,56 +20,56 @@ INTERVAL = 5.0  # seconds between two samples
 
 
 @contextmanager
-def measured() -> Iterator[dict[str, Any]]:
-    """Yields a dictionary that is complete once the body has ended.
+def measure_usage() -> Iterator[dict[str, Any]]:
+    """Yields a dictionary that is filled when the body ends.
 
-    `seconds` it took; `peak_gb`, the largest resident memory of this process that a sample saw; `samples`, a list of
-    milliseconds since 1970, and per cent of all processors and megabytes of memory in use on the whole machine.
+    `seconds`: the duration. `peak_gb`: the largest sampled resident memory of this process. `samples`: a list of
+    [milliseconds since 1970, CPU use of the machine in per cent, memory in use on the machine in MB].
     """
-    found: dict[str, Any] = {"samples": [], "peak_gb": 0.0}
-    over = threading.Event()
+    usage: dict[str, Any] = {"samples": [], "peak_gb": 0.0}
+    stopped = threading.Event()
     process = psutil.Process()
 
     def sample() -> None:
-        found["peak_gb"] = max(found["peak_gb"], round(process.memory_info().rss / 1e9, 3))
+        usage["peak_gb"] = max(usage["peak_gb"], round(process.memory_info().rss / 1e9, 3))
         used = round(psutil.virtual_memory().used / 1e6, 1)
-        found["samples"].append([int(time.time() * 1000), psutil.cpu_percent(), used])
+        usage["samples"].append([int(time.time() * 1000), psutil.cpu_percent(), used])
 
-    def watch() -> None:
-        while not over.wait(INTERVAL):
+    def run() -> None:
+        while not stopped.wait(INTERVAL):
             sample()
 
     psutil.cpu_percent()  # the first call has nothing to compare with
     started = time.monotonic()
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        yield found
+        yield usage
     finally:
-        over.set()
+        stopped.set()
         thread.join()
-        if not found["samples"]:  # over sooner than the first one was due
+        if not usage["samples"]:  # shorter than one interval
             sample()
-        found["seconds"] = round(time.monotonic() - started, 3)
+        usage["seconds"] = round(time.monotonic() - started, 3)
 
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, float]]:
-    """Yields a dictionary whose `peak_gb` is, at the end, the largest resident memory that the body had.
+    """Yields a dictionary whose `peak_gb` is, at the end, the peak resident memory during the body.
 
-    What was freed before it is given back to the system first; where there is no /proc, it is the peak of the process.
+    Freed memory is returned to the system first. Without /proc it is the peak of the whole process.
     """
-    found = {"peak_gb": 0.0}
+    usage = {"peak_gb": 0.0}
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
-        clear.write_text("5")  # the high-water mark starts anew
+        clear.write_text("5")  # resets the high-water mark
     try:
-        yield found
+        yield usage
     finally:
         status = Path("/proc/self/status")
         lines = status.read_text().splitlines() if status.exists() else []
         marks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
         peak = marks[0] if marks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        found["peak_gb"] = round(peak / 1e9, 2)
+        usage["peak_gb"] = round(peak / 1e9, 2)

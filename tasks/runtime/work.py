@@ -1,4 +1,4 @@
-"""Long work in parts: computed here or by several workers on Ray, each part in the journal once it is done."""
+"""Long work in parts, computed in this process or by several workers on Ray. Finished parts go to the journal."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,53 +12,70 @@ WORKERS = "DSM_WORKERS"
 
 
 class Worker(Protocol):
-    """Has a model loaded and computes parts. A part is hashable and pickles; a value is a JSON value."""
+    """Computes parts with a loaded model. A part is hashable and can be pickled; its value is a JSON value.
+
+    A worker whose parts share work also has `together`, parts -> groups, and `compute_together`, a group -> values.
+    """
 
     def compute(self, part: Any) -> Any:
-        """The value of a part, the same in whatever process and order."""
+        """The value of a part; it depends on neither process, order nor group."""
 
 
-class Crew(Protocol):
-    """Computes parts somewhere."""
+def groups_of(worker: Any, parts: Sequence[Any]) -> list[list[Any]]:
+    """The parts in their order, in the groups in which the worker computes them."""
+    found: list[list[Any]] = worker.together(parts) if hasattr(worker, "together") else [[part] for part in parts]
+    return found
 
-    def ask(self, name: str) -> Any:
+
+def values_of(worker: Any, group: Sequence[Any]) -> list[Any]:
+    """The values of the parts of a group."""
+    if hasattr(worker, "compute_together"):
+        found: list[Any] = worker.compute_together(group)
+        return found
+    return [worker.compute(part) for part in group]
+
+
+class WorkerPool(Protocol):
+    """Workers in this process or elsewhere."""
+
+    def attribute(self, name: str) -> Any:
         """An attribute of the worker."""
 
     def compute(self, parts: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        """Parts with their values, as they are done."""
+        """Parts with their values, in the order in which they finish."""
 
 
-class _Here:
+class _LocalPool:
     def __init__(self, make: Callable[[], Worker]):
         self._worker = make()
 
-    def ask(self, name: str) -> Any:
+    def attribute(self, name: str) -> Any:
         return getattr(self._worker, name)
 
     def compute(self, parts: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        for part in parts:
-            yield part, self._worker.compute(part)
+        for group in groups_of(self._worker, parts):
+            yield from zip(group, values_of(self._worker, group), strict=True)
 
 
 @contextmanager
-def crew(make: Callable[[], Worker]) -> Iterator[Crew]:
-    """Whoever computes: this process, or as many workers on Ray as DSM_WORKERS says. The values are the same.
+def worker_pool(make: Callable[[], Worker]) -> Iterator[WorkerPool]:
+    """This process, or DSM_WORKERS workers on Ray. The values are the same.
 
     Raises:
         InputError: DSM_WORKERS or RAY_ADDRESS is wrong, or Ray is not installed.
     """
     number = worker_count()
     if not number:
-        yield _Here(make)
+        yield _LocalPool(make)
         return
-    from tasks.runtime.cluster import on_ray
+    from tasks.runtime.cluster import ray_pool
 
-    with on_ray(make, number) as found:
-        yield found
+    with ray_pool(make, number) as pool:
+        yield pool
 
 
 def worker_count() -> int:
-    """How many workers on Ray: the variable DSM_WORKERS; 0, the default, is this process without Ray.
+    """The number of workers on Ray, from DSM_WORKERS. 0, the default, means this process without Ray.
 
     Raises:
         InputError: it is not a whole number from 0.
@@ -69,17 +86,13 @@ def worker_count() -> int:
     return int(text)
 
 
-def _silently(done: int) -> None:
-    pass
-
-
 def run_parts(
-    workers: Crew, parts: Sequence[Any], journal: Journal, advance: Callable[[int], None] = _silently
+    workers: WorkerPool, parts: Sequence[Any], journal: Journal, advance: Callable[[int], None] = lambda done: None
 ) -> dict[Any, Any]:
-    """The values of the parts, in their order; those that the journal has are not computed again.
+    """The values of all parts, in order. Parts in the journal are not computed again.
 
     Args:
-        advance: called with the number of parts that are done.
+        advance: called with the number of newly finished parts.
     """
     missing = [part for part in parts if str(part) not in journal.parts]
     advance(len(parts) - len(missing))

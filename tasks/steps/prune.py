@@ -1,10 +1,10 @@
-"""prune: choose (layer, fraction) from the grid and write the recipe, which is the pruned model."""
+"""prune: choose (layer, fraction) from the grid and write the recipe, the pruned model."""
 
 import pandas as pd
 
 from tasks.method.algorithm import make_recipe
 from tasks.method.scores import read_scores
-from tasks.models.hashing import sha256_directory
+from tasks.models.hashing import recorded_hash
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.step import run_step
 from tasks.runtime.files import write_json
@@ -17,7 +17,7 @@ def prune(cell: Cell) -> None:
         read_scores(cell.scores),
         model=cell.model,
         benchmark=cell.benchmark,
-        base_sha256=sha256_directory(cell.model_dir),
+        base_sha256=recorded_hash(cell.model_dir),
     )
     write_json(cell.pruned, recipe.model_dump())
 

@@ -1,4 +1,4 @@
-"""score: the score of every neuron on the adaptation set, by default by integrated gradients."""
+"""score: the scores of all neurons on the adaptation set, by default by integrated gradients."""
 
 import sys
 from functools import partial
@@ -9,7 +9,7 @@ from tasks.method.algorithm import score_neurons
 from tasks.method.attribute import Attributor, attributor_on, describe
 from tasks.method.options import Attribution
 from tasks.method.scores import Scores
-from tasks.models.hashing import sha256_directory
+from tasks.models.hashing import recorded_hash
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
@@ -17,24 +17,25 @@ from tasks.pipeline.step import run_step
 from tasks.runtime.files import read_jsonl, replacing, sha256_file
 from tasks.runtime.journal import Journal, journal_key
 from tasks.runtime.progress import progress
-from tasks.runtime.work import crew, run_parts
+from tasks.runtime.work import run_parts, worker_pool
 
 
 def score(cell: Cell) -> None:
     """Writes scores, completeness gaps and node counts of every layer; warns where the integral did not converge.
 
-    The scores are signed; the header's `ranking` says how to order them (`Scores.ranked`).
+    The scores are signed; the header's `ranking` gives their order (`Scores.ranked`).
     """
     settings = cell.settings.attribution
     header = {
         **describe(settings),
         "samples_sha256": sha256_file(cell.samples),
-        "model_sha256": sha256_directory(cell.model_dir),
+        "model_sha256": recorded_hash(cell.model_dir),
         "n": len(read_jsonl(cell.samples)),
     }
-    journal = Journal(cell.scratch / "score.jsonl", journal_key(header))
-    with crew(partial(attributor, cell)) as workers:
-        parts = workers.ask("parts")
+    with worker_pool(partial(attributor, cell)) as workers:
+        header["products"] = workers.attribute("products")
+        journal = Journal(cell.scratch / "score.jsonl", journal_key(header))
+        parts = workers.attribute("parts")
         with progress("score", len(parts)) as advance:
             scores = score_neurons(partial(run_parts, workers, journal=journal), parts, header, advance)
     _warn(scores, settings)
@@ -44,13 +45,13 @@ def score(cell: Cell) -> None:
 
 
 def _warn(scores: Scores, settings: Attribution) -> None:
-    """Names the layers whose integral did not converge. NaN, of scores that are not an integral, compares as false."""
+    """Warns about layers whose integral did not converge. NaN, for scores without an integral, compares as false."""
     if settings.method != "integrated_gradients" or scores.stability is None:
         return
-    rough = scores.relative_error > settings.tolerance
-    unsettled = ~rough & (scores.stability < settings.stability)
+    large_gap = scores.relative_error > settings.tolerance
+    unsettled = ~large_gap & (scores.stability < settings.stability)
     for what, where in (
-        ("completeness gap over attribution.tolerance", rough),
+        ("completeness gap over attribution.tolerance", large_gap),
         ("ranking below attribution.stability", unsettled),
     ):
         if where.any():

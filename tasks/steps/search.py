@@ -8,7 +8,7 @@ from tasks.benchmarks.table import encode_rows
 from tasks.method.algorithm import search_grid
 from tasks.method.grid import Grid
 from tasks.method.scores import read_scores
-from tasks.models.hashing import sha256_directory
+from tasks.models.hashing import recorded_hash
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
@@ -16,20 +16,21 @@ from tasks.pipeline.step import run_step
 from tasks.runtime.files import read_jsonl, sha256_file, write_parquet
 from tasks.runtime.journal import Journal, journal_key
 from tasks.runtime.progress import progress
-from tasks.runtime.work import crew, run_parts
+from tasks.runtime.work import run_parts, worker_pool
 
 
 def search(cell: Cell) -> None:
-    """Writes the grid. Its labels are those of the adaptation set; no test row is seen."""
+    """Writes the grid. It uses the labels of the adaptation set and no test row."""
     settings, scores = cell.settings.search, read_scores(cell.scores)
-    inputs = [sha256_directory(cell.model_dir), *map(sha256_file, (cell.samples, cell.scores))]
-    journal = Journal(cell.scratch / "search.jsonl", journal_key(inputs))
-    with crew(partial(adaptation_grid, cell)) as workers:
-        sizes = workers.ask("sizes")
+    inputs = [recorded_hash(cell.model_dir), *map(sha256_file, (cell.samples, cell.scores))]
+    with worker_pool(partial(adaptation_grid, cell)) as workers:
+        products = workers.attribute("products")
+        journal = Journal(cell.scratch / "search.jsonl", journal_key([*inputs, products]))
+        sizes = workers.attribute("sizes")
         with progress("search", len(sizes) * (1 + len(scores.values))) as advance:
             run, precision = partial(run_parts, workers, journal=journal), cell.settings.precision.search
             frame, settled = search_grid(run, sizes, scores, settings, precision, advance)
-    frame.attrs.update({"strategy": settings.strategy} | settled.as_json())
+    frame.attrs.update({"strategy": settings.strategy, "products": products} | settled.as_json())
     write_parquet(cell.grid, frame)
     journal.remove()
 

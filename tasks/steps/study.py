@@ -1,11 +1,11 @@
-"""study: one of the experiments around the method, on one cell; see tasks/studies."""
+"""study: one of the experiments of tasks/studies on one cell."""
 
 import time
 from functools import partial
 from typing import Any
 
 from tasks.evidence.study_tables import plot
-from tasks.models.hashing import sha256_directory
+from tasks.models.hashing import recorded_hash
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.runs import StudyRun
 from tasks.pipeline.settings import Settings
@@ -15,18 +15,18 @@ from tasks.runtime.errors import InputError
 from tasks.runtime.files import replacing, sha256_file, write_json, write_text
 from tasks.runtime.journal import Journal, journal_key
 from tasks.runtime.progress import progress
-from tasks.runtime.work import crew, run_parts
+from tasks.runtime.work import run_parts, worker_pool
 from tasks.studies.catalogue import STUDIES
-from tasks.studies.context import Record, Workshop
+from tasks.studies.context import Record, StudyContext
 
 
 def study(cell: Cell, name: str) -> None:
     """Writes data/studies/<study>/<model>/<benchmark>/: result.json and plot.svg.
 
-    Unlike what the other steps write it holds seconds, so two runs of it differ in bytes.
+    Unlike other outputs it holds durations, so the bytes differ between runs.
     """
     run = _run(cell, name)
-    what = STUDIES[name]
+    definition = STUDIES[name]
     settings = cell.settings
     check_inputs(run, settings, cell.root)
     inputs = [
@@ -35,20 +35,20 @@ def study(cell: Cell, name: str) -> None:
         settings.evaluation.model_dump(),
         settings.precision.search,
         benchmark_hash(cell.benchmark_spec, cell.root, field=cell.benchmark),
-        sha256_directory(cell.model_dir),
+        recorded_hash(cell.model_dir),
         *(sha256_file(path) for path in (cell.train, cell.test, cell.samples, cell.scores, cell.pruned, cell.transfer)),
     ]
     journal = Journal(cell.scratch / f"study-{name}.jsonl", journal_key(inputs))
-    with crew(partial(Worker, cell, run)) as workers:
-        parts = workers.ask("parts")
+    with worker_pool(partial(Worker, cell, run)) as workers:
+        parts = workers.attribute("parts")
         with progress(name, len(parts)) as advance:
             values = run_parts(workers, parts, journal, advance)
-    records = what.finish([Record(**record) for value in values.values() for record in value["records"]])
+    records = definition.finish([Record(**record) for value in values.values() for record in value["records"]])
     result = {
         "study": name,
         "model": cell.model,
         "benchmark": cell.benchmark,
-        "unit": what.unit,
+        "unit": definition.unit,
         "settings": run.model_dump(exclude_unset=True, exclude={"inputs"}),
         "adapted with": _changed(settings),
         "seconds": round(sum(value["seconds"] for value in values.values()), 1),
@@ -57,12 +57,12 @@ def study(cell: Cell, name: str) -> None:
     with replacing(cell.study(name)) as target:
         target.mkdir()
         write_json(target / "result.json", result)
-        write_text(target / "plot.svg", plot(result, x=what.x))
+        write_text(target / "plot.svg", plot(result, x=definition.x))
     journal.remove()
 
 
 def _changed(settings: Settings) -> dict[str, Any]:
-    """What an adaptation was done with where it is not the default, and the fractions of the grid."""
+    """The settings of the adaptation that are not defaults, and the fractions of the grid."""
     sections = (settings.adaptation, settings.attribution, settings.search)
     return {key: value for section in sections for key, value in section.model_dump(exclude_defaults=True).items()}
 
@@ -78,16 +78,16 @@ class Worker:
     """Computes the parts of a study (`tasks.runtime.work`)."""
 
     def __init__(self, cell: Cell, run: StudyRun):
-        self._workshop = Workshop(cell, run)
+        self._context = StudyContext(cell, run)
         self._study = STUDIES[run.study]
 
     @property
     def parts(self) -> list[str]:
-        return self._study.parts(self._workshop)
+        return self._study.parts(self._context)
 
     def compute(self, part: str) -> dict[str, Any]:
         started = time.monotonic()
-        records = [record.as_json() for record in self._study.compute(self._workshop, part)]
+        records = [record.as_json() for record in self._study.compute(self._context, part)]
         return {"records": records, "seconds": time.monotonic() - started}
 
 

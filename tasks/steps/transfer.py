@@ -11,7 +11,7 @@ from tasks.method.grid import Grid, empty_grid
 from tasks.method.options import Search
 from tasks.method.recipe import read_recipe
 from tasks.method.scores import read_scores
-from tasks.models.hashing import sha256_directory
+from tasks.models.hashing import recorded_hash
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
@@ -19,28 +19,29 @@ from tasks.pipeline.step import run_step
 from tasks.runtime.files import sha256_file, write_json, write_parquet
 from tasks.runtime.journal import Journal, journal_key
 from tasks.runtime.progress import progress
-from tasks.runtime.work import crew, run_parts
+from tasks.runtime.work import run_parts, worker_pool
 
 
 def transfer(cell: Cell) -> None:
-    """Writes the grid on test rows and how it compares with that of the adaptation set. Nothing is chosen by it."""
+    """Writes the grid on test rows and its comparison with the grid on the adaptation set. Nothing is chosen by it."""
     limit = cell.benchmark_spec.limits.transfer
     if not limit:
         write_parquet(cell.transfer_grid, empty_grid())
         write_json(cell.transfer, {"n": 0})
         return
-    search = Search(fractions=cell.settings.search.fractions)  # every pair, whatever the search looked at
+    search = Search(fractions=cell.settings.search.fractions)  # every pair, whatever the search strategy
     scores = read_scores(cell.scores)
-    inputs = [sha256_directory(cell.model_dir), *map(sha256_file, (cell.test, cell.scores)), search.fractions, limit]
-    journal = Journal(cell.scratch / "transfer.jsonl", journal_key(inputs))
-    with crew(partial(test_grid, cell)) as workers:
-        sizes = workers.ask("sizes")
+    inputs = [recorded_hash(cell.model_dir), *map(sha256_file, (cell.test, cell.scores)), search.fractions, limit]
+    with worker_pool(partial(test_grid, cell)) as workers:
+        products = workers.attribute("products")
+        journal = Journal(cell.scratch / "transfer.jsonl", journal_key([*inputs, products]))
+        sizes = workers.attribute("sizes")
         with progress("transfer", len(sizes) * (1 + len(scores.values))) as advance:
             run, precision = partial(run_parts, workers, journal=journal), cell.settings.precision.transfer
             frame, settled = search_grid(run, sizes, scores, search, precision, advance)
     write_parquet(cell.transfer_grid, frame)
     result = compare_grids(pd.read_parquet(cell.grid), frame, read_recipe(cell.pruned), sum(sizes))
-    write_json(cell.transfer, result | {"precision": settled.as_json()})
+    write_json(cell.transfer, result | {"precision": settled.as_json() | {"products": products}})
     journal.remove()
 
 

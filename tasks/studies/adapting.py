@@ -1,4 +1,4 @@
-"""Studies that adapt again with other settings: seeds, selection, projections, attributions."""
+"""Studies that adapt with other settings: seeds, selection, projections, attributions."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ import numpy as np
 
 from tasks.method.options import Adaptation, Attribution
 from tasks.runtime.errors import InputError
-from tasks.studies.context import Record, Workshop
+from tasks.studies.context import Record, StudyContext
 
 Variant = tuple[Adaptation, Attribution]
 
 
-def variants(workshop: Workshop) -> dict[str, Variant]:
-    """The adaptations of a study by name, beside the unpruned model."""
-    adaptation, attribution = workshop.settings.adaptation, workshop.settings.attribution
-    run = workshop.run
+def variants(context: StudyContext) -> dict[str, Variant]:
+    """The adaptations of a study by label, without the unpruned model."""
+    adaptation, attribution = context.settings.adaptation, context.settings.attribution
+    run = context.run
     if run.study == "seeds":
         return {
             f"{size} examples, seed {seed}": (with_changes(adaptation, size=size, seed=seed), attribution)
@@ -30,7 +30,7 @@ def variants(workshop: Workshop) -> dict[str, Variant]:
     return {label: (adaptation, with_changes(attribution, **change)) for label, change in ATTRIBUTIONS.items()}
 
 
-# Every attribution there is but path `single`, whose one forward pass for each neuron takes days.
+# All attributions except path `single`, whose forward pass per neuron would take days.
 ATTRIBUTIONS: dict[str, dict[str, Any]] = {
     "integrated gradients, one layer (default)": {},
     "the paper's rule: right Riemann sum, 20 steps": {"quadrature": "riemann_right", "steps": 20},
@@ -46,29 +46,29 @@ ATTRIBUTIONS: dict[str, dict[str, Any]] = {
 
 
 def with_changes(settings: Any, **change: Any) -> Any:
-    """The settings with some fields changed, checked again."""
+    """The settings with some fields changed and validated."""
     return type(settings).model_validate(settings.model_dump() | change)
 
 
-def parts(workshop: Workshop) -> list[str]:
-    return ["unpruned", *variants(workshop)]
+def parts(context: StudyContext) -> list[str]:
+    return ["unpruned", *variants(context)]
 
 
-def compute(workshop: Workshop, part: str) -> list[Record]:
+def compute(context: StudyContext, part: str) -> list[Record]:
     """One adaptation, evaluated on the test rows."""
     if part == "unpruned":
-        return [workshop.base_record()]
+        return [context.base_record()]
     try:
-        recipe, seconds = workshop.adapt(*variants(workshop)[part])
+        recipe, seconds = context.adapt(*variants(context)[part])
     except InputError as error:
-        # Too few rows of a kind, or a target on options that all begin with the same token: the others still tell.
+        # Too few rows of a kind, or options that begin with the same token: the other variants are still computed.
         return [Record(part, None, more={"not possible": str(error)})]
-    return [workshop.pruned_record(part, recipe, seconds)]
+    return [context.pruned_record(part, recipe, seconds)]
 
 
 def by_size(records: list[Record]) -> list[Record]:
-    """Mean accuracy and standard deviation over the seeds of each size, behind the single ones of study `seeds`."""
-    found = []
+    """Adds the mean accuracy and standard deviation over the seeds of each size to the records of study `seeds`."""
+    means = []
     for size in dict.fromkeys(record.label.split(" ")[0] for record in records if "seed" in record.label):
         values = [
             record.value
@@ -78,5 +78,5 @@ def by_size(records: list[Record]) -> list[Record]:
         if len(values) > 1:
             label = f"{size} examples, mean of {len(values)} seeds"
             spread = round(float(np.std(values, ddof=1)), 4)
-            found.append(Record(label, float(np.mean(values)), more={"deviation between seeds": spread}))
-    return records + found
+            means.append(Record(label, float(np.mean(values)), more={"deviation between seeds": spread}))
+    return records + means

@@ -1,4 +1,4 @@
-"""What the method costs: seconds an example of the scores, of one step of fine-tuning, and of the search."""
+"""Study `timing`: seconds per example of the scores, of one step of fine-tuning, and of the search."""
 
 import time
 from collections.abc import Callable
@@ -10,18 +10,18 @@ from tasks.comparison.finetuning import answer_loss
 from tasks.method.algorithm import score_rows
 from tasks.runtime.files import read_jsonl
 from tasks.studies.adapting import with_changes
-from tasks.studies.context import Record, Workshop
+from tasks.studies.context import Record, StudyContext
 
 
-def timing(workshop: Workshop) -> list[Record]:
-    """Wall seconds on this machine, each measured once on the cell's adaptation set after a warm-up pass."""
-    rows, attribution = workshop.samples, workshop.settings.attribution
+def timing(context: StudyContext) -> list[Record]:
+    """Wall-clock seconds on this machine, measured once on the cell's adaptation set after a warm-up pass."""
+    rows, attribution = context.samples, context.settings.attribution
     number = len(rows.gold)
-    table = pd.DataFrame(read_jsonl(workshop.cell.samples))
+    table = pd.DataFrame(read_jsonl(context.cell.samples))
     fixed = with_changes(attribution, method="integrated_gradients", quadrature="riemann_right", steps=20, path="layer")
 
     def fine_tune() -> None:
-        model = workshop.loaded.model
+        model = context.loaded.model
         model.requires_grad_(True)
         try:
             with torch.enable_grad():
@@ -32,18 +32,18 @@ def timing(workshop: Workshop) -> list[Record]:
             for parameter in model.parameters():
                 parameter.grad = None
 
-    layers, tokenizer, search = len(workshop.stack), workshop.loaded.tokenizer, workshop.settings.search
-    way = "" if search.strategy == "exhaustive" else f", {search.strategy}"
-    whole: list[tuple[str, Callable[[], object]]] = [
+    layers, tokenizer, search = len(context.stack), context.loaded.tokenizer, context.settings.search
+    strategy = "" if search.strategy == "exhaustive" else f", {search.strategy}"
+    timed: list[tuple[str, Callable[[], object]]] = [
         ("fine-tuning, forward and backward", fine_tune),
-        ("scores, the paper's rule (20 steps)", lambda: score_rows(workshop.stack, tokenizer, table, fixed)),
-        ("scores, as configured", lambda: score_rows(workshop.stack, tokenizer, table, attribution)),
-        (f"search, {layers} layers × {len(search.fractions)} fractions{way}",
-         lambda: workshop.search(rows)),
+        ("scores, the paper's rule (20 steps)", lambda: score_rows(context.stack, tokenizer, table, fixed)),
+        ("scores, as configured", lambda: score_rows(context.stack, tokenizer, table, attribution)),
+        (f"search, {layers} layers × {len(search.fractions)} fractions{strategy}",
+         lambda: context.search(rows)),
     ]  # fmt: skip
     fine_tune()
     records = []
-    for label, run in whole:
+    for label, run in timed:
         started = time.monotonic()
         run()
         seconds = time.monotonic() - started

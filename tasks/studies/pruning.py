@@ -1,4 +1,4 @@
-"""Studies on the cell's own scores: fractions, several layers, free answers, and the transfer check."""
+"""Studies on the cell's scores: fractions, several layers, free answers, and the transfer check."""
 
 from collections.abc import Sequence
 
@@ -13,54 +13,54 @@ from tasks.method.recipe import Recipe
 from tasks.method.silence import silenced
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json
-from tasks.studies.context import Record, Workshop, accuracy_record, pair_columns
+from tasks.studies.context import Record, StudyContext, accuracy_record, pair_columns
 
 FRACTIONS = [0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40]
 ROUNDS = 4  # of `layers`
 
 
-def fractions(workshop: Workshop) -> list[Record]:
-    """Accuracy against the fraction of the chosen layer that is silenced, by score and at random (seed 0)."""
-    recipe = workshop.chosen
-    scores = workshop.scores.ranked[recipe.layer]
+def fractions(context: StudyContext) -> list[Record]:
+    """Accuracy by the fraction of the chosen layer that is silenced, by score and at random (seed 0)."""
+    recipe = context.recipe
+    scores = context.scores.ranked[recipe.layer]
     by_score = [prominent_neurons(scores, fraction) for fraction in FRACTIONS]
     at_random = [random_neurons(len(scores), count(fraction, len(scores)), 0) for fraction in FRACTIONS]
     answers = answers_without(
-        workshop.stack, workshop.test.encoded, recipe.layer, by_score + at_random, projection=recipe.projection
+        context.stack, context.test.encoded, recipe.layer, by_score + at_random, projection=recipe.projection
     )
-    right = answers.predicted() == np.array(workshop.test.gold)
-    base = workshop.right(workshop.base)
-    found = [accuracy_record("unpruned", base, None, x=0.0, group="by score")]
+    right = answers.predicted() == np.array(context.test.gold)
+    base = context.correct(context.base)
+    records = [accuracy_record("unpruned", base, None, x=0.0, group="by score")]
     for group, rows in (("by score", right[: len(by_score)]), ("at random", right[len(by_score) :])):
         for fraction, row in zip(FRACTIONS, rows, strict=True):
             more = {"chosen": "yes"} if group == "by score" and fraction == recipe.fraction else {}
-            found.append(accuracy_record(f"{fraction:.0%}, {group}", row, base, x=fraction, group=group, **more))
-    return found
+            records.append(accuracy_record(f"{fraction:.0%}, {group}", row, base, x=fraction, group=group, **more))
+    return records
 
 
-def layers(workshop: Workshop) -> list[Record]:
-    """Several layers pruned together, greedily: the search is done again with what was chosen before silenced.
+def layers(context: StudyContext) -> list[Record]:
+    """Several layers pruned together, greedily: each search runs with the previous choices silenced.
 
-    Scores stay those of the unpruned model. It stops when the examples gain nothing more, in accuracy or margin, or
-    after four rounds.
+    Scores are those of the unpruned model. It stops after four rounds, or when neither accuracy nor margin on the
+    examples improves.
     """
-    stack, rows, base = workshop.stack, workshop.samples, workshop.right(workshop.base)
-    found = [workshop.base_record()]
+    stack, rows, base = context.stack, context.samples, context.correct(context.base)
+    records = [context.base_record()]
     chosen: list[Recipe] = []
     for number in range(ROUNDS):
         with silenced(stack, *chosen):
             before = _rank(answers_unedited(stack, rows.encoded), rows)
-            recipe = workshop.search(rows)
+            recipe = context.search(rows)
         with silenced(stack, *chosen, recipe):
             after = _rank(answers_unedited(stack, rows.encoded), rows)
             if after <= before:
                 break
             chosen.append(recipe)
-            right = workshop.right(answers_unedited(stack, workshop.test.encoded))
-        told = ", ".join(f"{one.layer} ({one.fraction:.0%})" for one in chosen)
-        more = {"layers": told, "on the examples": round(after[0], 3)}
-        found.append(accuracy_record(f"{number + 1} {'layer' if not number else 'layers'}", right, base, **more))
-    return found
+            right = context.correct(answers_unedited(stack, context.test.encoded))
+        pairs = ", ".join(f"{one.layer} ({one.fraction:.0%})" for one in chosen)
+        more = {"layers": pairs, "on the examples": round(after[0], 3)}
+        records.append(accuracy_record(f"{number + 1} {'layer' if not number else 'layers'}", right, base, **more))
+    return records
 
 
 def _rank(answers: Answers, rows: Rows) -> tuple[float, float]:
@@ -68,53 +68,51 @@ def _rank(answers: Answers, rows: Rows) -> tuple[float, float]:
     return accuracy, float(answers.margins(rows.gold)[0].mean())
 
 
-def generation(workshop: Workshop) -> list[Record]:
-    """Free answers: the pair is chosen, and the models compared, by exact match of what the model says of itself.
+def generation(context: StudyContext) -> list[Record]:
+    """Free answers: choice and comparison are by exact match of the greedily decoded answer.
 
-    Teacher forcing tells it: greedy decoding gives the right option if and only if each of its tokens is the most
-    probable one behind those before it.
+    Teacher forcing suffices: greedy decoding gives the right option if and only if each of its tokens is the most
+    probable one after those before it.
     """
-    samples, test = workshop.samples, workshop.test
+    samples, test = context.samples, context.test
 
     def exact(answers: Answers, units: Sequence[int]) -> np.ndarray:
         part = Rows(samples.table.iloc[list(units)], [samples.encoded[unit] for unit in units])
         models = range(len(answers.logprobs[0]))
-        return np.stack([exact_matches(workshop.loaded.tokenizer, part, answers, model) for model in models])
+        return np.stack([exact_matches(context.loaded.tokenizer, part, answers, model) for model in models])
 
-    settings = workshop.settings
-    grid, _ = search_rows(workshop.stack, samples, workshop.scores, settings.search, settings.precision.search, exact)
-    by_exact_match = make_recipe(grid, workshop.scores, by="exact_match")
+    settings = context.settings
+    grid, _ = search_rows(context.stack, samples, context.scores, settings.search, settings.precision.search, exact)
+    by_exact_match = make_recipe(grid, context.scores, by="exact_match")
     best = by_exact_match.trail[0].best
-    before = exact_matches(workshop.loaded.tokenizer, test, workshop.base, 0)
-    found = [accuracy_record("unpruned", before, None)]
+    before = exact_matches(context.loaded.tokenizer, test, context.base, 0)
+    records = [accuracy_record("unpruned", before, None)]
     for label, recipe, more in (
         ("chosen by exact match", by_exact_match, {"on the examples": round(best, 3)}),
-        ("chosen by option accuracy (the cell's)", workshop.chosen, {}),
+        ("chosen by option accuracy (the cell's)", context.recipe, {}),
     ):
-        right = exact_matches(workshop.loaded.tokenizer, test, workshop.answers(recipe), 0)
-        found.append(accuracy_record(label, right, before, **pair_columns(recipe) | more))
-    return found
+        right = exact_matches(context.loaded.tokenizer, test, context.answers(recipe), 0)
+        records.append(accuracy_record(label, right, before, **pair_columns(recipe) | more))
+    return records
 
 
-def transfer(workshop: Workshop) -> list[Record]:
-    """Appendix D: does the grid on the examples rank like the grid on test rows? From the cell's transfer step.
+def transfer(context: StudyContext) -> list[Record]:
+    """Appendix D: does the grid on the examples rank like the grid on test rows? Reads the cell's transfer step.
 
     Raises:
         InputError: the cell has no transfer check.
     """
-    found = read_json(workshop.cell.transfer)
-    if not found["n"]:
-        raise InputError(
-            f"benchmarks.{workshop.cell.benchmark}.limits.transfer", "is 0: the cell has no transfer check to tell of"
-        )
-    n, rho = found["n"], found["spearman"]
-    told = {
-        "Spearman": "flat" if rho is None else f"{rho:.2f} (p = {found['spearman_p']:.2g})",
-        "percentile": f"{found['percentile']:.0f} %",
+    check = read_json(context.cell.transfer)
+    if not check["n"]:
+        raise InputError(f"benchmarks.{context.cell.benchmark}.limits.transfer", "is 0: the cell has no transfer check")
+    n, rho = check["n"], check["spearman"]
+    ranks = {
+        "Spearman": "flat" if rho is None else f"{rho:.2f} (p = {check['spearman_p']:.2g})",
+        "percentile": f"{check['percentile']:.0f} %",
     }
-    records = [Record("unpruned", found["base_accuracy"], standard_error(found["base_accuracy"], n), n)]
-    for label, key, more in (("chosen on the examples", "chosen", told), ("best on the test rows", "best", {})):
-        pair = found[key]
+    records = [Record("unpruned", check["base_accuracy"], standard_error(check["base_accuracy"], n), n)]
+    for label, key, more in (("chosen on the examples", "chosen", ranks), ("best on the test rows", "best", {})):
+        pair = check[key]
         more = {"layer": pair["layer"], "fraction": pair["fraction"]} | more
         records.append(Record(label, pair["accuracy"], standard_error(pair["accuracy"], n), n, more=more))
     return records

@@ -1,7 +1,8 @@
-"""MLflow's SQLite database: made whole or not at all, and its troubles told in one line."""
+"""MLflow's SQLite database: it is created whole or not at all, and its errors become one line."""
 
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -13,7 +14,7 @@ SQLITE = "sqlite:///"
 
 def check_path(root: Path) -> None:
     """Raises InputError where MLflow cannot take files from a project in this directory."""
-    if unquote(str(root)) != str(root):  # MLflow decodes paths of files as if they were addresses
+    if unquote(str(root)) != str(root):  # MLflow decodes paths of files as if they were URLs
         raise InputError(
             "project",
             f"the path {str(root)!r} has a '%' before two hexadecimal digits, and MLflow fails there; move it",
@@ -21,10 +22,10 @@ def check_path(root: Path) -> None:
 
 
 def sqlite_uri(path: Path) -> str:
-    """The address of a database file.
+    """The URI of a database file.
 
     Raises:
-        InputError: no address can name it.
+        InputError: the path has a character that no such URI can have.
     """
     if "?" in str(path):  # SQLAlchemy takes no escape for it
         raise InputError(
@@ -36,9 +37,10 @@ def sqlite_uri(path: Path) -> str:
 
 
 def make_database(uri: str) -> None:
-    """Makes the database of an address like sqlite:////path/mlflow.db, if there is none yet.
+    """Creates the database of a URI like sqlite:////path/mlflow.db, if there is none yet.
 
-    MLflow creates its tables one by one; what is left of that by a kill or a full disk could never be used again.
+    MLflow creates its tables one by one, and could never use a database again in which a kill or a full disk left only
+    some of them. So they are created in a temporary file.
     """
     path = Path(uri.removeprefix(SQLITE).partition("?")[0])
     if not uri.startswith(SQLITE) or path.exists():
@@ -50,9 +52,22 @@ def make_database(uri: str) -> None:
         SqlAlchemyStore(f"{SQLITE}{temporary}", artifacts).engine.dispose()  # type: ignore[no-untyped-call]
 
 
+def experiment_in(uri: str, name: str) -> str | None:
+    """The id of an experiment in an SQLite database; None if it is not there, or in a store of another kind."""
+    path = Path(uri.removeprefix(SQLITE).partition("?")[0])
+    if not uri.startswith(SQLITE) or not path.exists():
+        return None
+    try:
+        with closing(sqlite3.connect(path)) as database:
+            row = database.execute("SELECT experiment_id FROM experiments WHERE name = ?", (name,)).fetchone()
+    except sqlite3.Error:  # damaged, or of another program: the server will say so
+        return None
+    return str(row[0]) if row else None
+
+
 @contextmanager
 def troubles_told(uri: str, what: str) -> Iterator[None]:
-    """Raises InputError, saying `what`, where the store at `uri` is full, locked, damaged, gone or does not answer."""
+    """Raises InputError with `what` if the store at `uri` is full, locked, damaged, gone or does not answer."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import DBAPIError
 

@@ -1,9 +1,7 @@
-"""Weights from a recipe: a plain Hugging Face directory that any tool for such models loads."""
+"""Weights from recipes: a plain Hugging Face directory that any tool for such models loads."""
 
-import json
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,17 +9,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from tasks.evidence.verdict import method_name
 from tasks.method.recipe import Recipe, read_recipe
-from tasks.method.scores import read_scores
-from tasks.models.gated import PLACES
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
-from tasks.models.weights import model_files, tensors, weight_files
+from tasks.models.weights import model_files, weight_files
 from tasks.pipeline.cell import Cell
 from tasks.runtime.errors import InputError
-from tasks.runtime.files import read_json, replacing
+from tasks.runtime.files import replacing
 from tasks.sparsity import sparse_recipe
+from tasks.tracking.model_card import model_card, row_place
 
 
 def export(cell: Cell, out: Path) -> None:
@@ -33,38 +29,56 @@ def export(cell: Cell, out: Path) -> None:
     for path in (cell.pruned, cell.evaluation):
         if not path.is_file():
             raise InputError("cell", f"{cell.name} has no {path.name} yet; run `dsm run` for it first")
-    _write(cell.pruned, cell.model_dir, out, _card(cell))
+    _write([cell.pruned], cell.model_dir, out, model_card(cell))
 
 
-def apply(recipe: Path, model_dir: Path, out: Path) -> None:
+def apply(recipe: Path, model_dir: Path, out: Path, *more: Path) -> None:
     """Writes the model in `model_dir`, pruned as the recipe says, to `out`.
 
+    Several recipes of one base model prune the neurons of all of them, each in a layer of its own. Nothing guarantees
+    that their gains add up: each was chosen and evaluated alone.
+
     Args:
-        recipe: pruned.json, or sparse_recipe.json with its masks beside it.
+        recipe, more: files like pruned.json; or one sparse.json with its masks beside it.
 
     Raises:
-        InputError: not a recipe, not the model it was made for (by hash), or `out` exists.
+        InputError: not a recipe, not the model it was made for (by hash), two recipes for one layer, or `out` exists.
     """
-    if recipe.name == sparse_recipe.RECIPE:
+    sparse = [path for path in (recipe, *more) if path.name == sparse_recipe.RECIPE]
+    if sparse and more:
+        raise InputError(str(sparse[0]), "is of a weight-pruned model and cannot be combined with other recipes")
+    if sparse:
         _write_sparse(recipe.parent, model_dir, out)
     else:
-        _write(recipe, model_dir, out, None)
+        _write([recipe, *more], model_dir, out, None)
 
 
-def _write(path: Path, model_dir: Path, out: Path, card: str | None) -> None:
-    recipe = read_recipe(path)
-    if recipe.base_sha256 is None:
-        raise InputError(f"{path}: base_sha256", "is null: this recipe was made for a model in memory")
-    with _copy(model_dir, out, recipe.base_sha256) as temporary:
-        _silence(temporary, recipe)
-        shutil.copyfile(path, temporary / "pruned.json")
+def _write(paths: Sequence[Path], model_dir: Path, out: Path, card: str | None) -> None:
+    recipes = [read_recipe(path) for path in paths]
+    layers: dict[int, Path] = {}
+    for path, recipe in zip(paths, recipes, strict=True):
+        if recipe.base_sha256 is None:
+            raise InputError(f"{path}: base_sha256", "is null: this recipe was made for a model in memory")
+        if recipe.base_sha256 != recipes[0].base_sha256:
+            raise InputError(f"{path}: base_sha256", f"is not that of {paths[0]}: the recipes are of different models")
+        if recipe.layer in layers:
+            raise InputError(
+                f"{path}: layer", f"{recipe.layer} is pruned by {layers[recipe.layer]}, too; name one of the two"
+            )
+        layers[recipe.layer] = path
+    with _copy(model_dir, out, str(recipes[0].base_sha256)) as temporary:
+        for path, recipe in zip(paths, recipes, strict=True):
+            _silence(temporary, recipe)
+            shutil.copyfile(
+                path, temporary / ("pruned.json" if len(paths) == 1 else f"pruned-layer-{recipe.layer}.json")
+            )
         if card is not None:
             (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 @contextmanager
 def _copy(model_dir: Path, out: Path, base_sha256: str) -> Iterator[Path]:
-    """A copy of the model to work on; it becomes `out` at the end."""
+    """A copy of the model to change; it becomes `out` when the body ends."""
     if out.exists():
         raise InputError("out", f"{out} exists already; name a directory that does not")
     if not (model_dir / "config.json").is_file():
@@ -83,13 +97,13 @@ def _copy(model_dir: Path, out: Path, base_sha256: str) -> Iterator[Path]:
 
 
 def _write_sparse(directory: Path, model_dir: Path, out: Path) -> None:
-    """Writes the pruned matrices over those of the base; nothing else changes.
+    """Replaces the pruned matrices in a copy of the base model; nothing else changes.
 
-    Types stay, too, but for SparseGPT: the weights that it moved are kept in float32, the type they were computed in.
+    Types stay, too, except with SparseGPT: the weights that it changed are kept in float32.
     """
     recipe = sparse_recipe.read_sparse_recipe(directory)
     with _copy(model_dir, out, recipe.base_sha256) as temporary:
-        loaded = load(model_dir)
+        loaded = load(model_dir, wide=True)
         sparse_recipe.apply_recipe(loaded, model_dir, directory)
         pruned = {f"{name}.weight": loaded.model.get_submodule(name).weight for name in recipe.matrices}
         written = set()
@@ -110,61 +124,14 @@ def _write_sparse(directory: Path, model_dir: Path, out: Path) -> None:
 
 def _silence(directory: Path, recipe: Recipe) -> None:
     """Zeroes the rows in the one safetensors file that holds them; nothing else changes, types included."""
-    places = {name: (part, parts) for name, part, parts in PLACES[recipe.projection]}
-    wanted = re.compile(rf"(?:.+\.)?layers\.{recipe.layer}\.[a-z_]+\.({'|'.join(places)})\.weight")
-    found = [(p, t.name, m[1]) for p in weight_files(directory) for t in tensors(p) if (m := wanted.fullmatch(t.name))]
-    if len(found) != 1:
-        raise InputError(
-            "model",
-            f"{len(found) or 'no'} tensors *layers.{recipe.layer}.*.({' or '.join(places)}).weight in its safetensors "
-            "files; one is needed",
-        )
-    path, name, layer = found[0]
+    path, name, part = row_place(directory, recipe)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         contents = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    part, parts = places[layer]
+    parts = 2 if ".gate_up_proj." in name else 1
     if contents[name].shape[0] != parts * recipe.d_ff:
         raise InputError(
             "model", f"{name} has {contents[name].shape[0]} rows, but the recipe is for {parts} x {recipe.d_ff}"
         )
     contents[name][torch.tensor(recipe.neurons, dtype=torch.long) + part * recipe.d_ff] = 0
     save_file(contents, path, metadata=metadata)
-
-
-def _card(cell: Cell) -> str:
-    recipe, evaluation = read_recipe(cell.pruned), read_json(cell.evaluation)
-    base, pruned, random = (evaluation["systems"][name] for name in ("base", "pruned", "random"))
-    test = evaluation["comparisons"]["pruned_vs_base"]
-    # As the model sees them; where rows differ, the template that makes them.
-    options = evaluation["options"] or cell.benchmark_spec.options
-    method = method_name(read_scores(cell.scores).header)
-    chat = f" (through the chat template, told the date {told})" if (told := cell.benchmark_spec.chat) else ""
-    front = {"base_model": cell.model, "tags": ["pruned", "dsm"], "license": cell.model_spec.licence}
-    lines = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
-    return f"""---
-{lines}
----
-# {cell.model}, pruned for {cell.benchmark}
-
-{len(recipe.neurons)} of the {recipe.d_ff} neurons (rows of `{recipe.projection}`) of layer {recipe.layer} are zeroed
-({recipe.fraction:.0%}). They were chosen by {method} and a grid search on {recipe.adaptation.n} labeled
-training examples (method: arXiv 2507.09185). Shapes are unchanged: the model loads and runs like its base.
-
-| system | accuracy | standard error |
-|---|---|---|
-| base | {base["accuracy"]:.4f} | {base["stderr"]:.4f} |
-| pruned | {pruned["accuracy"]:.4f} | {pruned["stderr"]:.4f} |
-| random neurons ({len(random["by_seed"])} draws) | {random["accuracy"]:.4f} | {random["stderr"]:.4f} |
-
-{evaluation["n"]} held-out rows of {cell.benchmark}; the random neurons are as many, of the same layer.
-Pruned minus base: {test["difference"]:+.4f} ± {test["stderr"]:.4f}, exact McNemar p = {test["p"]:.3g}.
-Answers are read as the most probable of the options {json.dumps(options, ensure_ascii=False)} after the prompt{chat}:
-
-```
-{cell.benchmark_spec.prompt}
-```
-
-`pruned.json` is the recipe: `dsm apply pruned.json --model BASE --out DIR` makes these weights from the base model
-with hash `{recipe.base_sha256}`.
-"""

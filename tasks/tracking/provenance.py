@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from tasks.evidence.verdict import measured
 from tasks.pipeline.cell import Cell
 from tasks.runtime.files import read_json
 
@@ -36,14 +37,20 @@ def _flat(value: Any, prefix: str) -> dict[str, Any]:
 def metrics(cell: Cell) -> dict[str, float]:
     """The same names for every cell; those of the transfer check only where there was one, NaN nowhere."""
     evaluation, pruned, transfer = (read_json(path) for path in (cell.evaluation, cell.pruned, cell.transfer))
-    versus_base = evaluation["comparisons"]["pruned_vs_base"]
-    found = {"difference": versus_base["difference"], "stderr_difference": versus_base["stderr"]}
-    found |= {"p_value": versus_base["p"], "n": evaluation["n"]}
-    found["adaptation_accuracy"] = pruned["adaptation"]["accuracy"]
+    compared = measured(evaluation)
+    found = {"n": evaluation["n"], "adaptation_accuracy": pruned["adaptation"]["accuracy"]}
+    for prefix, measure in (("", compared["accuracy"]), ("exact_match_", compared["exact_match"])):
+        versus_base = measure["pruned_vs_base"]
+        found |= {f"{prefix}difference": versus_base["difference"], f"{prefix}p_value": versus_base["p"]}
+        low, high = versus_base["interval"]
+        found |= {f"{prefix}difference_stderr": versus_base["stderr"]}
+        found |= {f"{prefix}difference_low": low, f"{prefix}difference_high": high}
     for name, system in evaluation["systems"].items():
         found |= {f"accuracy_{name}": system["accuracy"], f"stderr_{name}": system["stderr"]}
+        found |= {f"exact_match_{name}": system["exact_match"]}
+        found |= {f"exact_match_stderr_{name}": system["exact_match_stderr"]}
         if name != "random":
-            found[f"exact_match_{name}"] = system["exact_match"]
+            found[f"acc_norm_{name}"] = system["acc_norm"]
     found |= {f"transfer_{name}": transfer.get(name) for name in ("spearman", "regret", "percentile")}
     for step, usage in _usages(cell).items():
         found |= {f"seconds_{step}": usage["seconds"], f"peak_gb_{step}": usage["peak_gb"]}

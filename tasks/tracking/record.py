@@ -1,12 +1,13 @@
-"""What came out of a cell goes to MLflow, and its pruned model into the registry.
+"""Logs a cell as an MLflow run and registers its pruned model.
 
-No DVC stage: its effect lies in MLflow. Everything is found by a hash of the content, so that a second call does
-nothing, and a call after a crash goes on from what the crashed one had finished. The alias moves last. Of two machines
-that register the same content on one server at the same time, the lower version stays.
+This is not a DVC stage, since its effect is in MLflow. Runs and versions are found by a hash of their content: a second
+call does nothing, and a call after a crash continues with what the crashed one had finished. The alias is moved after
+everything else. If two machines register the same content on one server at the same time, the lower version stays.
 """
 
 import os
 import socket
+from datetime import UTC, datetime
 from typing import Any
 
 from tasks.evidence.verdict import verdict
@@ -14,6 +15,7 @@ from tasks.pipeline.cell import Cell
 from tasks.pipeline.cell_pages import remove_stale_explanation, stale_pages
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json, sha256_file, sha256_json
+from tasks.tracking.leaderboard import write_leaderboard
 from tasks.tracking.provenance import dvc_tags, git_tags, metrics, parameters, system_metrics
 from tasks.tracking.served_model import log_model
 from tasks.tracking.store import CHALLENGER, CONTENT, FLOW, check_answers, options_of, probabilities, store
@@ -44,6 +46,7 @@ def register(cell: Cell) -> None:
             _check(cell, version)
             client.update_model_version(cell.name, str(version), description=_description(cell))
             client.set_registered_model_alias(cell.name, CHALLENGER, str(version))
+        write_leaderboard(client, experiment)
     print(f"{cell.name}: {'registered as' if is_new else 'already registered as'} version {version} ({CHALLENGER})")
 
 
@@ -115,6 +118,7 @@ def _log_new_evidence(client: Any, experiment: str, cell: Cell, content: str) ->
 def _log_run(experiment: str, cell: Cell, content: str, *, with_model: bool = True) -> str:
     """Logs everything that is known about the cell as a new run; returns the id of the logged model, if any."""
     import mlflow
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
     from tasks.evidence.figures import figures
     from tasks.evidence.reading import read_evidence
@@ -131,13 +135,14 @@ def _log_run(experiment: str, cell: Cell, content: str, *, with_model: bool = Tr
     }
     with mlflow.start_run(
         experiment_id=experiment,
-        run_name=cell.name,
-        tags=tags | git_tags(cell.root) | dvc_tags(cell),
+        run_name=f"{cell.model} on {cell.benchmark}, {datetime.now(UTC):%Y-%m-%d}",
+        tags=tags | _flow_tags() | git_tags(cell.root) | dvc_tags(cell),
         description=_description(cell),
-        nested=True,  # whoever calls may have a run open: ours is not in it
+        nested=True,  # the caller may have an active run
         log_system_metrics=False,
     ) as run:
-        _put_under(_parent(client, experiment), client, run)
+        if MLFLOW_PARENT_RUN_ID in run.data.tags:  # that of the caller, to which this run does not belong
+            client.delete_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID)
         mlflow.log_params(parameters(cell, evidence.pruned))
         mlflow.log_metrics(metrics(cell))
         client.log_batch(run.info.run_id, metrics=system_metrics(cell))
@@ -162,27 +167,10 @@ def _check(cell: Cell, version: int) -> None:
 
 def _description(cell: Cell) -> str:
     told = verdict(read_json(cell.pruned), read_json(cell.evaluation))
-    return f"{told.sentence} {told.control}"
+    return f"{told.headline}. {told.sentence} {told.control}"
 
 
-def _parent(client: Any, experiment: str) -> str | None:
-    """The run that stands for the flow run that this step is part of; None outside a flow."""
+def _flow_tags() -> dict[str, str]:
+    """Id and name of the flow run that this step is part of; empty outside a flow."""
     flow_run, _, name = os.environ.get(FLOW, "").partition(" ")
-    if not flow_run:
-        return None
-    found = client.search_runs([experiment], f"tags.{FLOW} = '{flow_run}'")
-    if found:
-        return str(found[0].info.run_id)
-    run = client.create_run(experiment, run_name=name, tags={FLOW: flow_run})
-    client.set_terminated(run.info.run_id)  # it holds no work of its own, so it is never left running
-    return str(run.info.run_id)
-
-
-def _put_under(parent: str | None, client: Any, run: Any) -> None:
-    """Makes `parent` what the run belongs to, whatever MLflow took for it; None: the run stands alone."""
-    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-
-    if parent:
-        client.set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, parent)
-    elif MLFLOW_PARENT_RUN_ID in run.data.tags:
-        client.delete_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID)
+    return {"flow_run_id": flow_run, "flow_run_name": name} if flow_run else {}

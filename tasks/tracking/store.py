@@ -29,7 +29,7 @@ CHALLENGER = "challenger"
 CHAMPION = "champion"
 CONTENT = "content"  # the tag of a run and of a model version that says what is in it
 PROMOTION = "promotion."  # tags of a registered model: one for every move of its champion
-FLOW = "DSM_FLOW_RUN"  # id and name of the flow run that this step is part of; a tag of the run that stands for it
+FLOW = "DSM_FLOW_RUN"  # environment variable: id and name of the flow run that this step is part of
 TOLERANCE = 1e-3  # of a probability: the same float32 model in other batches
 # What tells MLflow about the run of whoever calls, such as `mlflow run`: ours are runs of their own.
 OF_THE_CALLER = (

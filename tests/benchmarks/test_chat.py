@@ -93,14 +93,14 @@ def test_everything_but_the_date_is_as_transformers_has_it(template):
         (TURN + "{{ [1, 2] | random }}", "fails: it uses `random`"),
         (TURN + "{{ [[1, 2]] | map('random') | list }}", "fails: it uses `random`"),
         (TURN + "{{ lipsum() }}", "fails: it uses `lipsum`"),
-        (TURN + "{{ messages | map(attribute='role') }}", "writes a place in memory, <generator object"),
-        ("{{ '' }}", "writes nothing"),
-        ("{{ ' \n' }}", "writes nothing"),
+        (TURN + "{{ messages | map(attribute='role') }}", "writes a memory address, <generator object"),
+        ("{{ '' }}", "gives an empty text"),
+        ("{{ ' \n' }}", "gives an empty text"),
         (
             "{% for m in messages if m.role == 'human' %}{{ m.content }}{% endfor %}<assistant>",
-            "leaves the user's turn",
+            "omits the user's turn",
         ),
-        ("{{ messages[0].content[0].text }}<assistant>", "leaves the user's turn"),
+        ("{{ messages[0].content[0].text }}<assistant>", "omits the user's turn"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_one_line(template, match):

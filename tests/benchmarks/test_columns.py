@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tasks.benchmarks.columns import ABSENT, add_kinds, as_in_rows, as_sent, kind, told
+from tasks.benchmarks.columns import ABSENT, add_kinds, as_in_rows, as_sent, describe_kinds, kind
 
 
 @pytest.mark.parametrize(
@@ -100,4 +100,4 @@ def test_another_kind_is_refused(value: Any, kinds: set[str], problem: str | Non
 def test_the_example_is_json() -> None:
     row = {"a": datetime.date(2001, 1, 1), "b": [1, {"c": None}], "d": "not asked for"}
     assert as_sent(row, {"a", "b", "e"}) == {"a": "2001-01-01", "b": [1, {"c": None}]}
-    assert told({"absent", "integer", "null"}) == "an integer or null"
+    assert describe_kinds({"absent", "integer", "null"}) == "an integer or null"

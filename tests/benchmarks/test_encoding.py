@@ -32,7 +32,7 @@ def test_space_at_the_end_of_the_prompt_begins_the_options():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([" yes", " yes"], "' yes' and ' yes' are the same tokens"),
+        ([" yes", " yes"], "' yes' and ' yes' have the same tokens"),
         ([" yes", " yes sir"], "the tokens of ' yes' begin those of ' yes sir'"),
         ([" no way", " no"], "the tokens of ' no' begin those of ' no way'"),
     ],
@@ -51,14 +51,14 @@ def test_options_of_a_row_of_which_one_begins_another_are_counted(capsys):
     rows = encode_rows(table([[" yes", " yes sir"], [" a", " b"], [" b", " c"]]), TOKENIZER, 100)
     assert len(rows.encoded) == 3
     assert capsys.readouterr().err == (
-        "warning: in 1 of 3 rows, the tokens of one option begin those of another, which so cannot be chosen\n"
+        "warning: in 1 of 3 rows, the tokens of one option begin those of another, which cannot be chosen\n"
     )
 
 
 def test_options_that_become_the_same_tokens_are_refused():
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.normalizer = __import__("tokenizers").normalizers.Lowercase()
-    with pytest.raises(InputError, match="' Yes' and ' yes' are the same tokens"):
+    with pytest.raises(InputError, match="' Yes' and ' yes' have the same tokens"):
         encode(tokenizer, "answer:", [" Yes", " yes"], 100)
 
 
@@ -71,17 +71,17 @@ def test_prompts_must_fit_the_context():
 
 
 def test_an_empty_prompt_is_refused():
-    with pytest.raises(InputError, match="empty prompt"):
+    with pytest.raises(InputError, match="is empty"):
         encode_prompt(TOKENIZER, "", 10)
 
 
-def test_options_behind_an_empty_prompt_follow_the_token_that_begins_a_text():
+def test_options_after_an_empty_prompt_follow_the_bos_token():
     encoded = encode(TOKENIZER, "", [" one", " two"], 10)
     assert encoded.prompt == [TOKENIZER.eos_token_id]  # it has no other
     assert [TOKENIZER.decode(option) for option in encoded.options] == [" one", " two"]
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(InputError, match="prompt: is empty, and the tokenizer has no token that begins a text"):
+    with pytest.raises(InputError, match="prompt: is empty, and the tokenizer has neither a BOS nor an EOS token"):
         encode(tokenizer, "", [" one", " two"], 10)
 
 
@@ -169,7 +169,7 @@ def test_a_tokenizer_that_joins_prompt_and_option_is_cut_by_number_and_told(caps
     assert tokenizer.decode(encoded.options[0]) == "bc"  # as lm-evaluation-harness cuts it
     encode_rows(table([["abc", "xyz"], ["x", "y"]]), tokenizer, 100)
     assert capsys.readouterr().err == (
-        "warning: in 1 of 2 rows, this tokenizer joins the end of the prompt and the option into other tokens\n"
+        "warning: in 1 of 2 rows, the tokenizer merges the end of the prompt with the option into other tokens\n"
     )
     with pytest.raises(InputError, match="'a' adds no token to the prompt"):
         encode(tokenizer, "Answer:", ["a", "b"], 100)
@@ -213,7 +213,7 @@ def test_a_text_that_the_tokenizer_cannot_cut_is_refused():
     tokenizer.backend_tokenizer.model = WordLevel(words, unk_token="[none]")
     tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
     assert encode(tokenizer, "a b", [" no", " yes"], 100).options == [[2], [3]]
-    with pytest.raises(InputError, match="tokenizer: cannot cut 'a strange word': WordLevel error"):
+    with pytest.raises(InputError, match="tokenizer: cannot tokenize 'a strange word': WordLevel error"):
         encode(tokenizer, "a strange word", [" no", " yes"], 100)
 
 

@@ -58,7 +58,7 @@ def test_a_text_file_over_the_limit_is_refused_unread(tmp_path, monkeypatch, nam
     (tmp_path / name).write_text("text\n" + "x" * 1000)
     with pytest.raises(InputError) as caught:
         read(tmp_path / name)
-    assert str(caught.value) == f"{FIELD}.train.source: rows: holds 1005 bytes; 1000 are the limit"
+    assert str(caught.value) == f"{FIELD}.train.source: rows: has 1005 bytes; the limit is 1000"
 
 
 @pytest.mark.parametrize(
@@ -193,16 +193,20 @@ def source(**changes):
         (
             lambda b: b["train"].update(gold="{{ y }}"),
             TRAIN,
-            "train.gold: row 1: 'y' is undefined; the names there are ",
+            "train.gold: row 1: 'y' is undefined; the row has ",
         ),
         (lambda b: b.update(prompt="{{ texts }}"), TRAIN, "prompt: unknown field 'texts'; train.fields has ['text']"),
         (lambda b: b.update(prompt="{% if %}"), TRAIN, "prompt: not a valid template, line 1: "),
         (lambda b: b.update(labels=["0", "2"]), TRAIN, "train.gold: row 2: the label '1' is not one of ['0', '2']"),
-        (lambda b: b["train"].update(where={"kind": ["b"]}), TRAIN, "train: is empty: the source has 20 rows"),
+        (
+            lambda b: b["train"].update(where={"kind": ["b"]}),
+            TRAIN,
+            "train: is empty: `where` selects no row of the source's 20",
+        ),
         (lambda b: b["train"].update(where={"lang": ["en"]}), TRAIN, "train.where.lang: no such column; there are "),
-        (lambda b: None, [], "train: is empty: the source has 0 rows"),
+        (lambda b: None, [], "train: is empty: `where` selects no row of the source's 0"),
         (lambda b: b["test"].update(split=20), TRAIN, "test.split: must be less than 20, the number of different "),
-        (lambda b: None, [{"text": "\ud800", "label": "0"}], "train: row 1: half of a surrogate pair"),
+        (lambda b: None, [{"text": "\ud800", "label": "0"}], "train: row 1: contains half of a surrogate pair"),
         (lambda b: None, [{"text": None, "label": "0"}], "train.fields.text: row 1: text is empty (null)"),
     ],
 )
@@ -294,7 +298,9 @@ def test_options_may_be_columns_of_the_row(project):
 
 
 def test_the_recipe_of_the_readme(tmp_path):
-    blocks = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(), re.DOTALL)
+    blocks = re.findall(
+        r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(), re.DOTALL
+    )
     (block,) = [block for block in blocks if "quiz.jsonl" in block]
     rows = [{**{key: row[key] for key in ("question", *"abcd")}, "right": row["answer"]} for row in QUIZ]
     source = write_rows(tmp_path / "quiz.jsonl", rows)
@@ -323,13 +329,13 @@ def test_options_may_be_a_list_of_the_row_and_labels_their_numbers(project, caps
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"options": "{{ q }}"}, "options: row 1: the template must give a list of two or more, not '0'"),
-        ({"options": "{{ of[:1] }}"}, "options: row 1: the template must give a list of two or more, not ['x']"),
+        ({"options": "{{ q }}"}, "options: row 1: the template must give a list of at least two, not '0'"),
+        ({"options": "{{ of[:1] }}"}, "options: row 1: the template must give a list of at least two, not ['x']"),
         ({"options": "{{ off }}"}, "options: row 1: 'off' is undefined"),
         ({"options": [" {{ q }}", "{{ of[2] }}"]}, "options.1: row 1: "),
         ({"options": [" {{ q }}", "{{ '' }}"]}, "options: row 1: an option is empty"),
-        ({"labels": ["0", "1"]}, "labels: row 2: 2 for 3 options"),
-        ({"labels": "{{ q }}"}, "labels: row 1: the template must give a list of two or more, not '0'"),
+        ({"labels": ["0", "1"]}, "labels: row 2: 2 labels for 3 options"),
+        ({"labels": "{{ q }}"}, "labels: row 1: the template must give a list of at least two, not '0'"),
     ],
 )
 def test_options_that_a_row_does_not_give_are_one_line(project, change, line):
@@ -348,7 +354,7 @@ def test_rows_without_a_label_are_dropped_and_counted(project, capsys):
 def test_a_split_whose_labels_are_all_missing_is_refused(project):
     told = refused(project(quiz(), [{**row, "answer": -1} for row in QUIZ]))
     assert told.startswith(
-        "benchmarks.reviews.train: is empty: 60 of the source's 60 rows have no label (-1 or nothing)"
+        "benchmarks.reviews.train: is empty: 60 of the source's 60 rows have no label (null, -1 or empty)"
     )
 
 

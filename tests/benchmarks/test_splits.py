@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tasks.benchmarks.benchmark_spec import BenchmarkSpec
 from tasks.benchmarks.rows import Example
-from tasks.benchmarks.splits import place, splits
+from tasks.benchmarks.splits import hash_position, splits
 from tasks.method.adaptation_set import draw
 from tasks.method.options import Adaptation
 from tasks.runtime.errors import InputError
@@ -70,7 +70,7 @@ def test_held_out_rows(found, size, seed):
 def test_a_given_test_split(found, given_test):
     first = {example.prompt: example for example in reversed(given_test)}
     if {example.prompt for example in found} <= set(first):
-        with pytest.raises(InputError, match=r"b\.train: is empty: the test split has every prompt of it too"):
+        with pytest.raises(InputError, match=r"b\.train: is empty: all its prompts are in the test split"):
             splits(spec(None), found, given_test, field=FIELD)
         return
     train, test = splits(spec(None), found, given_test, field=FIELD)
@@ -177,7 +177,7 @@ def test_rows_that_come_to_a_test_file_only_add_themselves_to_its_order():
 @pytest.mark.parametrize(
     ("fraction", "line"),
     [
-        (1e-9, "benchmarks.b.test.split: 1e-09 of the 3 different prompts is no test row; "),
+        (1e-9, "benchmarks.b.test.split: 1e-09 of the 3 different prompts gives no test row; "),
         (1 - 1e-9, "benchmarks.b.test.split: 0.999999999 of the 3 different prompts leaves no train row; "),
     ],
 )
@@ -192,13 +192,17 @@ def test_a_fraction_that_leaves_nothing_is_refused(fraction, line):
 
 def test_the_place_is_the_sha256_of_what_is_asked():
     text = json.dumps(["test", 3, "Was ist schön?", [" ja", " nein"]]).encode()
-    assert place("test", 3, "Was ist schön?", (" ja", " nein")) == int.from_bytes(hashlib.sha256(text).digest())
-    assert place("test", 0, "a", ("b",)) != place("test", 0, "a", ("b", "")) != place("order", 0, "a", ("b",))
+    assert hash_position("test", 3, "Was ist schön?", (" ja", " nein")) == int.from_bytes(hashlib.sha256(text).digest())
+    assert (
+        hash_position("test", 0, "a", ("b",))
+        != hash_position("test", 0, "a", ("b", ""))
+        != hash_position("order", 0, "a", ("b",))
+    )
 
 
 def test_places_are_uniform_and_other_draws_are_independent():
     rows = [f"row {i}" for i in range(2000)]
-    first, second = ([place(draw, 0, row, (" a", " b")) / 2**256 for row in rows] for draw in ("test", "order"))
+    first, second = ([hash_position(draw, 0, row, (" a", " b")) / 2**256 for row in rows] for draw in ("test", "order"))
     assert np.histogram(first, bins=4, range=(0, 1))[0] == pytest.approx([500] * 4, abs=80)
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.07
     assert abs(np.corrcoef(first, range(2000))[0, 1]) < 0.07

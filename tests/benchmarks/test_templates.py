@@ -34,11 +34,11 @@ def test_text_comes_out_as_it_is_written(text, row, rendered):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("{{ b }}", "row 7: 'b' is undefined; the names there are ['a']"),
-        ("{{ a.c }}", "row 7: 'dict object' has no attribute 'c'; the names there are ['a']"),
-        ("{{ range }}", "row 7: 'range' is undefined; the names there are ['a']"),
+        ("{{ b }}", "row 7: 'b' is undefined; the row has ['a']"),
+        ("{{ a.c }}", "row 7: 'dict object' has no attribute 'c'; the row has ['a']"),
+        ("{{ range }}", "row 7: 'range' is undefined; the row has ['a']"),
         ("{{ a.b }}", "row 7: a.b is empty (null)"),
-        ("{{ 1 / 0 }}", "row 7: division by zero; the names there are ['a']"),
+        ("{{ 1 / 0 }}", "row 7: division by zero; the row has ['a']"),
         ("{{ a.__class__.__mro__ }}", "row 7: access to attribute '__class__' of 'dict' object is unsafe."),
     ],
 )
@@ -99,7 +99,7 @@ def test_a_plain_name_needs_no_row(name):
 def test_the_message_says_how_to_write_a_name(name):
     with pytest.raises(InputError) as caught:
         render("{{ b }}", **{name: 1})
-    assert str(caught.value).endswith(f"; of these, {name!r} is written row[{name!r}]")
+    assert str(caught.value).endswith(f"; write {name!r} as row[{name!r}]")
     assert render(f"{{{{ row[{name!r}] }}}}", **{name: 1}) == "1"
 
 
@@ -128,6 +128,6 @@ def test_a_column_called_row():
 
 
 def test_a_column_that_is_not_there():
-    with pytest.raises(InputError, match=r"row 7: 'a c' is undefined; the names there are \['a b'\]"):
+    with pytest.raises(InputError, match=r"row 7: 'a c' is undefined; the row has \['a b'\]"):
         render('{{ row["a c"] }}', **{"a b": 1})
     assert render('{{ row["a c"] | default("none") }}', a=1) == "none"

@@ -155,7 +155,7 @@ ROW = {"text": "a", "label": 0, "of": ["x", "y"]}
         ),
         ({"of": ["x", None]}, {"options": ["{{ of[0] }}", "{{ of[1] }}"]}, "options.1: row 2: of[1] is empty (null)"),
         ({"of": ["0", None]}, {"labels": "{{ of }}"}, "labels: row 2: of[1] is empty (null)"),
-        ({"of": ["0", "0"]}, {"labels": "{{ of }}"}, "train.gold: row 2: the label '0' stands 2 times in ['0', '0']"),
+        ({"of": ["0", "0"]}, {"labels": "{{ of }}"}, "train.gold: row 2: the label '0' occurs 2 times in ['0', '0']"),
         ({"text": None}, {}, "prompt: row 2: text is empty (null)"),
         ({"text": math.nan}, {}, "prompt: row 2: text is empty (null)"),
         ({"text": math.inf}, {}, "prompt: row 2: the value is an infinite number"),
@@ -223,7 +223,7 @@ def test_a_row_without_a_label_may_lack_the_rest_too():
 
 
 def test_a_column_that_no_row_has_is_a_mistake():
-    with pytest.raises(InputError, match=r"train\.gold: row 1: 'labl' is undefined; the names there are"):
+    with pytest.raises(InputError, match=r"train\.gold: row 1: 'labl' is undefined; the row has"):
         found([ROW], gold="{{ labl }}")
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from tasks.comparison.finetuning import EPOCHS, LEARNING_RATE, RANK, answer_loss, lora, sft
-from tests.comparison.grounds import assert_untouched, ground, state
+from tests.comparison.fit_data import assert_untouched, fit_data, state
 from tests.method.test_grid import naive
 
 
 def test_the_loss_is_the_mean_of_the_right_options_tokens():
-    given, _ = ground()
+    given, _ = fit_data()
     row, model = given.examples.encoded[0], given.loaded.model
     for gold in (0, 1):
         expected = -naive(model, row)[gold] / len(row.options[gold])
@@ -20,7 +20,7 @@ def test_the_loss_is_the_mean_of_the_right_options_tokens():
 
 
 def test_sft_is_adamw_on_one_example_at_a_time():
-    given, test = ground()
+    given, test = fit_data()
     before = state(given.loaded.model)
     fitted = sft(given)
     assert_untouched(given.loaded.model, before)
@@ -48,7 +48,7 @@ def test_sft_is_adamw_on_one_example_at_a_time():
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gemma3"])
 def test_lora_changes_every_linear_layer_of_the_decoder_by_its_rank_and_the_head_not_at_all(family):
-    given, _ = ground(family)
+    given, _ = fit_data(family)
     model = given.loaded.model
     before = state(model)
     fitted = lora(given)
@@ -68,7 +68,7 @@ def test_lora_changes_every_linear_layer_of_the_decoder_by_its_rank_and_the_head
 
 @pytest.mark.parametrize("system", [sft, lora])
 def test_training_makes_the_right_answers_more_probable(system):
-    given, _ = ground()
+    given, _ = fit_data()
     rows, gold = given.examples.encoded, given.examples.gold
     with system(given).applied() as answer:
         after = answer(rows).logprobs
@@ -77,7 +77,7 @@ def test_training_makes_the_right_answers_more_probable(system):
 
 
 def test_a_failed_training_leaves_the_model_as_it_was(monkeypatch):
-    given, _ = ground()
+    given, _ = fit_data()
     before = state(given.loaded.model)
 
     def fail(*_):

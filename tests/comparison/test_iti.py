@@ -15,7 +15,7 @@ from tests.comparison.test_steering import (
     HEADS,
     LAYERS,
     assert_answers,
-    ground,
+    fit_data,
     plain_activation,
     plain_answers,
     rank,
@@ -62,30 +62,30 @@ def plain(given, found, heads, strength):
             projections = torch.stack([x[layer, part] @ theta for _, _, x in found])
             added[part] = strength * projections.std() * theta
         edits[layer] = lambda x, added=added: x + added
-    return plain_answers(given.loaded.model, "heads", edits, given.deciding.encoded, prompt_only=False)
+    return plain_answers(given.loaded.model, "heads", edits, given.selection_rows.encoded, prompt_only=False)
 
 
 @pytest.mark.parametrize("count", [3, 16])  # 16: more than there are, so all of them
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_best_heads_are_shifted_where_the_answer_is_read(family, count, monkeypatch):
     monkeypatch.setattr(module, "COUNTS", (count,))
-    given = ground(family)
+    given = fit_data(family)
     fitted = iti(given)
     found = pairs(given)
     heads = ranked_heads(given, found)[:count]
     assert fitted.settings["heads"] == len(heads) == min(count, LAYERS * HEADS)
     with fitted.applied() as answer:
-        answers = answer(given.deciding.encoded)
+        answers = answer(given.selection_rows.encoded)
     assert_answers(answers, plain(given, found, heads, fitted.settings["strength"]))
 
 
 def test_count_and_strength_are_what_trying_all_of_them_finds(monkeypatch):
     monkeypatch.setattr(module, "COUNTS", (2, 5, 48))
-    given = ground()
+    given = fit_data()
     found = pairs(given)
     heads = ranked_heads(given, found)
     grid = [(count, strength) for count in (2, 5, len(heads)) for strength in module.STRENGTHS]
-    ranks = [rank(plain(given, found, heads[:count], strength), given.deciding.gold) for count, strength in grid]
+    ranks = [rank(plain(given, found, heads[:count], strength), given.selection_rows.gold) for count, strength in grid]
     count, strength = grid[ranks.index(max(ranks))]
     assert json.loads(json.dumps(iti(given).settings)) == {
         "heads": count, "strength": strength, "accuracy when chosen": max(ranks)[0]
@@ -105,4 +105,4 @@ def test_a_head_that_tells_right_from_wrong_is_found_and_one_that_knows_rows_by_
 
 def test_one_example_is_refused():
     with pytest.raises(InputError, match="examples"):
-        iti(ground(examples=EXAMPLES[:1]))
+        iti(fit_data(examples=EXAMPLES[:1]))

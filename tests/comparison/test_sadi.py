@@ -10,7 +10,7 @@ from tasks.comparison.sadi import sadi_head, sadi_hidden, sadi_neuron, top_eleme
 from tests.comparison.test_steering import (
     HEADS,
     assert_answers,
-    ground,
+    fit_data,
     plain_answers,
     plain_differences,
     rank,
@@ -42,19 +42,19 @@ def plain(given, site, chosen, strength):
         return x
 
     edits = {layer: lambda x, layer=layer: edit(layer, x) for layer, _ in chosen}
-    return plain_answers(given.loaded.model, site, edits, given.deciding.encoded, prompt_only=True)
+    return plain_answers(given.loaded.model, site, edits, given.selection_rows.encoded, prompt_only=True)
 
 
 @pytest.mark.parametrize("site", SYSTEMS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_top_elements_are_multiplied_at_the_last_prompt_token(family, site, monkeypatch):
     monkeypatch.setattr(module, COUNTS[site], (7,))
-    given = ground(family)
+    given = fit_data(family)
     fitted = SYSTEMS[site](given)
     chosen = elements(given, site)[:7]
     assert len({layer for layer, _ in chosen}) > 1
     with fitted.applied() as answer:
-        answers = answer(given.deciding.encoded)
+        answers = answer(given.selection_rows.encoded)
     assert_answers(answers, plain(given, site, chosen, fitted.settings["strength"]))
 
 
@@ -62,11 +62,11 @@ def test_the_top_elements_are_multiplied_at_the_last_prompt_token(family, site, 
 def test_count_and_strength_are_what_trying_all_of_them_finds(site, monkeypatch):
     monkeypatch.setattr(module, "STRENGTHS", (5, 40, 80))
     monkeypatch.setattr(module, "NEURON_STRENGTHS", (5, 40, 80))
-    given = ground()
+    given = fit_data()
     order = elements(given, site)
     counts = [min(count, len(order)) for count in getattr(module, COUNTS[site])]
     grid = [(count, strength) for count in counts for strength in (5, 40, 80)]
-    ranks = [rank(plain(given, site, order[:count], strength), given.deciding.gold) for count, strength in grid]
+    ranks = [rank(plain(given, site, order[:count], strength), given.selection_rows.gold) for count, strength in grid]
     count, strength = grid[ranks.index(max(ranks))]
     assert json.loads(json.dumps(SYSTEMS[site](given).settings)) == {
         "count": count, "strength": strength, "accuracy when chosen": max(ranks)[0]

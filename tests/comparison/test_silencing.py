@@ -9,7 +9,7 @@ from tasks.comparison.silencing import pruned, random, random_searched
 from tasks.comparison.system import Fitted, most_accurate, unedited
 from tasks.method.options import Search
 from tasks.method.recipe import AdaptationResult, Recipe
-from tests.comparison.grounds import assert_untouched, ground, state
+from tests.comparison.fit_data import assert_untouched, fit_data, state
 from tests.method.test_grid import naive
 from tests.tiny import rows as gate_rows
 
@@ -24,7 +24,7 @@ def recipe(d_ff: int) -> Recipe:
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_pruned_answers_like_the_model_with_zeroed_rows(family):
-    given, test = ground(family)
+    given, test = fit_data(family)
     of = recipe(given.stack.d_ff)
     before = state(given.loaded.model)
     with pruned(of, 6)(given).applied() as answer:
@@ -37,7 +37,7 @@ def test_pruned_answers_like_the_model_with_zeroed_rows(family):
 
 
 def test_random_takes_as_many_of_the_same_layer_and_another_seed_takes_others():
-    given, test = ground()
+    given, test = fit_data()
     of = recipe(given.stack.d_ff)
     first, again, other = (random(of, 6)(type(given)(**vars(given) | {"seed": seed})) for seed in (0, 0, 1))
     assert first.settings == {"layer": 1, "neurons": len(of.neurons)}
@@ -51,7 +51,7 @@ def test_random_takes_as_many_of_the_same_layer_and_another_seed_takes_others():
 
 
 def test_random_searched_chooses_by_the_examples_alone():
-    given, _ = ground()
+    given, _ = fit_data()
     fractions = [0.1, 0.3]
     fitted = random_searched(Search(fractions=fractions))(given)
     width, layers = given.stack.d_ff, len(given.stack)
@@ -72,7 +72,7 @@ def test_random_searched_chooses_by_the_examples_alone():
 
 
 def test_the_most_accurate_candidate_is_taken_and_of_equal_ones_the_first():
-    given, _ = ground()
+    given, _ = fit_data()
     rows = given.examples
     candidates = [random(recipe(given.stack.d_ff), 6)(type(given)(**vars(given) | {"seed": s})) for s in range(5)]
     ranks = []

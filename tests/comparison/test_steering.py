@@ -27,7 +27,7 @@ from tasks.comparison.steering import (
     option_activations,
     tokens_read,
 )
-from tasks.comparison.system import Ground
+from tasks.comparison.system import FitData
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
 from tasks.runtime.errors import InputError
@@ -50,9 +50,9 @@ def rows(examples=EXAMPLES):
     return encode_rows(table, tiny_tokenizer(), 200)
 
 
-def ground(family="llama", examples=EXAMPLES):
+def fit_data(family="llama", examples=EXAMPLES):
     model = tiny_model(family, torch.float32)
-    return Ground(Loaded(model, tiny_tokenizer()), DecoderStack(model), rows(examples), rows(examples))
+    return FitData(Loaded(model, tiny_tokenizer()), DecoderStack(model), rows(examples), rows(examples))
 
 
 def module(model, site, layer):
@@ -142,7 +142,7 @@ def rank(logprobs, gold):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_activations_are_those_of_plain_runs(family, site):
     """In float64. Float32 is off by a part of a layer's largest value, also where a value is near 0."""
-    given = ground(family)
+    given = fit_data(family)
     found = option_activations(given.stack, SITES[site](given.stack), given.examples.encoded)
     exact = copy.deepcopy(given.loaded.model).double()
     for row, values in zip(given.examples.encoded, found, strict=True):
@@ -153,7 +153,7 @@ def test_activations_are_those_of_plain_runs(family, site):
 
 
 def test_mean_differences_are_those_of_plain_runs():
-    given = ground()
+    given = fit_data()
     found = option_activations(given.stack, layer_outputs(given.stack), given.examples.encoded)
     expected = plain_differences(given.loaded.model, "layers", given.examples)
     torch.testing.assert_close(mean_difference(found, given.examples.gold), expected, atol=1e-4, rtol=1e-4)
@@ -163,7 +163,7 @@ def test_mean_differences_are_those_of_plain_runs():
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layer_of_every_site_is_steered_as_in_plain_runs(family, site, prompt_only):
-    given = ground(family)
+    given = fit_data(family)
     nodes = last_prompt_tokens if prompt_only else tokens_read
     encoded = given.examples.encoded
     # Not the same factor for all dimensions, which a norm behind the site would undo.
@@ -180,7 +180,7 @@ def test_rows_of_several_packs_keep_their_order():
     texts = np.random.default_rng(0).integers(33, 120, size=(14, 60))
     examples = [("".join(map(chr, text)), [" yes", " no !"], 0) for text in texts]
     examples += [(examples[3][0][:40], [" a", " b"], 1), (examples[3][0], [" c", " d"], 1)]
-    given = ground(examples=examples)
+    given = fit_data(examples=examples)
     edits = {1: lambda x: 2 * x}
     answers = answers_steered(
         given.stack, Steering(mlp_outputs(given.stack), edits, last_prompt_tokens), given.examples.encoded
@@ -192,7 +192,7 @@ def test_rows_of_several_packs_keep_their_order():
 
 def test_no_edit_is_bit_identical_to_the_base():
     examples = [example for example in EXAMPLES if example[0] != "a film"]  # all in one pack
-    given = ground(examples=examples)
+    given = fit_data(examples=examples)
     steering = Steering(layer_outputs(given.stack), {0: lambda x: x, LAYERS - 1: lambda x: x}, tokens_read)
     answers = answers_steered(given.stack, steering, given.examples.encoded)
     assert fingerprint(answers) == fingerprint(answers_unedited(given.stack, given.examples.encoded))
@@ -213,7 +213,7 @@ def assert_no_hooks(model):
 def test_the_model_is_as_it_was(system, family, monkeypatch):
     for grid in ("caa.MULTIPLIERS", "iti.STRENGTHS", "sadi.STRENGTHS", "sadi.NEURON_STRENGTHS"):
         monkeypatch.setattr(f"tasks.comparison.{grid}", (5,))
-    given = ground(family)
+    given = fit_data(family)
     model, encoded = given.loaded.model, given.examples.encoded
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     implementation = model.config._attn_implementation
@@ -241,7 +241,7 @@ def test_the_model_is_as_it_was(system, family, monkeypatch):
 
 
 def test_hooks_are_gone_after_a_run_that_fails():
-    given = ground()
+    given = fit_data()
 
     def fails(_):
         raise RuntimeError("here")
@@ -258,17 +258,17 @@ def test_a_row_without_a_wrong_option_is_refused():
 
 
 def test_an_activation_function_that_hooks_cannot_reach_is_refused():
-    given = ground()
+    given = fit_data()
     shared = nn.SiLU()
     for layer in given.loaded.model.model.layers:
         layer.mlp.act_fn = shared
     with pytest.raises(InputError, match="act_fn"):
-        sadi_neuron(Ground(given.loaded, DecoderStack(given.loaded.model), given.examples, given.deciding))
+        sadi_neuron(FitData(given.loaded, DecoderStack(given.loaded.model), given.examples, given.selection_rows))
 
 
 @pytest.mark.parametrize("system", [iti, sadi_head])
 def test_attention_without_o_proj_is_refused(system):
-    given = ground()
+    given = fit_data()
     for layer in given.loaded.model.model.layers:
         layer.self_attn.o_proj = nn.Sequential(layer.self_attn.o_proj)
     with pytest.raises(InputError, match="o_proj"):

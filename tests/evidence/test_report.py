@@ -13,10 +13,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tasks.evidence.cell_report import render
-from tasks.evidence.figures import difference_interval, figures
+from tasks.evidence.figures import figures
 from tasks.evidence.reading import read_evidence
-from tasks.evidence.verdict import signed, verdict
-from tasks.pipeline.cell import Cell
+from tasks.evidence.verdict import interval, measured, p_value, signed, verdict
+from tasks.pipeline.cell import Cell, open_cell
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json, write_json, write_parquet
 from tasks.steps.report import report
@@ -209,13 +209,35 @@ def test_a_cheaper_search_leaves_blanks_in_the_map_and_no_decimals_in_layers(cel
     assert "Cheaper searches" not in plain(text)
 
 
-def test_the_paired_difference_has_an_interval_and_the_bars_are_said(cell: Cell) -> None:
+def test_both_measures_have_a_paired_difference_with_an_interval_and_a_p(cell: Cell) -> None:
     evaluation = read_json(cell.evaluation)
-    low, high = difference_interval(evaluation)
     shown = plain(render(cell))
-    assert shown.count(f"{signed(low)} to {signed(high)}") == 2  # the tile, the caption
+    for name, measure in measured(evaluation).items():
+        first = measure["pruned_vs_base"]
+        assert shown.count(interval(first)) >= 3, name  # the sentence, the tile, the table
+        assert f"{signed(first['difference'])} {name.replace('_', ' ')}: 95 % interval {interval(first)}, " in shown
+        assert f"{interval(first)}, exact McNemar {p_value(first['p'])}" in shown
+        for seed, comparison in measure["pruned_vs_random"].items():
+            assert f"random, seed {seed}" in shown
+            assert f"{comparison['only_first']} : {comparison['only_second']}" in shown
+    base = evaluation["systems"]["base"]
+    assert base["exact_match"] < base["accuracy"]
+    assert f"{base['exact_match']:.3f} exact match ± {base['exact_match_stderr']:.3f}" in shown
+    assert f"{base['acc_norm']:.3f} ± {base['acc_norm_stderr']:.3f}" in shown
     assert "one standard error of that system alone, not of a difference" in shown
-    assert "95 % confidence interval" in shown
+
+
+def test_the_list_of_contents_names_every_section_that_is_there(tmp_path: Path) -> None:
+    text = render(write_cell(tmp_path))
+    listed = re.findall(r'<li><a href="#(\w+)">', text)
+    assert listed == re.findall(r'<section id="(\w+)">', text)
+    assert "strategies" in listed
+    grid = pd.read_parquet(tmp_path / "data/cells/tiny/reviews/grid.parquet")
+    write_parquet(tmp_path / "data/cells/tiny/reviews/grid.parquet", grid[(grid.layer < 3) | (grid.fraction == 0.05)])
+    text = render(open_cell("tiny", "reviews", tmp_path))
+    listed = re.findall(r'<li><a href="#(\w+)">', text)
+    assert listed == re.findall(r'<section id="(\w+)">', text)
+    assert "strategies" not in listed
 
 
 def test_a_missing_file_is_named(cell: Cell) -> None:

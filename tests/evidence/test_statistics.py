@@ -36,6 +36,7 @@ def test_mcnemar_by_hand() -> None:
     assert result == {
         "difference": pytest.approx(0.2),
         "stderr": pytest.approx(math.sqrt(6 - 16 / 20) / 20),
+        "interval": list(paired_interval(10, 5, 1, 4)),
         "only_first": 5,
         "only_second": 1,
         "p": pytest.approx(14 / 64),
@@ -54,9 +55,17 @@ def wilson(k: int, n: int) -> tuple[float, float]:
     return (p + z * z / (2 * n) - half) / (1 + z * z / n), (p + z * z / (2 * n) + half) / (1 + z * z / n)
 
 
-def test_paired_interval_by_hand() -> None:
-    """Newcombe 1998, table II: of 50 pairs (36, 12, 2, 0) the difference 0.20 has the interval 0.0569 to 0.3404."""
-    assert paired_interval(36, 12, 2, 0) == (pytest.approx(0.0569, abs=5e-5), pytest.approx(0.3404, abs=5e-5))
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ((36, 12, 2, 0), (0.0569, 0.3404)),
+        ((14, 5, 0, 22), (0.0115, 0.2265)),  # Altman et al., Statistics with Confidence, table 6.2
+        ((1, 1, 7, 12), (-0.5069, -0.0256)),  # Bentur et al. 2009, the example of R's contingencytables
+    ],
+)
+def test_paired_interval_of_known_tables(table: tuple[int, int, int, int], expected: tuple[float, float]) -> None:
+    """Computed once with the formulas of `confIntPairedProportion` in the R package biostatUZH, not with our code."""
+    assert paired_interval(*table) == pytest.approx(expected, abs=5e-5)
 
 
 def test_paired_interval_joins_two_wilson_intervals_by_phi() -> None:

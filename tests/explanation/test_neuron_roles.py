@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.explanation.neuron_roles import activations, direct_logits, top_activating, written
+from tasks.explanation.neuron_roles import activations, direct_logits, top_activating, top_tokens
 from tasks.models.stack import DecoderStack
 from tests.tiny import rows, tiny_model, tiny_tokenizer
 
@@ -54,7 +54,7 @@ def test_the_direct_logits_are_what_the_column_does_to_them():
         unscaled = model.lm_head.weight @ (model.model.norm.weight * column)
         expected = (unscaled - unscaled.mean()) / column.square().mean().sqrt()
         torch.testing.assert_close(logits, expected, atol=1e-2, rtol=1e-3)  # but for the norm's epsilon
-        words = written(tiny_tokenizer(), logits, 3)
+        words = top_tokens(tiny_tokenizer(), logits, 3)
         assert words["raised"][0]["logit"] == float(logits.max())
         assert words["lowered"][0]["logit"] == float(logits.min())
 

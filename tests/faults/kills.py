@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from flows.environment import child_environment
 from tasks.runtime.files import sha256_file
-from tasks.tracking.store import EXPERIMENT, FLOW, tracking_uri
+from tasks.tracking.store import EXPERIMENT, tracking_uri
 from tests.faults.fault_project import NAME
 
 DVC = ("-P", "-m", "dvc")
@@ -144,14 +144,10 @@ def forget(root: Path, stage: str) -> None:
 
 
 def assert_registered_once(root: Path) -> None:
-    """MLflow has one finished run, one model and one version of the cell, and the alias on it.
-
-    Runs that stand for flow runs are not counted: a killed flow and the next one each may have one.
-    """
+    """MLflow has one finished run, one model and one version of the cell, and the alias on it."""
     client = MlflowClient(tracking_uri(root), tracking_uri(root))
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    runs = client.search_runs([experiment.experiment_id])
-    (run,) = (run for run in runs if FLOW not in run.data.tags)
+    (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     (version,) = client.search_model_versions(f"name = '{NAME}'")
     assert version.run_id == run.info.run_id

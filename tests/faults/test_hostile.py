@@ -263,7 +263,7 @@ def test_parquet_files_of_one_value_many_times(tmp_path: Path) -> None:
         assert paths[-1].stat().st_size < 1 << 20
     imports = "import tasks.benchmarks.rows as rows\nrows.BYTES_LIMIT >>= 4"
     told = refusals(imports, "rows.read_rows(path, name='rows.parquet', field='f')", paths)
-    check(told, ["f: rows.parquet: holds 30000000 values", "f: rows.parquet: holds more than 134217728 bytes"])
+    check(told, ["f: rows.parquet: has 30000000 values", "f: rows.parquet: has more than 134217728 bytes"])
 
 
 PARAMS = [

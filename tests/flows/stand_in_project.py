@@ -44,7 +44,7 @@ def make_project(root: Path, stages: dict[str, Any]) -> Path:
 
 def script(root: Path, name: str, text: str) -> str:
     """A Python script in the project; returns the command that a stage runs it with."""
-    root.mkdir(parents=True, exist_ok=True)
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_text(text)
     return f"python {name}"
 
@@ -67,7 +67,6 @@ def cell_project(root: Path) -> Path:
     make_project(root, stages)
     cell = write_cell(root / "made")
     (root / "params.yaml").write_text((cell.root / "params.yaml").read_text())
-    (root / "tasks").mkdir()
     script(
         root, "tasks/steps/register.py", "import sys\nopen('ran.txt', 'a').write('register\\n')\nprint(sys.argv[1:])\n"
     )

@@ -35,7 +35,7 @@ def test_the_flow_runs_what_is_stale_and_shows_it(
     states = [adapt("tiny", "reviews", return_state=True)]
     result = states[0].result()
     assert (result.model, result.n, result.layer, result.fraction) == ("tiny", 60, 2, 0.10)
-    assert result.pruned > result.base
+    assert result.accuracy.pruned > result.accuracy.base
     assert ran(project) == [*STEPS, "register"]
     out, err = capfd.readouterr()
     assert [line.split()[:2] for line in out.splitlines() if not line.startswith(" ")] == [
@@ -73,7 +73,7 @@ def test_the_flow_runs_what_is_stale_and_shows_it(
     }
     shown = [artifact["data"] for artifact in artifacts if artifact["key"] == "tiny-reviews"]
     assert len(shown) == 2
-    assert f"{result.pruned:.3f}" in shown[-1]
+    assert f"{result.exact_match.base:.3f} → {result.exact_match.pruned:.3f}" in shown[-1]
     assert f"`{project / 'data/cells/tiny/reviews/report.html'}`" in shown[-1]
     assert "file:" not in shown[-1]  # a browser follows no such link from a page that came over http
     assert "](" not in shown[-1]  # without a tracking server there is nothing to link to

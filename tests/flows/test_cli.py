@@ -1,10 +1,16 @@
 """The `dsm` command: what is typed, what is printed, how it ends."""
 
+import dataclasses
+import importlib.metadata
+import json
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -14,8 +20,9 @@ from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from flows import cli
-from flows.cells import declare, list_cell
-from flows.plan import forward_passes, make_plan
+from flows.cells import list_cell
+from flows.declaring import Asked, declare
+from flows.plan import forward_passes, held, make_plan
 from flows.results import read_result
 from flows.stages import StepFailed, stages_of
 from tasks.benchmarks.table import read_split
@@ -24,7 +31,9 @@ from tasks.pipeline.settings import parse_settings
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import write_text
 from tasks.steps.data import store
+from tasks.tracking.promotion import Version
 from tests.cells import settings, write_cell
+from tests.faults.fault_project import write_sources
 from tests.flows.stand_in_project import REAL, cell_project, ran
 
 HEAVY = {"prefect", "mlflow", "torch", "transformers", "numpy", "pandas", "dvc", "rich", "pydantic", "yaml"}
@@ -54,7 +63,8 @@ def test_help_imports_nothing_heavy() -> None:
         "print('MODULES', *{name.partition('.')[0] for name in sys.modules})"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=REAL, check=True, capture_output=True, text=True).stdout
-    for command in ("run", "plan", "show", "export", "apply", "ui", "validate", "benchmarks"):
+    commands = ("init", "run", "rm", "hash", "plan", "show", "export", "apply", "evaluate", "try", "ui", "validate")
+    for command in (*commands, "benchmarks"):
         assert f"\n  {command} " in out
     assert not HEAVY & set(out.split("MODULES")[1].split())
 
@@ -68,7 +78,9 @@ def test_unknown_names_are_refused_in_one_line(project: Path, command: str) -> N
     ):
         code, out, err = call(*command.split(), option, "other")
         assert (code, out) == (2, "")
-        assert err == f"error: {section}: 'other' is not declared in params.yaml; there are {names}\n"
+        told = f"error: {section}: 'other' is not declared in params.yaml; there are {names}"
+        more = "; it is not a directory, .gguf file or hub id such as org/name either" if section == "models" else ""
+        assert err == f"{told}{more if command == 'run' else ''}\n"
 
 
 def test_bad_input_is_found_before_prefect_is_imported(project: Path) -> None:
@@ -129,6 +141,51 @@ def test_validate_lists_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "model gemma-3-270m: gemma-3-270m-q4_k_m.gguf in 4 wheels on PyPI" in out
 
 
+@pytest.mark.parametrize(
+    ("absent", "change", "line"),
+    [
+        ("reviews.jsonl", ("", ""), "benchmarks.reviews.train.source.path: no such file or directory: reviews.jsonl"),
+        ("source", ("", ""), "models.tiny.source.path: no such file or directory: source"),
+        ("source/config.json", ("", ""), "models.tiny.source: "),
+        (
+            "",
+            ("{{ text }} :", "{{ txt }} :"),
+            "benchmarks.reviews.prompt: row 1: 'txt' is undefined; the names there are ",
+        ),
+        ("", ("'{{ label }}'", "'{{ lable }}'"), "benchmarks.reviews.train.gold: row 1: 'lable' is undefined; "),
+        ("", ("labels:\n    - '0'", "labels:\n    - '5'"), "benchmarks.reviews.train.gold: row "),
+    ],
+)
+def test_validate_finds_absent_files_and_wrong_columns(
+    project: Path, absent: str, change: tuple[str, str], line: str
+) -> None:
+    write_sources(project)
+    assert call("validate")[0] == 0
+    if absent:
+        (project / absent).rename(project / "elsewhere")
+    path = project / "params.yaml"
+    assert change[0] in path.read_text()
+    write_text(path, path.read_text().replace(*change))
+    code, out, err = call("validate")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {line}")
+
+
+def test_version_and_completion(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = call("--version")
+    assert (code, out) == (0, f"dsm-pruning {importlib.metadata.version('dsm-pruning')}\n")
+    write_cell(project)
+    words = {"_DSM_COMPLETE": "complete_bash", "COMP_WORDS": "dsm plan --model ", "COMP_CWORD": "3"}
+    told = subprocess.run(
+        [sys.executable, "-c", "from flows.cli import app; app(prog_name='dsm')"],
+        env={**os.environ, "PYTHONPATH": str(REAL), **words},
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.split() == ["tiny"]
+    assert "--install-completion" in call("--help")[1]
+
+
 def test_a_new_cell_is_added_to_params_and_nothing_else_changes(project: Path) -> None:
     text = (REAL / "params.yaml").read_text()
     declared = parse_settings(text)
@@ -160,8 +217,9 @@ def test_a_benchmark_of_the_library_is_added_to_params(sst2: Path) -> None:
     path = sst2 / "params.yaml"
     path.write_text("# kept\n" + path.read_text())
     before = path.read_text()
-    told = declare(sst2, "sst2", model="tiny", data="rows")
-    assert told == 'benchmarks.sst2: {"spec": "sst2", "limits": {"test": 400, "transfer": 30}, "data": "rows"}'
+    asked = Asked(["tiny"], ["sst2"], data="rows")
+    line = 'benchmarks.sst2: {"spec": "sst2", "limits": {"test": 400, "transfer": 30}, "data": "rows"}'
+    assert declare(sst2, asked).told == [f"added to params.yaml: {line}"]
     text = path.read_text()
     line = "  sst2: {spec: sst2, limits: {test: 400, transfer: 30}, data: rows}\n"
     assert line in text
@@ -169,9 +227,9 @@ def test_a_benchmark_of_the_library_is_added_to_params(sst2: Path) -> None:
     cell = open_cell("tiny", "sst2", sst2)
     store(cell)
     assert len(read_split(cell.train)) == len(read_split(cell.test)) == 30
-    assert declare(sst2, "sst2", model="tiny", data=None) is None
+    assert declare(sst2, Asked(["tiny"], ["sst2"])).told == []
     with pytest.raises(InputError, match=r"data: benchmarks\.sst2 is in params.yaml already"):
-        declare(sst2, "sst2", model="tiny", data="rows")
+        declare(sst2, asked)
     assert path.read_text() == text
 
 
@@ -221,7 +279,7 @@ def test_benchmarks_ls(sst2: Path) -> None:
     lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
     assert "6,920" in lines["sst2"]
     assert " rows " in lines["sst2"]
-    declare(sst2, "sst2", model=None, data="rows")
+    declare(sst2, Asked(benchmarks=["sst2"], data="rows"))
     _, out, _ = call("benchmarks", "ls")
     lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
     declared = [cell.strip() for cell in lines["params.yaml: sst2"].split("│")]
@@ -238,23 +296,25 @@ def test_benchmarks_ls(sst2: Path) -> None:
     assert call("benchmarks", "ls")[0] == 0
 
 
-def test_show(project: Path) -> None:
+def test_show_as_json(project: Path) -> None:
     made = write_cell(project)
-    code, out, _ = call("show")
-    assert code == 0
-    line = next(line for line in out.splitlines() if "tiny" in line)
     result = read_result(made)
     assert result is not None
-    assert f"{result.pruned:.3f} ± {result.pruned_stderr:.3f}" in line
-    assert [part.strip() for part in line.split("│")[-6:-2]] == ["60", f"{result.p:.2g}", "2", "10%"]
-    answers = " → ".join(":".join(map(str, counts)) for counts in (result.base_answers, result.pruned_answers))
-    assert sum(result.base_answers) == sum(result.pruned_answers) == 60
-    assert line.split("│")[-2].strip() == answers
-    code, out, _ = call("show", "--markdown")
-    assert code == 0
-    assert out.splitlines()[-1].endswith(f"| 60 | {result.p:.2g} | 2 | 10% | {answers} |")
+    (as_json,) = json.loads(call("show", "--json")[1])
+    assert (as_json["model"], as_json["n"]) == ("tiny", 60)
+    assert as_json["accuracy"]["pruned"] == result.accuracy.pruned
+    assert as_json["exact_match"]["p"] == result.exact_match.p
     made.evaluation.unlink()
-    assert call("show")[:2] == (0, "no cell has a result yet: `dsm run` makes one\n")
+    assert call("show", "--json")[:2] == (0, "[]\n")
+
+
+def test_versions_as_json(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cell(project)
+    version = Version(number=2, aliases=["champion"], made=0, metrics={"accuracy_base": 0.5}, reason="better")
+    monkeypatch.setattr("tasks.tracking.promotion.versions", lambda cell: ([version], []))
+    code, out, _ = call("versions", "--json")
+    assert code == 0
+    assert json.loads(out) == {"versions": [dataclasses.asdict(version)], "moves": []}
 
 
 def test_export_and_apply_call_the_exporter(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,9 +325,24 @@ def test_export_and_apply_call_the_exporter(project: Path, monkeypatch: pytest.M
     assert call("export", "--out", "there") == (0, "there\n", "")
     assert call("apply", "pruned.json", "--model", "base", "--out", "there") == (0, "there\n", "")
     assert calls == [("tiny-reviews", Path("there")), (Path("pruned.json"), Path("base"), Path("there"))]
+    assert call("apply", "a.json", "b.json", "--model", "base", "--out", "there")[0] == 0
+    assert calls.pop() == (Path("a.json"), Path("base"), Path("there"), Path("b.json"))
+
+
+def test_export_pushes_to_the_hub_where_asked(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cell(project)
+    pushed: list[tuple[object, ...]] = []
+    monkeypatch.setattr("tasks.tracking.hub.push", lambda cell, *where: pushed.append((cell.name, *where)) or "address")
+    assert call("export", "--push", "org/name") == (0, "address\n", "")
+    assert call("export", "--push", "org/name", "--out", "there") == (0, "address\n", "")
+    assert pushed == [("tiny-reviews", "org/name", None), ("tiny-reviews", "org/name", Path("there"))]
+    told = "error: export: name a directory with --out, or a repository on the hub with --push\n"
+    assert call("export") == (2, "", told)
 
 
 def test_ui_serves_the_store_that_the_registry_uses(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call("ui") == (2, "", f"error: params.yaml: not found in {project}; run from the project's directory\n")
+    write_cell(project)
     started: list[list[str]] = []
     monkeypatch.setattr(os, "execve", lambda path, argv, env: started.append(argv))
     assert call("ui", "--port", "5001")[0] == 0
@@ -304,6 +379,23 @@ def test_the_estimate_uses_the_timings_of_this_machine(project: Path) -> None:
     assert list(made) == [*stages_of("tiny", "reviews"), "register"]
 
 
+def test_the_plan_says_what_is_held_where(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell_project(project)
+    cell = open_cell(root=project)
+    size = {
+        "num_hidden_layers": 28, "hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12,
+        "num_key_value_heads": 2, "vocab_size": 151936,
+    }  # fmt: skip
+    write_text(cell.model_dir / "model.safetensors", "x" * 3000)
+    assert held(cell, size) == (
+        "weights of 3e-06 GB mapped from the disk, a layer of 0.19 GB in float32 at a time, at most 2 GB of activations"
+    )
+    monkeypatch.setenv("DSM_MEMORY", "2.5e9")
+    assert held(cell, size).endswith("at most 2.5e9 bytes in all (DSM_MEMORY)")
+    monkeypatch.setenv("DSM_DEVICE", "cuda")
+    assert "on the GPU" in held(cell, size)
+
+
 def test_plan_of_a_cell_that_is_not_in_the_pipeline_yet(project: Path) -> None:
     cell_project(project)
     params = settings()
@@ -313,6 +405,9 @@ def test_plan_of_a_cell_that_is_not_in_the_pipeline_yet(project: Path) -> None:
     assert (code, err) == (0, "")
     assert out.count(" run ") == 9
     assert "estimated" in out
+    plan = json.loads(call("plan", "--benchmark", "others", "--json")[1])
+    assert (plan["model"], plan["benchmark"]) == ("tiny", "others")
+    assert [line["does"] for line in plan["lines"]].count("run") == 9
 
 
 @pytest.mark.real
@@ -345,6 +440,10 @@ def test_ctrl_c_ends_the_children(project: Path) -> None:
     assert process.returncode == 130, err
     assert err == "interrupted; `dsm run` goes on where it stopped\n"
     assert not Path(f"/proc/{pid.read_text()}").exists()
+    with closing(sqlite3.connect(project / "prefect" / "prefect.db")) as database:
+        [(name, state)] = database.execute("SELECT name, state_name FROM flow_run").fetchall()
+    assert re.fullmatch(r"tiny on reviews, \d{4}-\d\d-\d\d", name)
+    assert state == "Cancelled"
 
 
 @pytest.mark.real

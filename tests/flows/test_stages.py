@@ -66,8 +66,11 @@ def test_a_stage_runs_once_then_is_cached_then_restored(project: Path, said: lis
     write = script(project, "a.py", "import sys; print('half way', file=sys.stderr); open('out.txt', 'w').write('1')")
     make_project(project, {"a": {"matrix": {"m": ["x"]}, "cmd": write, "deps": ["a.py"], "outs": ["out.txt"]}})
     assert run_stage("a@x", project, timeout=60, log=said.append) == "ran"
+    assert said[0] == "a: out of date, running"
     assert "half way" in said
+    before = list(said)
     assert run_stage("a@x", project, timeout=60, log=said.append) == "cached"
+    assert said == before
     (project / "out.txt").unlink()
     assert plan_stages(["a@x"], project) == {"a@x": "restore"}
     assert run_stage("a@x", project, timeout=60, log=said.append) == "restored"

@@ -16,8 +16,9 @@ from tasks.method.recipe import Recipe
 from tasks.method.silence import Neurons, silence, silenced
 from tasks.models.gated import PROJECTIONS
 from tasks.models.stack import DecoderStack
+from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
-from tests.comparison.grounds import assert_untouched, ground, state
+from tests.comparison.fit_data import assert_untouched, fit_data, state
 from tests.tiny import FAMILIES, rows, save_tiny, tiny_model, tiny_tokenizer
 
 EXAMPLES = [
@@ -29,7 +30,7 @@ QUICK = Attribution(quadrature="riemann_right", steps=2)
 
 @pytest.mark.parametrize("strategy", ["exhaustive", "coarse_to_fine", "layer_subset", "dropping"])
 def test_the_model_is_left_as_it_was(strategy):
-    given, _ = ground()
+    given, _ = fit_data()
     before = state(given.loaded.model)
     search = Search(strategy=strategy, fractions=[0.1, 0.3])
     found = adapt(given.loaded.model, given.loaded.tokenizer, EXAMPLES, attribution=QUICK, search=search)
@@ -49,7 +50,7 @@ def test_in_flight_and_in_the_weights_give_the_same_logits(family, projection):
     [packed] = stack.pack([[(sequence, [len(sequence) - 1])]])
     neurons = np.random.default_rng(0).choice(stack.width(projection), 9, replace=False)
     for layer in range(len(stack)):
-        [in_flight] = stack.logits_without(stack.clean(packed), layer, [np.sort(neurons)], projection)
+        [in_flight] = logits_without(stack, stack.clean(packed), layer, [np.sort(neurons)], projection)
         naive = copy.deepcopy(model)
         rows(naive, layer, projection)[torch.tensor(neurons)] = 0
         with silenced(model, Neurons(layer, neurons, projection)):
@@ -98,7 +99,7 @@ def test_a_recipe_for_a_model_of_another_shape_is_refused(change):
 
 
 def test_the_smallest_fraction_must_have_a_neuron():
-    given, _ = ground()
+    given, _ = fit_data()
     with pytest.raises(InputError, match=r"^search.fractions: 0.001 of 48 neurons is none"):
         adapt(given.stack, tiny_tokenizer(), EXAMPLES, attribution=QUICK, search=Search(fractions=[0.001, 0.1]))
 
@@ -131,5 +132,5 @@ def test_gradients_and_training_mode_are_as_before():
 
 def test_weights_in_bfloat16_are_refused():
     model = tiny_model("llama", torch.bfloat16)
-    with pytest.raises(InputError, match=r"^model: is in torch.bfloat16"):
+    with pytest.raises(InputError, match=r"^model: LlamaForCausalLM: is in torch.bfloat16"):
         adapt(model, tiny_tokenizer(), EXAMPLES)

@@ -7,10 +7,11 @@ import torch
 from tasks.method.attribute import Attributor, assemble, describe
 from tasks.method.options import Attribution
 from tasks.method.targets import TARGETS
+from tasks.models.memory import Room
 from tasks.models.stack import DecoderStack
 from tasks.runtime.errors import InputError
 from tasks.runtime.journal import Journal
-from tasks.runtime.work import crew, run_parts
+from tasks.runtime.work import run_parts, worker_pool
 from tests.method.oracles import (
     FAMILIES,
     FIRSTS,
@@ -57,7 +58,7 @@ def test_single_is_what_zeroing_one_row_of_the_weights_takes_away(model, layer, 
 def test_single_in_small_batches_is_the_same(monkeypatch):
     model = tiny_model("llama")
     expected = all_scores(model, path="single")
-    monkeypatch.setattr("tasks.method.ablation.forward_tokens", lambda model: 30)
+    monkeypatch.setattr(Room, "forward_tokens", property(lambda room: 30))
     torch.testing.assert_close(all_scores(model, path="single"), expected, atol=1e-12, rtol=0)
 
 
@@ -186,8 +187,8 @@ def test_parts_come_back_from_the_journal_as_they_went(settings, tmp_path):
     found = []
     for _ in range(2):
         made = []
-        with crew(lambda made=made: made.append(attributor(model, **settings)) or made[0]) as workers:
-            parts = workers.ask("parts")
+        with worker_pool(lambda made=made: made.append(attributor(model, **settings)) or made[0]) as workers:
+            parts = workers.attribute("parts")
             values = run_parts(workers, parts, Journal(tmp_path / "journal", "key"), lambda done: None)
         found.append(assemble(list(values.values()), {}))
     assert set(vars(made[0])) == {"_stack", "_sequences", "_settings", "_firsts"}, "computed what the journal has"

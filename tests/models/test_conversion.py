@@ -112,6 +112,21 @@ def test_a_gguf_file_gives_the_same_bytes_every_time(tmp_path):
     assert sha256_directory(first) == sha256_directory(second)
 
 
+def test_a_gguf_file_is_rounded_where_its_source_says_so(tmp_path):
+    path = write_gguf(tmp_path / "tiny.gguf")
+    field = {"field": FIELD, "root": tmp_path, "work": tmp_path}
+    source = path_source(path)
+    write_model(source, tmp_path / "whole", **field)
+    write_model(source.model_copy(update={"dtype": "bfloat16"}), tmp_path / "rounded", **field)
+    whole, rounded = (load(tmp_path / name).model for name in ("whole", "rounded"))
+    assert rounded.model.layers[0].mlp.gate_proj.weight.dtype == torch.bfloat16
+    for (name, weight), (_, exact) in zip(rounded.named_parameters(), whole.named_parameters(), strict=True):
+        assert torch.equal(weight.float(), exact.bfloat16().float()), name
+    assert sha256_directory(tmp_path / "whole") != sha256_directory(tmp_path / "rounded")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "rounded")]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
 @pytest.mark.parametrize(
     ("split", "tokens"), [("smollm", ["9", "Ġ", "Â½"]), ("gpt-2", ["9", "ĠÂ", "½"]), ("qwen2", ["9", "Ġ", "Â½"])]
 )

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.models.hashing import sha256_directory
+from tasks.models.hashing import record_hash, recorded_hash, sha256_directory
+from tasks.models.weights import RECORD
 from tasks.runtime.errors import InputError
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
@@ -130,3 +131,29 @@ def test_a_config_that_is_none(copy, text):
     (copy / "config.json").write_text(text)
     with pytest.raises(InputError, match=r"^model: .*config\.json is not"):
         sha256_directory(copy)
+
+
+def test_a_recorded_hash_is_read_without_the_weights(model, copy, monkeypatch):
+    directory, digest = copy, model[1]
+    assert recorded_hash(directory) == digest  # without a record it is computed
+    assert record_hash(directory) == digest
+    assert sha256_directory(directory) == digest  # the record is no part of the model
+    monkeypatch.setattr("tasks.models.hashing.hashed_tensors", lambda path: pytest.fail(f"reads {path}"))
+    assert recorded_hash(directory) == digest
+    record = (directory / RECORD).read_bytes()
+    for change in ("cut", "added", "gone"):
+        config = directory / "config.json"
+        before = config.read_bytes()
+        if change == "cut":
+            config.write_bytes(before[:-1])
+        elif change == "added":
+            (directory / "more.json").write_text("{}")
+        else:
+            config.unlink()
+        with pytest.raises(InputError, match=r"^model: .* is not as it was stored"):
+            recorded_hash(directory)
+        config.write_bytes(before)
+        (directory / "more.json").unlink(missing_ok=True)
+    (directory / RECORD).write_bytes(record[:20])
+    with pytest.raises(InputError, match=r"^model: .*model\.sha256\.json is damaged"):
+        recorded_hash(directory)

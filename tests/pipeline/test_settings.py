@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tasks.benchmarks.benchmark_spec import HeldOut
+from tasks.pipeline.cell import open_cell
 from tasks.pipeline.settings import load_settings, parse_settings
 from tasks.runtime.errors import InputError
 from tests.cells import settings
@@ -75,12 +76,24 @@ PART = {"package": "p", "version": "1", "file": "f"}
         (put([], "search", "fractions"), "search.fractions: List should have at least 1 item"),
         (put("trapezoid", "attribution", "quadrature"), "attribution.quadrature: "),
         (put([], "evaluation", "control_seeds"), "evaluation.control_seeds: "),
-        (put([0, 0], "evaluation", "control_seeds"), "evaluation.control_seeds: holds the same seed twice"),
+        (put([0, 0], "evaluation", "control_seeds"), "evaluation.control_seeds: holds a seed twice"),
         (put([-1], "evaluation", "control_seeds"), "evaluation.control_seeds.0: Input should be greater than or equal"),
         (put(-1, "adaptation", "seed"), "adaptation.seed: Input should be greater than or equal to 0, not -1"),
+        (
+            put("bfloat16", "models", "tiny", "source", "dtype"),
+            "models.tiny.source: dtype: is for GGUF files; the weights of others stay in the type they have",
+        ),
+        (
+            put("float16", "models", "tiny", "source", "dtype"),
+            "models.tiny.source.dtype: Input should be 'float32' or 'bfloat16'",
+        ),
+        (
+            put("bfloat16", "benchmarks", "reviews", "train", "source", "dtype"),
+            "benchmarks.reviews.train.source: dtype: is for models",
+        ),
         (put(["huge"], "pipeline", "models"), "pipeline.models: 'huge' is not declared; there are ['tiny']"),
         (put(["sst"], "pipeline", "benchmarks"), "pipeline.benchmarks: 'sst' is not declared; there are ['reviews']"),
-        (put(["tiny", "tiny"], "pipeline", "models"), "pipeline.models: 'tiny' is there twice"),
+        (put(["tiny", "tiny"], "pipeline", "models"), "pipeline.models: 'tiny' occurs twice"),
         (put([], "pipeline", "benchmarks"), "pipeline.cells.tiny-reviews: 'reviews' is not in pipeline.benchmarks"),
         (put({"model": "tiny", "benchmark": "reviews"}, "pipeline", "cells", "t"), "must be named 'tiny-reviews'"),
         (put({"model": "tiny"}, "pipeline", "cells", "t"), "pipeline.cells.t.benchmark: Field required"),
@@ -96,8 +109,8 @@ PART = {"package": "p", "version": "1", "file": "f"}
         (source("path", path="x", sha256="ABC"), "models.tiny.source.sha256: String should match pattern"),
         (source("hub", id="a/b", revision="main"), "models.tiny.source.revision: must be a commit of 40 hexadecimal"),
         (put([" a"], "benchmarks", "reviews", "options"), "benchmarks.reviews.options: "),
-        (put([" a", " a"], "benchmarks", "reviews", "options"), "options holds the same value twice"),
-        (put([" a", " "], "benchmarks", "reviews", "options"), "options holds an empty one"),
+        (put([" a", " a"], "benchmarks", "reviews", "options"), "options holds a value twice"),
+        (put([" a", " "], "benchmarks", "reviews", "options"), "options holds an empty option"),
         (put(["0"], "benchmarks", "reviews", "labels"), "labels has 1 values for 2 options"),
         (put("text", "benchmarks", "reviews", "train", "fields"), "benchmarks.reviews.train.fields: "),
         (put([" a", 1], "benchmarks", "reviews", "options"), "benchmarks.reviews.options.1: "),
@@ -106,7 +119,7 @@ PART = {"package": "p", "version": "1", "file": "f"}
         (put("yesterday", "benchmarks", "reviews", "date"), "benchmarks.reviews.date: must be a date such as"),
         (put("2024-02-30", "benchmarks", "reviews", "date"), "benchmarks.reviews.date: must be a date such as"),
         (put(20240726, "benchmarks", "reviews", "date"), "benchmarks.reviews.date: must be a date such as"),
-        (put(datetime.date(2025, 2, 3), "benchmarks", "reviews", "date"), 'must stand in quotes, "2025-02-03": DVC'),
+        (put(datetime.date(2025, 2, 3), "benchmarks", "reviews", "date"), 'must be in quotes, "2025-02-03": DVC'),
         (put("2025-02-03", "benchmarks", "reviews", "date"), "reviews: date is for a chat template, but chat_template"),
         (
             put(
@@ -185,3 +198,15 @@ def test_not_text(tmp_path):
     (tmp_path / "params.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"params.yaml: not UTF-8 text"):
         load_settings(tmp_path)
+
+
+def test_a_dot_in_a_name_is_an_underscore_in_the_file(tmp_path):
+    refused(
+        lambda params: params["models"].update({"qwen2.5": params["models"]["tiny"]}),
+        "models.qwen2.5: DVC would read what follows a dot as a field; write qwen2_5 (commands take either)",
+    )
+    params = settings()
+    params["models"]["qwen2_5"] = params["models"]["tiny"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    assert open_cell("qwen2.5", "reviews", tmp_path) == open_cell("qwen2_5", "reviews", tmp_path)
+    assert open_cell("qwen2.5", "reviews", tmp_path).model == "qwen2_5"

@@ -37,6 +37,11 @@ def write_rows(project: Path) -> None:
     (project / "params.yaml").write_text(yaml.safe_dump(params))
 
 
+@pytest.mark.parametrize("step", ["data", "register", "promote"])  # the last two are defined in other modules
+def test_a_step_goes_by_the_name_of_its_module(project: Path, step: str) -> None:
+    assert run(f"tasks.steps.{step}", project, "--help").stdout.startswith(f"usage: python -m tasks.steps.{step} ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -44,7 +49,7 @@ def write_rows(project: Path) -> None:
         (
             ["--benchmark", "none"],
             "error: benchmarks: 'none' is not declared in params.yaml; there are ['reviews']; "
-            "no benchmark 'none' in the library; `dsm benchmarks ls` shows all there are\n",
+            "no benchmark 'none' in the library; `dsm benchmarks ls` lists all\n",
         ),
     ],
 )

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,11 +18,11 @@ from hypothesis import strategies as st
 
 from tasks.method.grid import every_pair, parts_of
 from tasks.models.products import linear
-from tasks.runtime.cluster import Shares, share_of
+from tasks.runtime.cluster import RayPool, WorkStealingQueue, _Actor, resources_per_worker
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import sha256_file
 from tasks.runtime.journal import Journal
-from tasks.runtime.work import Crew, crew, run_parts
+from tasks.runtime.work import WorkerPool, run_parts, worker_pool
 from tasks.steps.prune import prune
 from tasks.steps.sample import sample
 from tasks.steps.score import score
@@ -39,31 +40,37 @@ ROOT = Path(__file__).parents[2]
 def test_parts_of_the_journal_are_not_computed_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal", "key")
     journal.put("2", "from the journal")
-    told: list[int] = []
-    with crew(Squares) as workers:
-        assert workers.ask("names") == ("square",)
-        assert run_parts(workers, [3, 2, 1], journal, told.append) == {3: 9, 2: "from the journal", 1: 1}
-    assert told == [1, 1, 1]
+    counts: list[int] = []
+    with worker_pool(Squares) as workers:
+        assert workers.attribute("names") == ("square",)
+        assert run_parts(workers, [3, 2, 1], journal, counts.append) == {3: 9, 2: "from the journal", 1: 1}
+    assert counts == [1, 1, 1]
 
 
 @pytest.mark.parametrize("text", ["two", "-1", "1.5", "²"])
 def test_a_wrong_number_of_workers_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSM_WORKERS", text)
-    with pytest.raises(InputError, match=f"DSM_WORKERS: must be a whole number from 0, not '{text}'"), crew(Squares):
+    with (
+        pytest.raises(InputError, match=f"DSM_WORKERS: must be a whole number from 0, not '{text}'"),
+        worker_pool(Squares),
+    ):
         pass
 
 
 @pytest.mark.parametrize("text", ["", "0"])
 def test_without_workers_ray_is_not_imported(text: str) -> None:
-    code = "import sys; from tasks.runtime.work import crew\n"
-    code += "with crew(object): assert 'ray' not in sys.modules"
+    code = "import sys; from tasks.runtime.work import worker_pool\n"
+    code += "with worker_pool(object): assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "DSM_WORKERS": text}, cwd=ROOT, check=True)
 
 
 def test_without_ray_the_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSM_WORKERS", "2")
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"^DSM_WORKERS: needs Ray: pip install dsm-pruning\[ray\]$"), crew(Squares):
+    with (
+        pytest.raises(InputError, match=r"^DSM_WORKERS: needs Ray: pip install dsm-pruning\[ray\]$"),
+        worker_pool(Squares),
+    ):
         pass
 
 
@@ -71,31 +78,34 @@ def test_without_ray_the_line_says_how_to_install_it(monkeypatch: pytest.MonkeyP
 def test_a_cluster_that_is_not_there_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSM_WORKERS", "2")
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(InputError, match=f"^RAY_ADDRESS: {address} cannot be reached: "), crew(Squares):
+    with pytest.raises(InputError, match=f"^RAY_ADDRESS: {address} cannot be reached: "), worker_pool(Squares):
         pass
 
 
 def test_each_worker_holds_a_gpu_or_its_share_of_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DSM_DEVICE", raising=False)
     node = {"CPU": 3.0, "memory": 1e9}
-    assert share_of([node, node], 2) == {"num_cpus": 3, "num_gpus": 0}
-    assert share_of([node, node], 3) == {"num_cpus": 1, "num_gpus": 0}  # two of two processors would not fit a node
-    assert share_of([node | {"GPU": 2.0}, node], 2) == {"num_cpus": 1, "num_gpus": 1}
+    assert resources_per_worker([node, node], 2) == {"num_cpus": 3, "num_gpus": 0}
+    assert resources_per_worker([node, node], 3) == {
+        "num_cpus": 1,
+        "num_gpus": 0,
+    }  # 2 + 2 CPUs do not fit a node
+    assert resources_per_worker([node | {"GPU": 2.0}, node], 2) == {"num_cpus": 1, "num_gpus": 1}
     with pytest.raises(InputError, match="DSM_WORKERS: 3 workers, but there are 2 GPUs"):
-        share_of([node | {"GPU": 2.0}, node], 3)
+        resources_per_worker([node | {"GPU": 2.0}, node], 3)
     with pytest.raises(InputError, match="DSM_WORKERS: 7 workers, but there are 6 CPUs"):
-        share_of([node, node], 7)
+        resources_per_worker([node, node], 7)
     monkeypatch.setenv("DSM_DEVICE", "cpu")
-    assert share_of([node | {"GPU": 2.0}, node], 6) == {"num_cpus": 1, "num_gpus": 0}
+    assert resources_per_worker([node | {"GPU": 2.0}, node], 6) == {"num_cpus": 1, "num_gpus": 0}
 
 
 @given(st.integers(0, 60), st.integers(1, 5), st.data())
-def test_shares_hand_out_every_part_once_and_mostly_neighbours(parts: int, takers: int, data: st.DataObject) -> None:
-    shares, taken = Shares(range(parts), takers), {taker: [] for taker in range(takers)}
+def test_the_queue_gives_every_part_once_and_mostly_neighbours(parts: int, takers: int, data: st.DataObject) -> None:
+    queue, taken = WorkStealingQueue(range(parts), takers), {taker: [] for taker in range(takers)}
     busy = list(range(takers))
     while busy:
         taker = data.draw(st.sampled_from(busy))
-        if part := shares.take(taker):
+        if part := queue.take(taker):
             taken[taker] += part
         else:
             busy.remove(taker)
@@ -119,41 +129,41 @@ def two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="class")
-def on_ray() -> Iterator[Crew]:
+def ray_pool() -> Iterator[WorkerPool]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DSM_WORKERS", "2")
         patch.delenv("RAY_ADDRESS", raising=False)
         before = signal.getsignal(signal.SIGTERM)
-        with crew(Squares) as workers:
+        with worker_pool(Squares) as workers:
             yield workers
     assert signal.getsignal(signal.SIGTERM) == before
     assert not [process for process in descendants() if "ray" in process.name()]
 
 
 @pytest.mark.real
-class TestOnRay:
-    def test_workers_give_what_this_process_gives(self, on_ray: Crew) -> None:
-        assert on_ray.ask("names") == ("square",)
-        assert dict(on_ray.compute(range(20))) == {i: i * i for i in range(20)}
-        assert dict(on_ray.compute([])) == {}
+class TestRayPool:
+    def test_workers_give_what_this_process_gives(self, ray_pool: WorkerPool) -> None:
+        assert ray_pool.attribute("names") == ("square",)
+        assert dict(ray_pool.compute(range(20))) == {i: i * i for i in range(20)}
+        assert dict(ray_pool.compute([])) == {}
 
-    def test_a_part_whose_worker_is_killed_is_tried_again(self, on_ray: Crew, tmp_path: Path) -> None:
+    def test_a_part_whose_worker_is_killed_is_tried_again(self, ray_pool: WorkerPool, tmp_path: Path) -> None:
         parts = [0, 1, tmp_path / "died", 2, 3]
-        assert dict(on_ray.compute(parts)) == {0: 0, 1: 1, tmp_path / "died": "alive", 2: 4, 3: 9}
+        assert dict(ray_pool.compute(parts)) == {0: 0, 1: 1, tmp_path / "died": "alive", 2: 4, 3: 9}
 
-    def test_bad_input_of_a_worker_is_the_same_line_here(self, on_ray: Crew) -> None:
+    def test_bad_input_of_a_worker_is_the_same_line_here(self, ray_pool: WorkerPool) -> None:
         with pytest.raises(InputError) as caught:
-            list(on_ray.compute(["refuse"]))
+            list(ray_pool.compute(["refuse"]))
         assert (str(caught.value), caught.value.field) == ("params.field: is wrong", "params.field")
 
-    def test_other_errors_are_those_of_the_worker(self, on_ray: Crew) -> None:
+    def test_other_errors_are_those_of_the_worker(self, ray_pool: WorkerPool) -> None:
         with pytest.raises(ArithmeticError, match=r"^cannot square a circle$"):
-            list(on_ray.compute(["a circle"]))
+            list(ray_pool.compute(["a circle"]))
         with pytest.raises(FileNotFoundError) as caught:
-            list(on_ray.compute(["missing"]))
+            list(ray_pool.compute(["missing"]))
         assert caught.value.filename == "rows.jsonl"
 
-    def test_it_listens_on_this_machine_alone(self, on_ray: Crew) -> None:
+    def test_it_listens_on_this_machine_alone(self, ray_pool: WorkerPool) -> None:
         listening = [
             connection.laddr.ip
             for process in descendants()
@@ -163,10 +173,10 @@ class TestOnRay:
         assert listening
         assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
 
-    def test_a_part_that_always_kills_its_worker_is_given_up(self, on_ray: Crew) -> None:
-        with pytest.raises(RuntimeError, match="the workers that were given die died, 4 times"):
-            list(on_ray.compute(["die"]))
-        assert dict(on_ray.compute([5, 6])) == {5: 25, 6: 36}
+    def test_a_part_that_always_kills_its_worker_is_given_up(self, ray_pool: WorkerPool) -> None:
+        with pytest.raises(RuntimeError, match="the workers that computed die died 4 times"):
+            list(ray_pool.compute(["die"]))
+        assert dict(ray_pool.compute([5, 6])) == {5: 25, 6: 36}
 
 
 @pytest.mark.real
@@ -205,9 +215,9 @@ def test_two_workers_of_which_one_is_killed_write_the_same_bytes(
 
 DRIVER = """
 import time
-from tasks.runtime.work import crew
-with crew(object) as workers:
-    workers.ask("__class__")
+from tasks.runtime.work import worker_pool
+with worker_pool(object) as workers:
+    workers.attribute("__class__")
     print("ready", flush=True)
     time.sleep(100)
 """
@@ -266,3 +276,61 @@ def test_a_row_does_not_depend_on_how_many_are_multiplied_with_it(inputs: int, o
     for rows in (1, 2, 3, 8, 16):
         assert linear(x[:rows], weight).numpy().tobytes() == whole[:rows].numpy().tobytes()
     assert linear(x[None, :1], weight).shape == (1, 1, outputs)
+
+
+class Reference:
+    def __init__(self, result: object) -> None:
+        self.result = result
+
+
+class FakeRay:
+    """Calls that are done at once, in this process."""
+
+    class exceptions:
+        RayTaskError = RayActorError = ZeroDivisionError
+
+    @staticmethod
+    def get(value: object) -> object:
+        return value.result
+
+    @staticmethod
+    def wait(values: list[object], num_returns: int) -> tuple[list[object], list[object]]:
+        return values[:1], values[1:]
+
+
+class FakeActor:
+    def __init__(self, worker: object) -> None:
+        actor = _Actor(lambda: worker)
+        for name in ("attribute", "groups", "compute"):
+            call = getattr(actor, name)
+            setattr(self, name, SimpleNamespace(remote=lambda *a, call=call: Reference(call(*a))))
+
+
+class Pairs(Squares):
+    """A worker that computes two neighbours at once."""
+
+    def together(self, parts: list[int]) -> list[list[int]]:
+        return [parts[i : i + 2] for i in range(0, len(parts), 2)]
+
+    def compute_together(self, group: list[int]) -> list[object]:
+        assert len(group) <= 2
+        return [self.compute(part) for part in group]
+
+
+@pytest.mark.parametrize("make", [Squares, Pairs])
+def test_groups_of_parts_are_computed_by_workers_and_here(make: type, tmp_path: Path) -> None:
+    expected = {i: i * i for i in range(7)}
+    with worker_pool(make) as here:
+        assert run_parts(here, list(range(7)), Journal(tmp_path / "journal", "key")) == expected
+    workers = RayPool(FakeRay, [FakeActor(make()), FakeActor(make())])
+    assert workers.attribute("names") == ("square",)
+    assert dict(workers.compute(list(range(7)))) == expected
+    assert dict(workers.compute([])) == {}
+    with pytest.raises(InputError, match="is wrong"):
+        list(workers.compute(["refuse"]))
+
+
+def test_one_gpu_of_several_is_refused_beside_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSM_DEVICE", "cuda:1")
+    with pytest.raises(InputError, match=r"^DSM_DEVICE: cuda:1 is one GPU, but each worker holds one of its own"):
+        resources_per_worker([{"CPU": 8.0, "GPU": 2.0}], 1)

@@ -8,11 +8,11 @@ from tasks.method.silence import Neurons, silenced
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
 from tasks.semantics import drops, meaning
-from tasks.semantics.activations import Places, places, word_activations
+from tasks.semantics.activations import WordPositions, word_activations, word_positions
 from tasks.semantics.permutation import agreement
 from tasks.semantics.words import occurrence_counts, own_words
 from tasks.sparsity.weight_pruning import prune_weights, sparse
-from tests.comparison.grounds import assert_untouched, state, table
+from tests.comparison.fit_data import assert_untouched, state, table
 from tests.tiny import rows as weight_rows
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -25,7 +25,7 @@ def measured(family="llama", dtype=torch.float32, count=10):
     rows = encode_rows(table(count), loaded.tokenizer, stack.context)
     own = own_words(rows, loaded.tokenizer)
     words = sorted(word for word, n in occurrence_counts(own).items() if n >= 2)
-    return loaded, stack, rows, own, places(words, [row.prompt for row in rows.encoded], own)
+    return loaded, stack, rows, own, word_positions(words, [row.prompt for row in rows.encoded], own)
 
 
 def directly(model, rows, own, words):
@@ -92,23 +92,25 @@ def test_a_model_with_pruned_weights_is_measured_and_restored(method):
 
 def test_copies_of_the_examples_say_the_same_and_other_examples_need_not():
     _, stack, _, _, there = measured(count=12)
-    half = there.among(range(6))
+    half = there.subset(range(6))
     first = word_activations(stack, half)
-    doubled = Places(half.words, half.prompts * 2, half.marks * 2)
-    copies = word_activations(stack, doubled.among(range(6, 12)))
+    doubled = WordPositions(half.words, half.prompts * 2, half.marks * 2)
+    copies = word_activations(stack, doubled.subset(range(6, 12)))
     rank, common = agreement(first, copies)
     assert rank == pytest.approx(1, abs=1e-12)
     assert common == (first.counts > 0).sum() >= 3
     np.testing.assert_allclose(word_activations(stack, doubled).mean, first.mean, rtol=1e-5)
-    other, _ = agreement(first, word_activations(stack, there.among(range(6, 12))))
+    other, _ = agreement(first, word_activations(stack, there.subset(range(6, 12))))
     assert -1 <= other < 0.999
-    few = word_activations(stack, Places(half.words[:2], half.prompts, [[m for m in marks if m[0] < 2] for marks in half.marks]))  # fmt: skip  # noqa: E501
+    few = word_activations(stack, WordPositions(half.words[:2], half.prompts, [[m for m in marks if m[0] < 2] for marks in half.marks]))  # fmt: skip  # noqa: E501
     assert np.isnan(agreement(few, few)[0])
 
 
 def test_words_without_a_place_are_zero():
     _, stack, _, _, there = measured()
-    found = word_activations(stack, Places(["nowhere", *there.words], there.prompts, [[] for _ in there.prompts]))
+    found = word_activations(
+        stack, WordPositions(["nowhere", *there.words], there.prompts, [[] for _ in there.prompts])
+    )
     assert (found.mean == 0).all()
     assert found.counts.sum() == 0
 

@@ -12,9 +12,9 @@ from tasks.method.quadrature import gauss_legendre
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
 from tasks.runtime.errors import InputError
-from tasks.semantics.influence import NEW_TOKENS, _greedy, by_gradients, influential, named
-from tasks.semantics.words import Occurrence, RowWords, contexts, occurrence_counts, own_words, spans
-from tests.comparison.grounds import ground
+from tasks.semantics.influence import NEW_TOKENS, _greedy, by_gradients, influential_words, named_words
+from tasks.semantics.words import Occurrence, RowWords, contexts, occurrence_counts, own_words, word_spans
+from tests.comparison.fit_data import fit_data
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -29,7 +29,7 @@ def said(row):
 
 def test_a_word_is_letters_marks_and_digits():
     text = "It’s a 2-hour, well-made film -- don't___miss' it! தமிழ் 电影"
-    assert [text[start:end] for start, end in spans(text)] == [
+    assert [text[start:end] for start, end in word_spans(text)] == [
         *("It’s", "a", "2-hour", "well-made", "film", "don't", "miss", "it", "தமிழ்", "电影")
     ]
 
@@ -71,14 +71,14 @@ def test_a_tokenizer_without_offsets_is_refused():
 
 
 def test_influence_is_the_sum_of_the_attributions_of_a_words_tokens():
-    there, rows = ground()
+    there, rows = fit_data()
     own = own_words(rows, there.loaded.tokenizer)
 
     def rule(evaluate, one):
         return gauss_legendre(evaluate, one, 8)
 
     found = by_gradients(there.stack, rows.encoded[:3], own[:3], 2, rule)
-    assert influential(there.loaded, there.stack, rows.encoded[:1], own[:1], 2)[0].rough in (True, False)
+    assert influential_words(there.loaded, there.stack, rows.encoded[:1], own[:1], 2)[0].rough in (True, False)
     row = rows.encoded[0]
     order = np.argsort(-answers_unedited(there.stack, [row]).logprobs[0][0], kind="stable")
     wanted = contrast(row, *order[:2])
@@ -115,11 +115,11 @@ ROW = RowWords("", range(1), [Occurrence(word, 0, 1, (0,)) for word in ("it's", 
     ],
 )
 def test_words_named_by_a_model(generation, words):
-    assert named(generation, ROW) == words
+    assert named_words(generation, ROW) == words
 
 
 def test_generation_is_greedy_and_ends_where_the_model_ends():
-    there, rows = ground()
+    there, rows = fit_data()
     ids = rows.encoded[0].prompt
     tokens = _greedy(there.loaded, ids)
     assert 0 < len(tokens) <= NEW_TOKENS
@@ -128,5 +128,5 @@ def test_generation_is_greedy_and_ends_where_the_model_ends():
     there.loaded.model.generation_config.eos_token_id = [tokens[2], 256]
     assert _greedy(there.loaded, ids) == tokens[: tokens.index(tokens[2])]
     own = own_words(rows, there.loaded.tokenizer)
-    found = influential(there.loaded, there.stack, rows.encoded[:2], own[:2], 3, "generation")
+    found = influential_words(there.loaded, there.stack, rows.encoded[:2], own[:2], 3, "generation")
     assert all(set(one.words) <= set(said(row)) and one.shares is None for one, row in zip(found, own, strict=False))

@@ -252,6 +252,9 @@ def test_evaluation_follows_from_the_predictions(finished):
         assert system["predicted"] == np.bincount(frame[name], minlength=2).tolist()
         assert np.trace(system["confusion"]) == (frame[name] == frame.gold).sum()
         assert [values.argmax() for values in frame[f"{name}_logprobs"]] == frame[name].tolist()
+    p = float(f"{result['comparisons']['pruned_vs_base']['p']:.2g}")
+    rounded = {name: round(result["systems"][name]["accuracy"], 3) for name in ("base", "pruned")}
+    assert read_json(finished.metrics) == rounded | {"p": p}
 
 
 def test_the_exported_model_predicts_in_plain_transformers_what_the_masked_one_did(finished, tmp_path):
@@ -397,8 +400,8 @@ def test_a_benchmark_with_options_of_the_row_asked_through_a_chat_template(tmp_p
         assert found == pytest.approx(expected, abs=1e-3)
     export(cell, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert '[" {{ a }}", " {{ b }}", " {{ c }}", " {{ d }}"] after the prompt' in card
-    assert "(through the chat template, told the date 2024-07-26):" in card
+    assert '[" {{ a }}", " {{ b }}", " {{ c }}", " {{ d }}"]` after this prompt' in card
+    assert "(through the chat template, with the date 2024-07-26):" in card
 
 
 def test_a_prompt_with_nothing_in_it_cannot_be_attributed(tmp_path):

@@ -7,7 +7,7 @@ import yaml
 
 from tasks.benchmarks.scoring import answers_without
 from tasks.benchmarks.table import exact_matches
-from tasks.comparison.system import Ground
+from tasks.comparison.system import FitData
 from tasks.method.neurons import prominent_neurons
 from tasks.method.recipe import choose, read_recipe
 from tasks.method.strategies import STRATEGIES
@@ -19,15 +19,15 @@ from tasks.steps.prune import prune
 from tasks.steps.sample import sample
 from tasks.steps.score import score
 from tasks.steps.search import search
-from tasks.studies.context import Workshop
+from tasks.studies.context import StudyContext
 from tasks.studies.pruning import generation
 from tasks.studies.systems import systems
 from tests.steps.test_steps import write_project
 
 
 @pytest.fixture(scope="module")
-def workshops(tmp_path_factory):
-    """Strategy -> a workshop on a cell that was searched with it; the smallest strides, for three layers."""
+def contexts(tmp_path_factory):
+    """Strategy -> a context on a cell that was searched with it; the smallest strides, for three layers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.method.strategies.STRIDE", 1)
         cell = write_project(tmp_path_factory.mktemp("project"))
@@ -42,49 +42,49 @@ def workshops(tmp_path_factory):
             own = open_cell(root=cell.root)
             search(own)
             prune(own)
-            workshop = Workshop(own, StudyRun(study="seeds", model="tiny", benchmark="reviews"))
-            assert workshop.chosen  # read before the next strategy writes another
-            found[strategy] = workshop, pd.read_parquet(own.grid), read_recipe(own.pruned)
+            context = StudyContext(own, StudyRun(study="seeds", model="tiny", benchmark="reviews"))
+            assert context.recipe  # read before the next strategy writes another
+            found[strategy] = context, pd.read_parquet(own.grid), read_recipe(own.pruned)
         yield found
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_study_chooses_what_the_step_chooses(workshops, strategy):
-    workshop, _, recipe = workshops[strategy]
-    choice = workshop.search(workshop.samples)
+def test_a_study_chooses_what_the_step_chooses(contexts, strategy):
+    context, _, recipe = contexts[strategy]
+    choice = context.search(context.samples)
     assert (choice.layer, choice.fraction, choice.neurons) == (recipe.layer, recipe.fraction, recipe.neurons)
     assert choice.trail == recipe.trail
 
 
-def test_the_strategies_do_not_all_choose_the_same(workshops):
-    assert len({(recipe.layer, recipe.fraction) for _, _, recipe in workshops.values()}) > 1
-    assert len({len(grid) for _, grid, _ in workshops.values()}) > 1
+def test_the_strategies_do_not_all_choose_the_same(contexts):
+    assert len({(recipe.layer, recipe.fraction) for _, _, recipe in contexts.values()}) > 1
+    assert len({len(grid) for _, grid, _ in contexts.values()}) > 1
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_random_control_looks_where_the_cell_looks(workshops, strategy):
-    workshop, _, _ = workshops[strategy]
-    ground = Ground(workshop.loaded, workshop.stack, workshop.samples, workshop.samples)
-    fitted = systems(workshop.cell)["random_searched"](ground)
+def test_the_random_control_looks_where_the_cell_looks(contexts, strategy):
+    context, _, _ = contexts[strategy]
+    fit_data = FitData(context.loaded, context.stack, context.samples, context.samples)
+    fitted = systems(context.cell)["random_searched"](fit_data)
     if strategy == "layer_subset":  # random orders are equally prominent, so that the first layer is the subset
         assert fitted.settings["layer"] == 0
     if strategy == "dropping":
-        exhaustive = systems(workshops["exhaustive"][0].cell)["random_searched"](ground)
+        exhaustive = systems(contexts["exhaustive"][0].cell)["random_searched"](fit_data)
         assert fitted.settings == exhaustive.settings
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_free_answers_are_searched_where_the_cell_looks(workshops, strategy):
-    workshop, grid, _ = workshops[strategy]
+def test_free_answers_are_searched_where_the_cell_looks(contexts, strategy):
+    context, grid, _ = contexts[strategy]
     if strategy == "dropping":  # it drops by accuracy, and here by exact match: all that the choice needs is left
-        grid = workshops["exhaustive"][1]
-    rows, ranking, records = workshop.samples, workshop.scores.ranked, []
+        grid = contexts["exhaustive"][1]
+    rows, ranking, records = context.samples, context.scores.ranked, []
     for layer, fraction in zip(grid.layer, grid.fraction, strict=True):
         neurons = prominent_neurons(ranking[layer], fraction) if layer >= 0 else np.array([], int)
-        answers = answers_without(workshop.stack, rows.encoded, max(layer, 0), [neurons])
-        right = exact_matches(workshop.loaded.tokenizer, rows, answers, 0).mean()
+        answers = answers_without(context.stack, rows.encoded, max(layer, 0), [neurons])
+        right = exact_matches(context.loaded.tokenizer, rows, answers, 0).mean()
         records.append((layer, fraction, len(neurons), right, answers.margins(rows.gold)[0].mean()))
     if strategy != "coarse_to_fine":  # its second half depends on what the first one found
         pair, _ = choose(pd.DataFrame(records, columns=list(grid.columns)))
-        found = next(record for record in generation(workshop) if record.label == "chosen by exact match")
+        found = next(record for record in generation(context) if record.label == "chosen by exact match")
         assert (found.more["layer"], found.more["fraction"]) == (pair["layer"], pair["fraction"])

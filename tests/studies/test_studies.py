@@ -15,15 +15,15 @@ from tasks.pipeline.cell import open_cell
 from tasks.pipeline.names import STUDIES, SYSTEMS
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json
-from tasks.semantics.influence import influential
+from tasks.semantics.influence import influential_words
 from tasks.semantics.words import own_words
 from tasks.steps.data import store as data
 from tasks.steps.model import store as model
 from tasks.steps.study import study
 from tasks.studies.bridging import linked
 from tasks.studies.catalogue import STUDIES as CATALOGUE
-from tasks.studies.context import Workshop
-from tests.comparison.grounds import assert_untouched, ground, state
+from tasks.studies.context import StudyContext
+from tests.comparison.fit_data import assert_untouched, fit_data, state
 from tests.method.test_grid import naive
 from tests.steps.test_steps import STEPS, write_project
 from tests.tiny import rows as gate_rows
@@ -31,8 +31,7 @@ from tests.tiny import rows as gate_rows
 RUNS = {
     "compare": {"systems": ["calibrated", "random", "random_searched", "sft", "caa"]},
     "seeds": {"sizes": [4, 6], "seeds": 2},
-    "multilingual": {"benchmarks": ["others"]},
-    "domains": {"benchmarks": ["others"]},
+    "cross_benchmark": {"benchmarks": ["others"]},
     "bridge": {"sequences": 2},
     "calibration": {
         "benchmarks": ["others"],
@@ -149,7 +148,7 @@ def test_free_answers_are_counted_like_evaluate_counts_them(results):
 
 def test_crossing_evaluates_each_choice_on_each_benchmark(results):
     cell, found = results
-    records = by_label(found["domains"])
+    records = by_label(found["cross_benchmark"])
     assert set(records) == {
         "unpruned on reviews", "unpruned on others", "reviews → reviews", "reviews → others", "others → others",
         "others → reviews",
@@ -206,11 +205,11 @@ def test_the_bridge_spares_neurons_and_prunes_on_top(results):
 
 def test_the_neurons_that_are_linked_answer_to_influential_words(results):
     cell, _ = results
-    workshop = Workshop(cell, cell.settings.studies["bridge-tiny-reviews"])
-    neurons = linked(workshop)
-    assert [len(set(neurons[layer])) for layer in range(len(workshop.stack))] == [5, 5, 5]  # a tenth of 48
-    own = own_words(workshop.samples, workshop.loaded.tokenizer)
-    found = influential(workshop.loaded, workshop.stack, workshop.samples.encoded, own, 50)
+    context = StudyContext(cell, cell.settings.studies["bridge-tiny-reviews"])
+    neurons = linked(context)
+    assert [len(set(neurons[layer])) for layer in range(len(context.stack))] == [5, 5, 5]  # a tenth of 48
+    own = own_words(context.samples, context.loaded.tokenizer)
+    found = influential_words(context.loaded, context.stack, context.samples.encoded, own, 50)
     weights = {}
     for example in found:
         for word, share in zip(example.words, example.shares, strict=True):
@@ -222,9 +221,9 @@ def test_the_neurons_that_are_linked_answer_to_influential_words(results):
 
     sums = {word: [0.0, 0] for word in {one.word for row in own for one in row.occurrences}}
     with torch.no_grad():
-        handle = workshop.loaded.model.model.layers[1].mlp.down_proj.register_forward_pre_hook(keep)
-        for row, words in zip(workshop.samples.encoded, own, strict=True):
-            workshop.loaded.model(torch.tensor([row.prompt]))
+        handle = context.loaded.model.model.layers[1].mlp.down_proj.register_forward_pre_hook(keep)
+        for row, words in zip(context.samples.encoded, own, strict=True):
+            context.loaded.model(torch.tensor([row.prompt]))
             for one in words.occurrences:
                 entry = sums[one.word]
                 sums[one.word] = [entry[0] + hidden["h"][one.tokens[-1]], entry[1] + 1]
@@ -245,7 +244,7 @@ def test_the_seeds_of_a_size_are_averaged(results):
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_several_layers_are_silenced_in_the_weights_and_come_back(family):
-    given, test = ground(family)
+    given, test = fit_data(family)
     network = given.loaded.model
     before = state(network)
     choices = [Neurons(layer, [1, 5, 7]) for layer in (0, 2)]
@@ -261,7 +260,7 @@ def test_several_layers_are_silenced_in_the_weights_and_come_back(family):
 def test_a_killed_study_goes_on_where_it_stopped(results, tmp_path, monkeypatch):
     cell, found = results
     asked = []
-    adapt = Workshop.adapt
+    adapt = StudyContext.adapt
 
     def stop_at_the_third(self, *arguments, **more):
         asked.append(arguments)
@@ -269,7 +268,7 @@ def test_a_killed_study_goes_on_where_it_stopped(results, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return adapt(self, *arguments, **more)
 
-    monkeypatch.setattr(Workshop, "adapt", stop_at_the_third)
+    monkeypatch.setattr(StudyContext, "adapt", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         study(cell, "seeds")
     assert by_label(read_json(cell.study("seeds") / "result.json")) == by_label(found["seeds"]), "half written"
@@ -289,9 +288,13 @@ def test_a_study_that_is_not_declared_or_cannot_be_is_refused(results):
 @pytest.mark.parametrize(
     ("run", "told"),
     [
-        ({"study": "seeds", "benchmarks": ["others"]}, "benchmarks: the study seeds does not look at it"),
-        ({"study": "domains"}, "benchmarks: the study domains needs some beside reviews"),
-        ({"study": "domains", "benchmarks": ["nowhere"]}, "'nowhere' is not declared under benchmarks"),
+        ({"study": "seeds", "benchmarks": ["others"]}, "benchmarks: the study seeds does not use it"),
+        (
+            {"study": "domains"},
+            "study: domains is now cross_benchmark; write study: cross_benchmark, in",
+        ),
+        ({"study": "cross_benchmark"}, "benchmarks: the study cross_benchmark needs some besides reviews"),
+        ({"study": "cross_benchmark", "benchmarks": ["nowhere"]}, "'nowhere' is not declared under benchmarks"),
         ({"study": "compare", "systems": ["magic"]}, "systems"),
         ({"study": "compare", "model": "other"}, "must be named 'compare-other-reviews'"),
     ],

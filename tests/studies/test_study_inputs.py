@@ -32,24 +32,24 @@ def cell(tmp_path, monkeypatch):
         cell, lambda params: params["benchmarks"].update(others=dict(params["benchmarks"]["reviews"], prompt="before"))
     )
     monkeypatch.chdir(cell.root)
-    monkeypatch.setattr("tasks.steps.study.sha256_directory", lambda path: (path / "config.json").read_text())
+    monkeypatch.setattr("tasks.steps.study.recorded_hash", lambda path: (path / "config.json").read_text())
     monkeypatch.setitem(STUDIES, "calibration", Study(told, parts))
     return cell
 
 
-def parts(workshop):
+def parts(context):
     return ["1", "2", "3"]
 
 
 ASKED: list[str] = []
 
 
-def told(workshop, part):
+def told(context, part):
     ASKED.append(part)
     if len(ASKED) == 2:
         raise KeyboardInterrupt
-    text = (workshop.cell.root / "words.txt").read_text().strip()
-    return [Record(f"{part}: {text}, {workshop.settings.benchmarks['others'].prompt}", 0.5)]
+    text = (context.cell.root / "words.txt").read_text().strip()
+    return [Record(f"{part}: {text}, {context.settings.benchmarks['others'].prompt}", 0.5)]
 
 
 def change(cell, edit):
@@ -87,7 +87,7 @@ def test_a_study_starts_anew_where_what_it_reads_has_changed(cell, what):
     else:
         change(cell, lambda params: params["benchmarks"]["others"].update(prompt="after"))
     name = {"text": "words", "benchmark": "others"}[what]
-    with pytest.raises(InputError, match=rf"studies\.{KEY}\.inputs: does not fit what is there for {name}: `dsm study"):
+    with pytest.raises(InputError, match=rf"studies\.{KEY}\.inputs: has outdated hashes for {name}: `dsm study"):
         resumed(cell)
     before = yaml.safe_load((cell.root / "params.yaml").read_text())["studies"][KEY]
     assert re.match(rf"studies\.{KEY}\.inputs: ", list_study(cell.root, "calibration", "tiny", "reviews"))

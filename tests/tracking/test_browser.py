@@ -19,6 +19,7 @@ from tasks.evidence.verdict import verdict
 from tasks.pipeline.cell import Cell
 from tasks.runtime.files import read_json
 from tasks.steps.report import report
+from tasks.tracking.leaderboard import results_page
 from tasks.tracking.store import FLOW, tracking_uri
 from tests.cells import servable_cell, write_cell
 from tests.servers import Server, free_port
@@ -151,11 +152,11 @@ def test_tracker_shows_the_run_its_metrics_and_the_model(browser: Any, tracked: 
     page.set_default_timeout(PATIENCE)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(f"{address}/#/experiments/1/runs?workflowType=machine_learning")
-    flow = page.get_by_role("link", name=FLOW_RUN).first
-    flow.wait_for()
-    flow.locator("xpath=ancestor::*[3]").get_by_role("button").first.click()  # unfolds the cells of the flow run
-    page.get_by_role("link", name=cell.name).first.click()
+    page.goto(address + results_page("1"))
+    page.get_by_text("Results of 1 cell").first.wait_for()
+    for column in ("accuracy_pruned", "exact_match_pruned"):  # the saved view, without a click
+        page.get_by_role("columnheader", name=column).first.wait_for()
+    page.get_by_role("link", name="tiny on reviews, ").first.click()
     page.get_by_text(sentences(cell)[1]).first.wait_for()
     accuracy = read_json(cell.evaluation)["systems"]["pruned"]["accuracy"]
     row = page.get_by_role("row").filter(has_text="accuracy_pruned")

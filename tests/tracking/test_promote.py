@@ -15,7 +15,7 @@ from tasks.pipeline.retraining import Promotion
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json, read_jsonl, write_json, write_jsonl, write_parquet, write_text
 from tasks.steps.register import register
-from tasks.tracking.promote import JUDGED, JUDGEMENT, REASON, decide, judge, level, promote, versions
+from tasks.tracking.promotion import JUDGED, JUDGEMENT, REASON, decide, judge, level, promote, versions
 from tasks.tracking.store import probabilities, tracking_uri
 from tests.tracking.test_register import NAME, cell, master, on_a_file, pytestmark  # noqa: F401 - fixtures, and warnings of mlflow
 
@@ -135,7 +135,7 @@ def test_a_challenger_that_is_not_better_stays_one(cell: Cell, capsys: pytest.Ca
         raise AssertionError("asked again")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.tracking.promote.probabilities", fail)
+        patch.setattr("tasks.tracking.promotion.probabilities", fail)
         judge(cell)
     assert "as judged before: no champion yet" in capsys.readouterr().out
 
@@ -243,7 +243,7 @@ def test_a_failure_to_judge_is_told_and_tried_again(
         return probabilities(name, version, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.tracking.promote.probabilities", fail)
+        patch.setattr("tasks.tracking.promotion.probabilities", fail)
         for _ in range(2):
             with pytest.raises(InputError, match=f"DSM_DEVICE: {broken}"):
                 judge(cell)
@@ -264,7 +264,7 @@ def test_judgements_on_the_same_rows_are_counted(cell: Cell, capsys: pytest.Capt
     favour(cell, "base")
     register(cell)
     with pytest.MonkeyPatch.context() as patch:  # cut off after it went on record
-        patch.setattr("tasks.tracking.promote._write_down", lambda *_: 1 / 0)
+        patch.setattr("tasks.tracking.promotion._write_down", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             judge(cell)
     assert "; judgement 1 on these test rows: level 0.025" in told()

@@ -5,6 +5,7 @@ about one of them.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,17 +20,19 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from tasks.evidence.verdict import verdict
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.cell_pages import PAGES, made_of, write_page
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json, write_json, write_parquet, write_text
 from tasks.steps.report import report
 from tasks.tracking.export import apply, export
-from tasks.tracking.promote import judge
+from tasks.tracking.leaderboard import NOTE
+from tasks.tracking.promotion import judge
 from tasks.tracking.provenance import git_tags
 from tasks.tracking.record import register
 from tasks.tracking.served_model import _example
-from tasks.tracking.store import EXPERIMENT, tracking_uri
+from tasks.tracking.store import EXPERIMENT, FLOW, tracking_uri
 from tests.cells import servable_cell
 from tests.steps.test_steps import quiz_cell
 
@@ -42,7 +45,9 @@ pytestmark = [
 NAME = "tiny-reviews"
 METRICS = {
     "accuracy_base", "accuracy_random", "stderr_pruned", "difference", "exact_match_base", "exact_match_pruned",
-    "adaptation_accuracy", "transfer_spearman", "transfer_regret", "transfer_percentile",
+    "exact_match_random", "exact_match_difference", "exact_match_difference_low", "exact_match_p_value",
+    "difference_low", "difference_high", "acc_norm_base", "acc_norm_pruned", "adaptation_accuracy", "transfer_spearman",
+    "transfer_regret", "transfer_percentile",
 }  # fmt: skip
 ENVIRONMENT = (
     "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION",
@@ -111,6 +116,21 @@ def test_new_evidence_for_the_same_version_is_a_new_run(cell: Cell) -> None:
         assert (len(runs), len(versions)) == (2, 1)
     client, _, (version,) = store(cell)
     assert client.get_run(version.run_id).info.status == "FINISHED"
+
+
+@on_a_file
+def test_a_run_names_cell_and_day_and_stands_alone(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FLOW, "0-1 nightly owl")
+    register(cell)
+    client, (run,), (version,) = store(cell)
+    assert re.fullmatch(r"tiny on reviews, \d{4}-\d\d-\d\d", run.info.run_name)
+    assert (run.data.tags["flow_run_id"], run.data.tags["flow_run_name"]) == ("0-1", "nightly owl")
+    assert "mlflow.parentRunId" not in run.data.tags
+    told = verdict(read_json(cell.pruned), read_json(cell.evaluation))
+    for described in (run.data.tags["mlflow.note.content"], version.description):
+        assert described == f"{told.headline}. {told.sentence} {told.control}"
+    tags = client.get_experiment(run.info.experiment_id).tags
+    assert f"[tiny on reviews](#/experiments/{run.info.experiment_id}/runs/{run.info.run_id})" in tags[NOTE]
 
 
 def test_registers_once_per_content(cell: Cell, capsys: pytest.CaptureFixture[str]) -> None:
@@ -431,7 +451,7 @@ def test_options_of_the_row_are_an_input(cell: Cell, tmp_path: Path) -> None:
     for options, told in (
         ([" a"], "row 1: options must be a list of at least two texts"),
         ("no list", "row 1: options must be a list of at least two texts"),
-        ([" a", " a"], "are the same tokens to this model"),
+        ([" a", " a"], "have the same tokens for this model"),
     ):
         with pytest.raises(MlflowException, match=told) as refused:
             model.predict(None, pd.DataFrame({"prompt": ["Which?"], "options": [options]}))

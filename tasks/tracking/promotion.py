@@ -17,7 +17,6 @@ from tasks.evidence.statistics import mcnemar, standard_error
 from tasks.evidence.verdict import p_value, signed
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.retraining import Promotion
-from tasks.pipeline.step import run_step
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_jsonl, sha256_file, sha256_json
 from tasks.tracking.store import (
@@ -295,7 +294,3 @@ def versions(cell: Cell) -> tuple[list[Version], list[Move]]:
             for version in client.search_model_versions(f"name = '{cell.name}'")
         ]
         return sorted(found, key=lambda version: -version.number), moves(client, cell.name)
-
-
-if __name__ == "__main__":
-    run_step(judge, description=__doc__)

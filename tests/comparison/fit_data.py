@@ -1,11 +1,11 @@
-"""A ground to fit systems on: a tiny model, six examples, ten test rows."""
+"""Data to fit systems on: a tiny model, six examples, ten test rows."""
 
 import numpy as np
 import pandas as pd
 import torch
 
 from tasks.benchmarks.table import Rows, encode_rows
-from tasks.comparison.system import Ground
+from tasks.comparison.system import FitData
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -25,12 +25,12 @@ def table(count: int, seed: int = 0) -> pd.DataFrame:
     )
 
 
-def ground(family: str = "llama") -> tuple[Ground, Rows]:
-    """The ground, and rows that no system is fitted on."""
+def fit_data(family: str = "llama") -> tuple[FitData, Rows]:
+    """Data to fit on, and rows that no system is fitted on."""
     loaded = Loaded(tiny_model(family, torch.float32), tiny_tokenizer())
     stack = DecoderStack(loaded.model)
     examples, test = (encode_rows(table(n, seed), loaded.tokenizer, stack.context) for n, seed in ((6, 0), (10, 1)))
-    return Ground(loaded, stack, examples, examples), test
+    return FitData(loaded, stack, examples, examples), test
 
 
 def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
-"""Ends what a local Ray has left running once the process that started it is done or gone, and its directory with it.
+"""Kills the processes of a local Ray and removes its directory once the process that started Ray has ended.
 
-Ray's own processes notice the death of their parent, but some take a minute over it. Run as a script of its own, with
-the read end of a pipe as stdin: nothing is written to it, its end is the signal. SIGKILL closes a pipe too.
+Ray's own processes notice the death of their parent, but some need a minute for it. This module runs as a script. Its
+stdin is a pipe from the parent, to which nothing is written: the end of the pipe, also by SIGKILL, is the signal.
 """
 
 import os
@@ -13,16 +13,16 @@ from contextlib import suppress
 
 import psutil
 
-INTERVAL = 1.0  # seconds between two looks; a process younger than that is left to Ray
+INTERVAL = 1.0  # seconds between two scans; younger processes are left to Ray
 
 
-def keep(parent: psutil.Process, directory: str) -> None:
-    """Watches the children of `parent` that name `directory` in their command line, and theirs, until stdin ends."""
+def watch(parent: psutil.Process, directory: str) -> None:
+    """Until stdin ends, collects the children of `parent` that name `directory` in their command line, and theirs."""
     seen: set[psutil.Process] = set()
     while not select.select([sys.stdin], [], [], INTERVAL)[0]:
         seen = {process for process in seen if process.is_running()} | set(_family(parent, directory))
     for process in sorted(seen | set(_family(parent, directory)), key=lambda process: process.pid):
-        with suppress(psutil.NoSuchProcess):  # psutil compares the start time: a number given anew is not killed
+        with suppress(psutil.NoSuchProcess):  # psutil compares start times, so a reused process id is not killed
             process.kill()
     psutil.wait_procs(seen, timeout=5)
     shutil.rmtree(directory, ignore_errors=True)
@@ -38,5 +38,5 @@ def _family(parent: psutil.Process, directory: str) -> Iterator[psutil.Process]:
 
 
 if __name__ == "__main__":
-    # The parent may be gone already; then there is nothing to look at, and stdin has ended.
-    keep(psutil.Process(os.getppid()), sys.argv[1])
+    # If the parent has already ended, there are no children, and stdin has ended too.
+    watch(psutil.Process(os.getppid()), sys.argv[1])

@@ -1,0 +1,167 @@
+"""What a command line names is put into params.yaml: models, benchmarks and settings, all of it or nothing."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from flows.cells import edited
+from flows.yaml_entries import add_entry, block, one_line
+from tasks.pipeline.settings import Settings, load_settings
+from tasks.pipeline.wanted import Wanted, wanted_benchmark, wanted_model
+from tasks.runtime.errors import InputError
+from tasks.runtime.yamltext import read_yaml
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the options of a command ask for.
+
+    Attributes:
+        models: names, directories, GGUF files, hub ids.
+        benchmarks: names, files of rows.
+        data: the directory with the files of benchmarks of the library.
+        limit: test rows.
+        seed: of the adaptation set.
+        changes: settings, each as "attribution.max_nodes=8".
+    """
+
+    models: Sequence[str] = ()
+    benchmarks: Sequence[str] = ()
+    data: str | None = None
+    limit: int | None = None
+    seed: int | None = None
+    changes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The declared names that the options stand for, and what was recognised, added and changed, line by line."""
+
+    models: list[str]
+    benchmarks: list[str]
+    told: list[str] = field(default_factory=list)
+
+
+def declare(root: Path, asked: Asked) -> Declared:
+    """Adds to params.yaml what the options name and it lacks, pinned, and changes the settings.
+
+    Nothing is written unless all of it is right.
+
+    Raises:
+        InputError: an option names nothing, or a setting is unknown or has a wrong value.
+    """
+    settings = load_settings(root)
+    models: list[Wanted] = []
+    for text in asked.models:
+        models.append(wanted_model(text, settings, root, [wanted.name for wanted in models if wanted.entry]))
+    benchmarks: list[Wanted] = []
+    for text in asked.benchmarks:
+        taken = [wanted.name for wanted in benchmarks if wanted.entry]
+        wanted = wanted_benchmark(text, settings, root, data=asked.data, taken=taken)
+        benchmarks.append(_limited(wanted, asked.limit))
+    changes = [(way, value) for way, value in map(parse_change, asked.changes)]
+    for way, _ in changes:
+        _check_setting(settings, way)
+    if asked.seed is not None:
+        changes.append((["adaptation", "seed"], asked.seed))
+    told: list[str] = []
+    with edited(root) as document:
+        for section, found in (("models", models), ("benchmarks", benchmarks)):
+            for wanted in found:
+                told += wanted.notes
+                told += _add(document[section], section, wanted)
+        if asked.limit is not None:
+            for wanted in benchmarks:
+                if wanted.entry is not None:
+                    continue
+                limits = document["benchmarks"][wanted.name].get("limits") or {}
+                changes.append((["benchmarks", wanted.name, "limits", "test"], asked.limit))
+                if (
+                    isinstance(limits, dict)
+                    and isinstance(limits.get("transfer"), int)
+                    and limits["transfer"] > asked.limit
+                ):
+                    changes.append((["benchmarks", wanted.name, "limits", "transfer"], max(asked.limit, 0)))
+        for way, value in changes:
+            told += _change(document, way, value)
+    return Declared([wanted.name for wanted in models], [wanted.name for wanted in benchmarks], told)
+
+
+def _limited(wanted: Wanted, limit: int | None) -> Wanted:
+    """With these limits where it is new."""
+    if limit is None or wanted.entry is None:
+        return wanted
+    transfer = min(wanted.entry["limits"]["transfer"], max(limit, 0))
+    return replace(wanted, entry=wanted.entry | {"limits": {"test": limit, "transfer": transfer}})
+
+
+def _add(section: Any, place: str, wanted: Wanted) -> list[str]:
+    for way, value in wanted.pins.items():
+        holder = section[wanted.name]
+        for part in way[:-1]:
+            holder = holder[part]
+        holder[way[-1]] = value
+    if wanted.entry is None or wanted.name in section:  # named twice
+        return []
+    short = "spec" in wanted.entry
+    add_entry(section, wanted.name, one_line(wanted.entry) if short else block(wanted.entry, wanted.comment))
+    # What was guessed is told already; it is long, and better read in the file.
+    what = "" if wanted.notes else f": {json.dumps(wanted.entry, ensure_ascii=False)}"
+    return [f"added to params.yaml: {place}.{wanted.name}{what}"]
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def parse_change(text: str) -> tuple[list[str], Any]:
+    """The place and the value of "attribution.max_nodes=8"; the value is read as YAML.
+
+    Raises:
+        InputError: there is no place, or the value is no YAML.
+    """
+    way, sign, value = text.partition("=")
+    parts = way.strip().split(".")
+    if not sign or len(parts) < 2 or not all(parts):
+        raise InputError("set", f"must be FIELD=VALUE, such as attribution.max_nodes=8, not {text!r}")
+    if parts[0] == "pipeline":
+        raise InputError(
+            "set", "does not change the lists of the pipeline; `dsm run` adds a cell, and `dsm rm` takes it out"
+        )
+    return parts, read_yaml(value, field=f"set {way.strip()}")
+
+
+def _check_setting(settings: Settings, way: list[str]) -> None:
+    """Refuses a field that there is not, with those that there are; values are checked when all is put together."""
+    place: Any = settings
+    for number, part in enumerate(way):
+        if isinstance(place, BaseModel):
+            known = list(type(place).model_fields)
+        elif isinstance(place, dict):
+            known = list(place)
+        else:
+            raise InputError("set", f"{'.'.join(way[:number])} has no fields")
+        if part not in known:
+            raise InputError(
+                "set", f"{'.'.join(way[: number + 1])} is no setting; there are {', '.join(sorted(known))}"
+            )
+        place = place[part] if isinstance(place, dict) else getattr(place, part)
+        if way[0] == "benchmarks" and number == 1:  # a line of the library has other fields than what it stands for
+            return
+
+
+def _change(document: Any, way: list[str], value: Any) -> list[str]:
+    place = document
+    for part in way[:-1]:
+        if not isinstance(place.get(part), dict):
+            place[part] = one_line({})
+        place = place[part]
+    before = place.get(way[-1])
+    if before == value and way[-1] in place:
+        return []
+    place[way[-1]] = one_line(value)
+    was = "" if before is None else f" (it was {json.dumps(before, default=str)})"
+    return [f"changed in params.yaml: {'.'.join(way)}: {json.dumps(value, default=str)}{was}"]

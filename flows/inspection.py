@@ -1,0 +1,224 @@
+"""The commands of `dsm` that look: plan, show, validate, verify, ui, benchmarks ls. They change nothing."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.console import AsJson, Benchmark, Data, Model, print_json, print_table
+from tasks.runtime.errors import InputError
+
+app = typer.Typer()
+benchmarks = typer.Typer(help="The library of benchmarks.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(benchmarks, name="benchmarks")
+
+
+@app.command()
+def plan(model: Model = None, benchmark: Benchmark = None, as_json: AsJson = False) -> None:
+    """Show what a run would do, and about how long it would take."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from flows.plan import make_plan
+    from tasks.pipeline.cell import open_cell
+
+    cell = open_cell(model, benchmark)
+    made = make_plan(cell)
+    if as_json:
+        print_json({"model": cell.model, "benchmark": cell.benchmark, **asdict(made)})
+        return
+    table = Table(title=f"{cell.model} on {cell.benchmark}", caption=made.basis)
+    for name in ("stage", "does"):
+        table.add_column(name, overflow="fold")
+    for name in ("forward passes", "minutes"):
+        table.add_column(name, justify="right")
+    for line in made.lines:
+        table.add_row(
+            line.stage,
+            line.does,
+            f"{line.passes:,}" if line.passes else "",
+            f"{line.seconds / 60:.1f}" if line.seconds else "",
+        )
+    table.add_section()
+    passes, seconds = (sum(getattr(line, name) for line in made.lines) for name in ("passes", "seconds"))
+    table.add_row("total, estimated", "", f"{passes:,}", f"{seconds / 60:.1f}")
+    print_table(table)
+
+
+@app.command()
+def show(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a table for a page.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the results of every cell there is."""
+    from dataclasses import asdict
+
+    from flows.results import all_results, as_markdown, as_table
+    from tasks.pipeline.settings import load_settings
+
+    root = Path.cwd()
+    results = all_results(root, load_settings(root))
+    if as_json:
+        print_json([asdict(result) for result in results])
+    elif results and markdown:
+        print(as_markdown(results))
+    elif results:
+        print_table(as_table(results))
+    else:
+        print("no cell has a result yet: `dsm run` makes one")
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 5000) -> None:
+    """Start the MLflow UI on 127.0.0.1; it runs until Ctrl-C."""
+    from flows.environment import child_environment
+    from tasks.pipeline.settings import PARAMS
+    from tasks.tracking.database import experiment_in
+    from tasks.tracking.leaderboard import results_page
+    from tasks.tracking.store import EXPERIMENT, tracking_uri
+
+    uri = tracking_uri(Path.cwd())
+    if uri.startswith(("http://", "https://")):
+        print(f"the tracking server shows its own pages: {uri}")
+        return
+    if not (Path.cwd() / PARAMS).is_file():  # MLflow would make an empty database here, and show that
+        raise InputError(PARAMS, f"not found in {Path.cwd()}; run from the project's directory")
+    experiment = experiment_in(uri, EXPERIMENT)
+    print(f"http://127.0.0.1:{port}{results_page(experiment) if experiment else ''}\n(Ctrl-C ends it)", flush=True)
+    arguments = ["server", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", uri]
+    os.execve(sys.executable, [sys.executable, "-m", "mlflow", *arguments], child_environment())
+
+
+@app.command()
+def validate() -> None:
+    """Check params.yaml field by field, and the local files that it names: are they there, do their columns fit?
+
+    Nothing is downloaded, so what comes from an index or a hub is looked at by its fields only.
+    """
+    from flows.environment import prepare
+    from tasks.benchmarks.prepare import check_rows
+    from tasks.benchmarks.rows import check_templates
+    from tasks.pipeline.settings import load_settings
+    from tasks.pipeline.study_inputs import check_inputs
+    from tasks.pipeline.wanted import check_model_path
+    from tasks.sources.fetch import local_path
+
+    root = Path.cwd()
+    settings = load_settings(root)
+    if settings.retrain.schedules:
+        prepare(places=False)
+
+        from flows.deployments import check_schedules
+
+        check_schedules(settings)
+    for study in settings.studies.values():
+        check_inputs(study, settings, root)
+    for name, benchmark in settings.benchmarks.items():
+        check_templates(benchmark, field=f"benchmarks.{name}")
+    for name, model in settings.models.items():
+        if model.source.kind == "path":
+            field = f"models.{name}.source"
+            check_model_path(local_path(model.source, field=field, root=root), field=field)
+    for name, benchmark in settings.benchmarks.items():
+        check_rows(name, benchmark, root)
+    for name, model in settings.models.items():
+        print(f"model {name}: {_source(model.source)}{_listed(name, settings.pipeline.models)}")
+    for name, benchmark in settings.benchmarks.items():
+        print(
+            f"benchmark {name}: {_options(benchmark.options)}, {_source(benchmark.train.source)}"
+            f"{_listed(name, settings.pipeline.benchmarks)}"
+        )
+
+
+@app.command()
+def verify(as_json: AsJson = False) -> None:
+    """Hash all results and models, and their copies in DVC's cache: do they have the bytes of dvc.lock?
+
+    Ends with 1 unless all files are here and whole; also where there is nothing to verify.
+    """
+    from flows.integrity import look_at, outputs_of, summary
+    from flows.stages import StepFailed, cache_directory
+
+    root = Path.cwd()
+    outputs = outputs_of(None, root)
+    if not outputs:  # not 0: nothing was found to be whole
+        raise StepFailed("verify", "there is nothing to verify: dvc.lock names no outputs; `dsm run` makes some")
+    cache = cache_directory(root)
+    found = []
+    for output in outputs:
+        found.append(look_at(output, root, cache))
+        for line in found[-1].lines() if not as_json else ():
+            print(line)
+    if as_json:
+        looked = [
+            {
+                "path": output.path,
+                "whole": one.whole,
+                "damaged": {str(path): problem for path, problem in one.damaged.items()},
+                "restorable": list(map(str, one.restorable)),
+                "lost": list(map(str, one.lost)),
+            }
+            for output, one in zip(outputs, found, strict=True)
+        ]
+        print_json(looked)
+    if not all(one.whole for one in found):
+        raise StepFailed("verify", summary(found))
+    if not as_json:
+        print(summary(found))
+
+
+@benchmarks.command("ls")
+def list_benchmarks(
+    data: Data = None,
+    family: Annotated[
+        str | None,
+        typer.Option(help="Only those of a family: sentiment, 'question answering', similarity or reasoning."),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The library alone, as a table for a page.")] = False,
+) -> None:
+    """Show the benchmarks of the library and of params.yaml: rows, options, licence, and where the rows come from."""
+    from itertools import groupby
+
+    from rich.table import Table
+
+    from flows.benchmark_list import COLUMNS, catalogue, page_table
+    from tasks.pipeline.settings import PARAMS
+
+    if markdown:
+        print(page_table(family))
+        return
+    table = Table(
+        caption="train and test: rows as published; majority: share of the commonest right option; "
+        "from: what a line in params.yaml without `source` reads"
+    )
+    for name, justify in COLUMNS:
+        table.add_column(name, justify=justify, overflow="fold")
+    for section in catalogue(Path.cwd(), data, family):
+        for title, rows in groupby(section, key=lambda row: row[1]):
+            if not section[0][0].startswith(PARAMS):
+                table.add_row(title)
+            for name, _, *cells in rows:
+                table.add_row(name, *cells)
+            table.add_section()
+    print_table(table)
+
+
+def _options(options: Any) -> str:
+    return "options by row" if isinstance(options, str) else f"{len(options)} options"
+
+
+def _source(source: Any) -> str:
+    if source.kind == "local":
+        return ", ".join(source.paths[:2]) + (f" and {len(source.paths) - 2} more" if len(source.paths) > 2 else "")
+    if source.kind == "wheel":
+        return f"{source.file} of the wheel {source.package}=={source.version}"
+    if source.kind == "wheels":
+        return f"{source.file} in {len(source.parts)} wheels on PyPI"
+    return f"{source.id}@{source.revision} on the hub" if source.kind == "hub" else str(source.path)
+
+
+def _listed(name: str, names: list[str]) -> str:
+    return "" if name in names else " (not in the pipeline yet)"
