@@ -1,7 +1,7 @@
 """The library of benchmarks: one YAML file each in `specs`. An entry of params.yaml that names one is expanded to it.
 
-A file may describe a group of benchmarks: its `variants` give values to the names that stand as `$name` in its strings,
-and `<file>-<variant>` is a benchmark. A list as a value (the subjects of a domain) repeats the list item it stands in.
+A file may describe a group: its `variants` give values for `$name` in its strings, and `<file>-<variant>` is a
+benchmark. If the value is a list (the subjects of a domain), the list item with `$name` is repeated.
 """
 
 import difflib
@@ -63,7 +63,7 @@ class Origin(Strict):
 
 
 class Variant(Strict):
-    """One member of a group; what it states replaces what the group states."""
+    """One member of a group; its `sources` replace those of the group."""
 
     values: dict[str, str | list[str]] = Field(default={})
     sources: dict[Kind, Origin] | None = None
@@ -110,12 +110,12 @@ class Entry(Strict):
 
 
 def spec_names() -> list[str]:
-    """The files of the library, by name: groups, not their members."""
+    """The names of the files of the library: groups, not their members."""
     return sorted(path.stem for path in SPECS.glob("*.yaml"))
 
 
 def benchmark_names() -> list[str]:
-    """Every benchmark of the library: members of groups, not the groups."""
+    """The names of all benchmarks of the library: members of groups, not the groups."""
     return [
         f"{name}-{variant}" if variant else name
         for name in spec_names()

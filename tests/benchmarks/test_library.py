@@ -339,8 +339,8 @@ SADI |= {
     ),
     "hellaswag": (
         {"ctx": "[header] How to run [title] Run. he", "endings": ["w", "x", "y", "[step] z  z"], "label": "3"},
-        "How to run. Run. he\nQuestion: What is a possible continuation for the story given the following options?\n"
-        "A: w B: x C: y D: z z\nAnswer:",
+        " How to run. Run. he\nQuestion: What is a possible continuation for the story given the following options?\n"
+        "A: w B: x C: y D:  z z\nAnswer:",
         (" A", " B", " C", " D"),
     ),
     "winogrande": (
