@@ -153,10 +153,10 @@ def wanted_benchmark(
     Raises:
         InputError: it does not exist, or the columns of the file are not recognised.
     """
-    if text in settings.benchmarks:
+    if in_file(text) in settings.benchmarks:
         if data is not None:
             raise InputError("data", f"benchmarks.{text} is in params.yaml already; say there where its files are")
-        return Wanted(text)
+        return Wanted(in_file(text))
     if library.is_benchmark(text):
         return Wanted(text, of_the_library(text, data, root))
     if (root / Path(text).expanduser()).exists() or _is_a_path(text, ROWS):
@@ -242,7 +242,7 @@ def _as_written(text: str) -> str:
 
 def _names(parts: Iterable[str]) -> list[str]:
     """Names from the last parts of a path, the shortest first: lower-case letters, digits, - and _."""
-    clean = [re.sub(r"[^a-z0-9_]+", "-", part.lower()).strip("-_") for part in parts]
+    clean = [re.sub(r"[^a-z0-9_]+", "-", in_file(part.lower())).strip("-_") for part in parts]
     clean = [part for part in clean if part]
     return ["-".join(clean[-count:]) for count in range(1, len(clean) + 1)]
 

@@ -34,11 +34,11 @@ MINE = Asked(["mine/Tiny-1.0"], ["mine/quiz.jsonl"])
 def test_a_model_and_a_benchmark_are_added_and_nothing_else_changes(own: Path) -> None:
     before = (own / "params.yaml").read_text()
     declared = declare(own, MINE)
-    assert (declared.models, declared.benchmarks) == (["tiny-1-0"], ["quiz"])
+    assert (declared.models, declared.benchmarks) == (["tiny-1_0"], ["quiz"])
     sha256 = sha256_directory(own / "mine" / "Tiny-1.0")
     text = (own / "params.yaml").read_text()
     added = (
-        "  tiny-1-0:\n"
+        "  tiny-1_0:\n"
         "    # of the model in the directory: `dsm hash mine/Tiny-1.0`\n"
         f"    source: {{kind: path, path: mine/Tiny-1.0, sha256: {sha256}}}\n"
     )
@@ -80,7 +80,7 @@ def test_of_two_cells_the_one_without_a_result_goes(own: Path) -> None:
                 list_cell(own, "gemma-3-270m", "quiz")
                 has_result("pipeline.cells", "gemma-3-270m-quiz")
             with taken_back_without_result(own):
-                list_cell(own, "tiny-1-0", "quiz")
+                list_cell(own, "tiny-1_0", "quiz")
                 raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -88,7 +88,7 @@ def test_of_two_cells_the_one_without_a_result_goes(own: Path) -> None:
     now = load_settings(own)
     assert list(now.pipeline.cells)[1:] == ["gemma-3-270m-quiz"]
     assert "quiz" in now.benchmarks
-    assert "tiny-1-0" not in now.models
+    assert "tiny-1_0" not in now.models
     assert now.adaptation.seed == 5  # the result depends on it
     comment = "# A line names a benchmark of the library"
     assert (own / "params.yaml").read_text().partition(comment)[2].startswith(before.partition(comment)[2].rstrip())

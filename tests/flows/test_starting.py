@@ -159,15 +159,15 @@ def test_a_strangers_path(work: Path) -> None:
     asked = ["--model", "../Tiny-1.0", "--benchmark", "../quiz.jsonl"]
     out = dsm("run", *asked, *small, "--set", "search.fractions=[0.1, 0.4]")
     assert len(re.findall(r"^\w+ +ran ", out, re.MULTILINE)) == 9
-    assert "tiny-1-0" in out
-    assert (work / "data" / "cells" / "tiny-1-0" / "quiz" / "pruned.json").is_file()
+    assert "tiny-1_0" in out
+    assert (work / "data" / "cells" / "tiny-1_0" / "quiz" / "pruned.json").is_file()
     again = dsm("run", *asked)
     assert len(re.findall(r"^\w+ +cached ", again, re.MULTILINE)) == 9
-    assert json.loads(dsm("show", "--json"))[0]["model"] == "tiny-1-0"
+    assert json.loads(dsm("show", "--json"))[0]["model"] == "tiny-1_0"
     assert [line["does"] for line in json.loads(dsm("plan", "--json"))["lines"]] == ["cached"] * 9 + ["check"]
     assert all(one["whole"] for one in json.loads(dsm("verify", "--json")))
     assert json.loads(dsm("versions", "--json"))["versions"][0]["number"] == 1
-    evaluated = json.loads(dsm("evaluate", "tiny-1-0-quiz", "--json"))
+    evaluated = json.loads(dsm("evaluate", "tiny-1_0-quiz", "--json"))
     assert (evaluated["n"], set(evaluated["systems"])) == (12, {"base", "model"})
     assert json.loads(dsm("try", "--json", '{"question": "Is 9 odd?", "choices": ["no", "yes"]}'))["options"] == [
         " no", " yes",

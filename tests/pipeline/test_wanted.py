@@ -58,7 +58,7 @@ def test_a_declared_name_goes_before_a_directory_of_that_name(root):
 def test_a_directory_is_pinned_by_its_hash(root):
     directory = save_tiny(root / "runs" / "My Model-3.1 (best)")
     wanted = model(root, "./runs/My Model-3.1 (best)/")
-    assert wanted.name == "my-model-3-1-best"
+    assert wanted.name == "my-model-3_1-best"
     path = "runs/My Model-3.1 (best)"
     assert wanted.entry == {"source": {"kind": "path", "path": path, "sha256": sha256_directory(directory)}}
     assert model(root, str(directory)).entry["source"]["path"] == str(directory)
@@ -69,6 +69,12 @@ def test_a_directory_is_pinned_by_its_hash(root):
     moved = model(root, path)
     assert moved.pins == {("source", "sha256"): sha256_directory(directory)}
     assert moved.notes == (f"models.mine.source.sha256: now {sha256_directory(directory)}, since the file has changed",)
+
+
+def test_a_declared_name_may_be_written_with_its_dots(root):
+    wanted = model(root, str(save_tiny(root / "Tiny-3.1")))
+    declare(root, "models", **{wanted.name: wanted.entry})
+    assert (wanted.name, model(root, "tiny-3.1").name) == ("tiny-3_1", "tiny-3_1")
 
 
 def test_two_directories_of_one_name_get_two(root):
@@ -84,7 +90,7 @@ def test_a_gguf_file_is_pinned_by_its_hash_and_a_split_one_by_that_of_all_shards
 
     (root / "Tiny.Q4_K_M.gguf").write_bytes(b"one")
     wanted = model(root, "Tiny.Q4_K_M.gguf")
-    assert wanted.name == "tiny-q4_k_m"
+    assert wanted.name == "tiny_q4_k_m"
     assert wanted.entry["source"]["sha256"] == hashlib.sha256(b"one").hexdigest()
     for number, content in ((1, b"a"), (2, b"b")):
         (root / f"big-0000{number}-of-00002.gguf").write_bytes(content)
@@ -137,7 +143,7 @@ def hub(monkeypatch):
 
 def test_a_hub_id_is_pinned_to_the_commit_of_its_first_use(root, hub):
     wanted = model(root, "HuggingFaceTB/SmolLM2-1.7B")
-    assert wanted.name == "smollm2-1-7b"
+    assert wanted.name == "smollm2-1_7b"
     source = {"kind": "hub", "id": "HuggingFaceTB/SmolLM2-1.7B", "revision": COMMIT}
     assert wanted.entry == {"licence": "apache-2.0", "source": source}
     assert hub == [("HuggingFaceTB/SmolLM2-1.7B", None)]
@@ -147,7 +153,7 @@ def test_a_hub_id_is_pinned_to_the_commit_of_its_first_use(root, hub):
     assert model(root, "HuggingFaceTB/SmolLM2-1.7B@main").entry is None
     assert model(root, f"HuggingFaceTB/SmolLM2-1.7B@{COMMIT}").entry is None
     other = model(root, "HuggingFaceTB/SmolLM2-1.7B@v1")
-    assert other.name == "huggingfacetb-smollm2-1-7b"
+    assert other.name == "huggingfacetb-smollm2-1_7b"
     assert other.entry["source"]["revision"] == OTHER
 
 
