@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from bench import plain
 from tasks.benchmarks.encoding import Encoded
-from tasks.benchmarks.scoring import answers_unedited, answers_without
+from tasks.benchmarks.scoring import answers_unedited, answers_without, unit
 from tasks.benchmarks.table import Rows, encode_rows, read_split
 from tasks.method.attribute import Attributor
 from tasks.method.grid import Grid, Part, parts_of
@@ -35,7 +35,7 @@ from tasks.method.neurons import prominent_neurons
 from tasks.method.options import Attribution
 from tasks.method.quadrature import allowed
 from tasks.models.loading import load
-from tasks.models.products import Precision
+from tasks.models.products import Precision, linear
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.runtime.files import read_jsonl, replacing
@@ -43,27 +43,64 @@ from tasks.runtime.files import read_jsonl, replacing
 SPREAD = [2, 10, 19, 27]  # of 30 layers: as deep on average as all of them
 PAPER = Attribution(quadrature="riemann_right", steps=20)
 MANY = 96  # nodes of a layer whose budget is not to be what stops it
-KEPT = "data/scratch/bench"  # the three score matrices, for `python -m bench.quadrature_nodes`
+RATE_ROWS = 512  # of the product whose rate is the bound
+KEPT = "data/scratch/bench"  # the three score matrices, for `python -m bench.quadrature`
+
+
+def product_rate(model: Any) -> float:
+    """Operations a second of a float32 product of the shape of the model's gates: what the hardware allows."""
+    gate = next(m for name, m in model.named_modules() if name.endswith(("gate_proj", "gate_up_proj")))
+    weight = gate.weight.detach().float()
+    x, best = torch.randn(RATE_ROWS, weight.shape[1]), float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        for _ in range(10):
+            linear(x, weight)
+        best = min(best, (time.perf_counter() - start) / 10)
+    return float(2 * RATE_ROWS * weight.numel() / best)
 
 
 @dataclass
 class Bench:
-    """What the loops share, and the table they fill."""
+    """What the loops share, and the table they fill.
+
+    Attributes:
+        rate: operations a second that float32 products reach here.
+    """
 
     cell: Cell
     model: Any
     tokenizer: Any
     stack: DecoderStack
     table: Table
+    rate: float
     weights: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
 
-    def row(self, what: str, seconds: float, memory: int, against: float | None, note: str) -> None:
-        """One line: seconds, how many times as fast as `against` seconds, GB with the weights."""
+    def row(
+        self, what: str, seconds: float, memory: int, against: float | None, note: str, passes: float | None = None
+    ) -> None:
+        """One line: seconds, how many times as fast as `against` seconds, GB with the weights, share of the rate.
+
+        Args:
+            passes: tokens times layers that went through products, a backward pass counting as one more.
+        """
         ratio = "" if against is None else f"{against / seconds:.1f}"
-        self.table.add_row(what, f"{seconds:.1f}", ratio, f"{(memory + self.weights) / 1e9:.2f}", note)
+        share = "" if passes is None else f"{passes * 2 * self.layer_weights / seconds / self.rate:.0%}"
+        self.table.add_row(what, f"{seconds:.1f}", ratio, share, f"{(memory + self.weights) / 1e9:.2f}", note)
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of one layer that every token is multiplied with."""
+        linears = [m for m in self.stack.layers[0].modules() if isinstance(m, torch.nn.Linear)]
+        return sum(m.weight.numel() for m in linears)
+
+    def tokens(self, rows: list[Encoded] | list[list[int]]) -> int:
+        """Tokens of the packs of rows (with their options) or of prompts."""
+        units = [unit(row) if isinstance(row, Encoded) else [(row, [len(row) - 1])] for row in rows]
+        return sum(len(packed.tokens) for packed in self.stack.pack(units))
 
 
 def measured(work: Callable[[], Any]) -> tuple[Any, float, int]:
@@ -118,7 +155,8 @@ def bench_scores(bench: Bench, prompts: list[list[int]]) -> None:
     paper, took, start, memory = ours(lambda _: PAPER, layers)
     worst = max(abs(r.gap) for r in paper.values())
     note = f"within {gap:.0e} of Captum (scale {scale:.2g}); largest gap {worst:.2g}"
-    bench.row("scores: ours, right Riemann 20", start + sum(took.values()), memory, captum, note)
+    work = score_passes(bench, prompts, dict.fromkeys(layers, PAPER.steps))
+    bench.row("scores: ours, right Riemann 20", start + sum(took.values()), memory, captum, note, work)
 
     def as_good(at: int) -> Attribution:
         # The tolerance that allows just the gap of the fixed rule on this layer.
@@ -128,14 +166,16 @@ def bench_scores(bench: Bench, prompts: list[list[int]]) -> None:
     found, took, start, memory = ours(as_good, layers)
     good = sum(abs(found[at].gap) <= max(abs(paper[at].gap), 1e-3) for at in layers)
     note = f"gap at most that of right Riemann 20 on {good} of {len(layers)} layers"
-    bench.row("scores: ours, adaptive, no worse than that", start + sum(took.values()), memory, captum, note)
+    work = score_passes(bench, prompts, {at: r.nodes for at, r in found.items()})
+    bench.row("scores: ours, adaptive, no worse than that", start + sum(took.values()), memory, captum, note, work)
 
     settings = bench.cell.settings.attribution
     found, took, start, memory = ours(lambda _: settings, layers)
     rough = [at for at, r in found.items() if not r.converged(settings.tolerance, settings.stability)]
     nodes = sum(r.nodes for r in found.values())
     note = f"{nodes} nodes; not converged: layers {rough or 'none'}"
-    bench.row("scores: ours, adaptive as configured", start + sum(took.values()), memory, captum, note)
+    work = score_passes(bench, prompts, {at: r.nodes for at, r in found.items()})
+    bench.row("scores: ours, adaptive as configured", start + sum(took.values()), memory, captum, note, work)
     keep(bench, "paper", paper)
     keep(bench, "as_configured", found)
 
@@ -145,10 +185,16 @@ def bench_scores(bench: Bench, prompts: list[list[int]]) -> None:
     rough = [at for at, r in found.items() if not r.converged(settings.tolerance, settings.stability)]
     nodes = sum(r.nodes for r in found.values())
     note = f"{nodes} nodes; not converged: layers {rough or 'none'}"
-    bench.row(
-        f"scores: ours, adaptive, up to {MANY} nodes", start + sum(took.values()), max(memory, grown), captum, note
-    )
+    work = score_passes(bench, prompts, {at: r.nodes for at, r in found.items()})
+    name = f"scores: ours, adaptive, up to {MANY} nodes"
+    bench.row(name, start + sum(took.values()), max(memory, grown), captum, note, work)
     keep(bench, "converged", found)
+
+
+def score_passes(bench: Bench, prompts: list[list[int]], nodes: dict[int, int]) -> float:
+    """Tokens times layers, up and down: the unedited model, and each layer's nodes through the layers above it."""
+    layers = len(bench.stack)
+    return 2.0 * bench.tokens(prompts) * (layers + sum(count * (layers - 1 - at) for at, count in nodes.items()))
 
 
 def keep(bench: Bench, name: str, results: dict[int, Any]) -> None:
@@ -187,9 +233,14 @@ def bench_grid(bench: Bench, rows: Rows, layers: list[int], few: int, name: str)
         def ours(precision: Precision = precision) -> dict[Part, Any]:
             grid = Grid(bench.stack, rows.encoded, rows.gold, scores)
             parts = [p for p in parts_of(dict.fromkeys(layers, fractions), len(grid.sizes), precision) if p.layer >= 0]
-            return {part: grid.compute(part) for part in parts}
+            found: dict[Part, Any] = {}
+            for group in grid.together(parts):
+                found |= dict(zip(group, grid.compute_together(group), strict=True))
+            return found
 
         values, seconds, memory = measured(ours)
+        passes = len(bench.stack) + len(fractions) * sum(len(bench.stack) - 1 - at for at in layers)
+        work = bench.tokens(rows.encoded) * passes * len(bench.stack) / len(layers)
         seconds *= len(bench.stack) / len(layers)
         predicted = np.concatenate([value["predicted"] for value in values.values()], axis=1)
         if precision == "float32":
@@ -197,7 +248,7 @@ def bench_grid(bench: Bench, rows: Rows, layers: list[int], few: int, name: str)
             note = f"layers {layers}; log-probabilities within {grid_gap(bench, part, scores, found):.0e}"
         else:
             note = f"{(predicted == exact).mean():.2%} of {exact.size} predictions as in float32"
-        bench.row(f"{name}: ours, {precision}", seconds, memory, naive, note)
+        bench.row(f"{name}: ours, {precision}", seconds, memory, naive, note, work)
 
 
 def grid_block(bench: Bench, block: list[Encoded], layer: int, fraction: float, scores: np.ndarray) -> np.ndarray:
@@ -232,7 +283,8 @@ def bench_evaluation(bench: Bench, rows: Rows) -> None:
     gap = max(float(np.abs(a - b).max()) for a, b in zip(logprobs, theirs, strict=True))
     same = np.mean([a.argmax() == b.argmax() for a, b in zip(logprobs, theirs, strict=True)])
     note = f"{same:.2%} of the predictions the same, log-probabilities within {gap:.0e}"
-    bench.row("evaluation: ours", seconds, memory, against, note)
+    work = bench.tokens(rows.encoded) * len(bench.stack)
+    bench.row("evaluation: ours", seconds, memory, against, note, work)
 
 
 def main() -> None:
@@ -251,10 +303,15 @@ def main() -> None:
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
     title = f"{cell.name}, {torch.get_num_threads()} threads"
-    table = Table(title=title, caption="s: of the whole loop; x: times as fast as the plain side of the same loop")
-    for name in ("loop", "s", "x", "GB", "on what, and how far they agree"):
+    rate = product_rate(loaded.model)
+    caption = (
+        "s: of the whole loop; x: times as fast as the plain side of the same loop; %: of the rate of float32 products"
+        f", {rate / 1e9:.0f} GFLOP/s here ({RATE_ROWS} rows by a gate), that the products of the loop reach"
+    )
+    table = Table(title=title, caption=caption)
+    for name in ("loop", "s", "x", "%", "GB", "on what, and how far they agree"):
         table.add_column(name, justify="left" if " " in name or name == "loop" else "right")
-    bench = Bench(cell, loaded.model, loaded.tokenizer, stack, table)
+    bench = Bench(cell, loaded.model, loaded.tokenizer, stack, table, rate)
     samples = read_jsonl(cell.samples)
     adaptation = encode_rows(pd.DataFrame(samples), loaded.tokenizer, stack.context)
 

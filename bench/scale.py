@@ -3,7 +3,6 @@
 `python -m bench.scale` prints them. Nothing is measured here; what a number rests on stands on that page.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -41,9 +40,9 @@ class Shape:
 
 SHAPES = {
     "SmolLM2-135M": Shape(30, 576, 1536, 192, 49152, tied=True),
+    "Qwen2.5-Coder-1.5B": Shape(28, 1536, 8960, 256, 151936, tied=True),
     "Llama-3.1-8B": Shape(32, 4096, 14336, 1024, 128256),
     "Llama-3.1-70B": Shape(80, 8192, 28672, 1024, 128256),
-    "Llama-3.1-405B": Shape(126, 16384, 53248, 1024, 128256),
 }
 
 
@@ -122,38 +121,18 @@ def flop(shape: Shape, job: Job) -> dict[str, float]:
     return {step: count * row for step, count in passes(shape.layers, job).items()}
 
 
-def kept_per_token(shape: Shape, itemsize: int) -> int:
-    """Bytes that a backward pass keeps of each token, at most: the model of `tasks.models.memory.backward_tokens`."""
-    return shape.layers * (16 * shape.d_model + 10 * shape.d_ff) * itemsize
+def kept_per_token(shape: Shape) -> int:
+    """Bytes of float32 that a backward pass keeps of each token: the model of `tasks.models.memory.Room.graph`."""
+    return int(shape.layers * (7.5 * shape.d_model + 3 * shape.d_ff) * 4)
 
 
-def differences_per_token(shape: Shape) -> int:
-    """Bytes of float32 that `tasks.models.products.Kept` holds of each token of a pack: in- and output of each product.
+def stored_per_token(shape: Shape) -> int:
+    """Bytes of float32 of what enters the layers, of each token: what a sweep stores where it keeps no graph.
 
-    q, k and v share one input, gate and up another.
-
-    >>> differences_per_token(SHAPES["Llama-3.1-8B"])
-    8912896
+    >>> stored_per_token(SHAPES["Llama-3.1-8B"])
+    524288
     """
-    inputs = 3 * shape.d_model + shape.d_ff
-    outputs = 3 * shape.d_model + 2 * shape.key_width + 2 * shape.d_ff
-    return 4 * shape.layers * (inputs + outputs)
-
-
-def gpus(shape: Shape, itemsize: int, kept: float = 0, *, memory: float = 80 * GB, spare: float = 12 * GB) -> int:
-    """GPUs that hold the model in whole layers, each with `spare` bytes left for all that is not counted here.
-
-    Args:
-        itemsize: bytes of a weight, with its copies.
-        kept: bytes that the layers keep together, besides their weights.
-
-    >>> [gpus(SHAPES["Llama-3.1-8B"], 4), gpus(SHAPES["Llama-3.1-70B"], 4)]
-    [1, 5]
-    """
-    layer = shape.layer_parameters * itemsize + kept / shape.layers
-    ends = (shape.parameters - shape.layers * shape.layer_parameters) * itemsize
-    # The embeddings take the place of some layers.
-    return math.ceil((shape.layers + math.ceil(ends / layer)) / int((memory - spare) // layer))
+    return shape.layers * shape.d_model * 4
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -193,38 +172,22 @@ def pass_table(job: Job) -> str:
     )
 
 
-def memory_table(pack: int = 512, backward: int = 512) -> str:
+def memory_table(pack: int = 512) -> str:
     rows = [
         [
             name,
             f"{s.parameters * 2 / GB:,.1f}",
             f"{s.parameters * 4 / GB:,.1f}",
-            f"{kept_per_token(s, 4) / 1e6:,.1f}",
-            f"{kept_per_token(s, 4) * backward / GB:,.1f}",
-            f"{differences_per_token(s) / 1e6:,.1f}",
-            f"{differences_per_token(s) * pack / GB:,.1f}",
+            f"{s.layer_parameters * 4 / GB:,.2f}",
+            f"{kept_per_token(s) * pack / GB:,.1f}",
+            f"{stored_per_token(s) * pack / GB:,.2f}",
         ]
         for name, s in SHAPES.items()
     ]
     head = [
-        "model", "weights bfloat16, GB", "weights float32, GB", "backward, MB a token",
-        f"backward, GB for {backward:,} tokens", "differences, MB a token", f"differences, GB for {pack} tokens",
+        "model", "weights in bfloat16, GB", "in float32, GB", "a layer in float32, GB",
+        f"graphs of {pack} tokens, GB", f"stored inputs of {pack} tokens, GB",
     ]  # fmt: skip
-    return table(head, rows)
-
-
-def gpu_table(pack: int = 512, backward: int = 512) -> str:
-    rows = [
-        [
-            name,
-            str(gpus(s, 4, kept_per_token(s, 4) * backward)),
-            str(gpus(s, 4)),
-            str(gpus(s, 6, differences_per_token(s) * pack)),
-            str(gpus(s, 2)),
-        ]
-        for name, s in SHAPES.items()
-    ]
-    head = ["model", "score, float32", "search, float32", "search, bfloat16 differences", "weights in bfloat16 alone"]
     return table(head, rows)
 
 
@@ -237,17 +200,16 @@ def time_table(job: Job, speeds: Sequence[tuple[str, str, float]]) -> str:
     return table(["model", "sustained", *flop(SHAPES["SmolLM2-135M"], job), "together"], rows)
 
 
-LARGE = ("Llama-3.1-8B", "Llama-3.1-70B", "Llama-3.1-405B")
+LARGE = ("Llama-3.1-8B", "Llama-3.1-70B")
 SPEEDS = [
-    ("SmolLM2-135M", "80 GFLOP/s", 80e9),
-    ("Llama-3.1-8B", "80 GFLOP/s", 80e9),
-    *((name, f"{speed} TFLOP/s", speed * 1e12) for name in LARGE for speed in (10, 30)),
+    *((name, "80 GFLOP/s", 80e9) for name in ("SmolLM2-135M", "Qwen2.5-Coder-1.5B", "Llama-3.1-8B")),
+    *((name, f"{speed} TFLOP/s", speed * 1e12) for name in LARGE for speed in (30, 150)),
 ]
 
 
 def tables() -> list[str]:
     """All tables of the page, in its order."""
-    return [model_table(), pass_table(Job()), memory_table(), gpu_table(), time_table(Job(), SPEEDS)]
+    return [model_table(), pass_table(Job()), memory_table(), time_table(Job(), SPEEDS)]
 
 
 if __name__ == "__main__":

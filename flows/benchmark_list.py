@@ -1,6 +1,6 @@
 """What `dsm benchmarks ls` shows: every benchmark of the library and of params.yaml, without reading any rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import yaml
 from tasks.benchmarks import library
 from tasks.benchmarks.benchmark_spec import BenchmarkSpec, HeldOut
 from tasks.pipeline.settings import PARAMS, load_settings
+from tasks.runtime.errors import InputError
 
 COLUMNS: tuple[tuple[str, Literal["left", "right"]], ...] = (
     ("benchmark", "left"),
@@ -20,39 +21,90 @@ COLUMNS: tuple[tuple[str, Literal["left", "right"]], ...] = (
     ("licence", "left"),
     ("from", "left"),
 )
-Line = tuple[str, ...]
+PAGE_COLUMNS = ("Benchmark", "Family", "Options", "Rows from", "Train", "Test", "Majority", "Licence")
+Line = tuple[str, ...]  # the name, the family, and the other columns
 
 
-def catalogue(root: Path, data: str | None) -> list[list[Line]]:
-    """The lines of the library, families folded into one, and those of params.yaml in `root`, if there is one.
+def catalogue(root: Path, data: str | None, family: str | None = None) -> list[list[Line]]:
+    """The lines of the library by family, groups folded into one, and those of params.yaml in `root`, if there is one.
 
     Args:
         data: a directory in which to look for the files of the library's benchmarks, None for none.
+        family: of tasks; only its benchmarks. One that params.yaml spells out in full is in no family.
 
     Raises:
-        InputError: params.yaml is wrong.
+        InputError: params.yaml is wrong, or there is no such family.
     """
-    lines = [_library_line(name, root, data) for name in library.spec_names()]
+    lines = [_library_line(name, root, data) for name in _by_family(family)]
     if not (root / PARAMS).exists():
         return [lines]
     settings = load_settings(root)
     raw = yaml.safe_load((root / PARAMS).read_text(encoding="utf-8"))["benchmarks"]
-    return [lines, [_declared_line(name, spec, raw[name], root) for name, spec in settings.benchmarks.items()]]
+    declared = [_declared_line(name, spec, raw[name], root) for name, spec in settings.benchmarks.items()]
+    return [lines, [line for line in declared if family in (None, line[1])]]
 
 
-def _library_line(family: str, root: Path, data: str | None) -> Line:
-    spec = library.read_spec(family)
-    names = [f"{family}-{variant}" for variant in spec.variants] or [family]
-    found = [name for name in names if data and "local" in spec.sources and not _missing(_paths(name, data), root)]
-    # All members of a family come from one kind of source; facts of those that are found, else of all.
-    local = data if found else None
-    facts = [library.origin(name, field=name, data=local)[2] for name in (found or names)]
-    if found:
-        where = f"{data}" if len(found) == len(names) else f"{data} ({len(found)} of {len(names)})"
-    else:
-        where = _origin(names[0], spec)
+def page_table(family: str | None = None) -> str:
+    """The library as a Markdown table: one line a group or benchmark, with all its sources, by family.
+
+    Raises:
+        InputError: there is no such family.
+    """
+    lines: list[Line] = [PAGE_COLUMNS, ("---", "---", "---:", "---", "---:", "---:", "---:", "---")]
+    lines += map(_page_line, _by_family(family))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _by_family(family: str | None) -> list[str]:
+    if family is not None and family not in library.FAMILIES:
+        raise InputError("family", f"{family!r} is none of {', '.join(map(repr, library.FAMILIES))}")
+    names = [name for name in library.spec_names() if family in (None, library.read_spec(name).family)]
+    return sorted(names, key=lambda name: library.FAMILIES.index(library.read_spec(name).family))
+
+
+def _members(name: str, spec: library.Spec) -> list[str]:
+    return [f"{name}-{variant}" for variant in spec.variants] or [name]
+
+
+def _title(name: str, spec: library.Spec) -> str:
+    return f"{name}-{{{len(spec.variants)} {spec.members}}}" if spec.variants else name
+
+
+def _page_line(name: str) -> Line:
+    spec, members = library.read_spec(name), _members(name, library.read_spec(name))
+    found = [library.facts(member) for member in members]
+    kinds: list[library.Kind] = [kind for kind in ("wheel", "hub", "local") if kind in spec.sources]
+    facts = {kind: [one[kind] for one in found if kind in one] for kind in kinds}
+
+    def by_source(values: Iterable[str]) -> str:
+        return "<br>".join(values)
+
     return (
-        f"{family}-{{{len(names)} {spec.members}}}" if spec.variants else family,
+        f"`{_title(name, spec)}`",
+        spec.family,
+        spec.choices,
+        by_source(_from(spec, kind) for kind in kinds),
+        by_source(_span([fact.train for fact in facts[kind]]) for kind in kinds),
+        by_source(_span([fact.test for fact in facts[kind]]) for kind in kinds),
+        by_source(_span([fact.majority for fact in facts[kind]], ".3f") for kind in kinds),
+        spec.licence,
+    )
+
+
+def _library_line(name: str, root: Path, data: str | None) -> Line:
+    spec = library.read_spec(name)
+    members = _members(name, spec)
+    found = [one for one in members if data and "local" in spec.sources and not _missing(_paths(one, data), root)]
+    # All members of a group come from one kind of source; facts of those that are found, else of all.
+    kind = "local" if found else next(kind for kind in ("wheel", "hub", "local") if kind in spec.sources)
+    facts = [library.facts(one)[kind] for one in (found or members)]
+    if found:
+        where = f"{data}" if len(found) == len(members) else f"{data} ({len(found)} of {len(members)})"
+    else:
+        where = _from(spec, kind)
+    return (
+        _title(name, spec),
+        spec.family,
         _span([fact.train for fact in facts]),
         _span([fact.test for fact in facts]),
         spec.choices,
@@ -65,10 +117,11 @@ def _library_line(family: str, root: Path, data: str | None) -> Line:
 
 def _declared_line(name: str, spec: BenchmarkSpec, raw: dict[str, Any], root: Path) -> Line:
     """`raw` is the entry as it stands in params.yaml, `spec` what it says in full."""
-    facts, template = library.Facts(), ""
+    facts, template, family = library.Facts(), "", ""
     if "spec" in raw:
         facts = library.origin(raw["spec"], field=name, kind=raw.get("source"), data=raw.get("data"))[2]
         template = raw.get("template", library.DEFAULT_TEMPLATE)
+        family = library.member(raw["spec"], field=name)[0].family
     if "spec" not in raw or "test" in raw:  # held out of train in a way that no fact is about
         split = spec.test.split if isinstance(spec.test, HeldOut) else None
         facts = library.Facts(test=split if isinstance(split, int) else None)  # of a fraction it is not known
@@ -81,6 +134,7 @@ def _declared_line(name: str, spec: BenchmarkSpec, raw: dict[str, Any], root: Pa
         where = f"wheel {source.package}" if source.kind == "wheel" else f"hub {source.id}"
     return (
         f"{PARAMS}: {name}",
+        family,
         _span([facts.train]),
         _span([facts.test]),
         "by row" if isinstance(spec.options, str) else str(len(spec.options)),
@@ -96,11 +150,14 @@ def _found(paths: Sequence[str], root: Path) -> str:
     return f"{missing} is missing" if missing else paths[0]
 
 
-def _origin(name: str, spec: library.Spec) -> str:
-    kind, origin, _ = library.origin(name, field=name)
-    source = origin.train.source
+def _from(spec: library.Spec, kind: library.Kind) -> str:
+    """Where the test rows come from; of rows that are held out of train, the train rows."""
+    origin = spec.sources[kind]
+    source = (origin.test if isinstance(origin.test, library.OriginRows) else origin.train).source
     if kind == "wheel":
         return f"wheel {source['package']}"
+    if kind == "local":
+        return f"local {source['paths'][0].partition('/')[0]}/"
     return f"hub {source['id']}" + ("" if source.get("revision") else ", name a revision")
 
 

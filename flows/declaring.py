@@ -72,7 +72,7 @@ def declare(root: Path, asked: Asked) -> Declared:
     with edited(root) as document:
         for section, found in (("models", models), ("benchmarks", benchmarks)):
             for wanted in found:
-                told += wanted.told
+                told += wanted.notes
                 told += _add(document[section], section, wanted)
         if asked.limit is not None:
             for wanted in benchmarks:
@@ -110,7 +110,7 @@ def _add(section: Any, place: str, wanted: Wanted) -> list[str]:
     short = "spec" in wanted.entry
     add_entry(section, wanted.name, one_line(wanted.entry) if short else block(wanted.entry, wanted.comment))
     # What was guessed is told already; it is long, and better read in the file.
-    what = "" if wanted.told else f": {json.dumps(wanted.entry, ensure_ascii=False)}"
+    what = "" if wanted.notes else f": {json.dumps(wanted.entry, ensure_ascii=False)}"
     return [f"added to params.yaml: {place}.{wanted.name}{what}"]
 
 

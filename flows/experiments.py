@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.console import Benchmark, Data, Model, RunModel, Runnable, print_table
-from tasks.pipeline.names import STUDIES, WEIGHT_METHODS
+from tasks.pipeline.names import RENAMED_STUDIES, STUDIES, WEIGHT_METHODS
 from tasks.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def study(
     on: Annotated[
         list[str] | None,
         typer.Option(
-            help="multilingual, domains: a further benchmark; calibration: a further calibration set, a benchmark or a "
+            help="cross_benchmark: a further benchmark; calibration: a further calibration set, a benchmark or a "
             "file of texts (JSONL with a `text` each, or plain text). May be given several times."
         ),
     ] = None,
@@ -47,6 +47,8 @@ def study(
 
     step_timeout()
     prepare()
+    if name in RENAMED_STUDIES:
+        raise InputError("study", f"{name!r} is now {RENAMED_STUDIES[name]!r}")
     if name not in STUDIES:
         raise InputError("study", f"{name!r} is none of {', '.join(STUDIES)}")
     root = Path.cwd()

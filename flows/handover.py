@@ -99,6 +99,7 @@ def evaluate(
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    log(f"{model}: loads the models and the test rows")
     if benchmark in load_settings(root).pipeline.benchmarks:
         run_stage(f"data@{benchmark}", root, timeout=timeout, log=log)
     with scratch_beside(root / "data" / "scratch" / "evaluate") as work:
@@ -130,6 +131,7 @@ def try_row(
     cell = open_cell(model, benchmark)
     arguments = ["--model", cell.model, "--benchmark", cell.benchmark, *(["--json"] if as_json else [])]
     arguments += [] if row is None else [f"--row={row}"]
+    print(f"{cell.name}: loads the model", file=sys.stderr, flush=True)
     environment = child_environment()
     del environment["DSM_FLOW_PID"]  # there is no flow to end with
     # It takes this process's place: the terminal is its own, and so is its exit code.

@@ -171,22 +171,38 @@ def verify(as_json: AsJson = False) -> None:
 
 
 @benchmarks.command("ls")
-def list_benchmarks(data: Data = None) -> None:
+def list_benchmarks(
+    data: Data = None,
+    family: Annotated[
+        str | None,
+        typer.Option(help="Only those of a family: sentiment, 'question answering', similarity or reasoning."),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The library alone, as a table for a page.")] = False,
+) -> None:
     """Show the benchmarks of the library and of params.yaml: rows, options, licence, and where the rows come from."""
+    from itertools import groupby
+
     from rich.table import Table
 
-    from flows.benchmark_list import COLUMNS, catalogue
+    from flows.benchmark_list import COLUMNS, catalogue, page_table
+    from tasks.pipeline.settings import PARAMS
 
+    if markdown:
+        print(page_table(family))
+        return
     table = Table(
         caption="train and test: rows as published; majority: share of the commonest right option; "
         "from: what a line in params.yaml without `source` reads"
     )
     for name, justify in COLUMNS:
         table.add_column(name, justify=justify, overflow="fold")
-    for section in catalogue(Path.cwd(), data):
-        for row in section:
-            table.add_row(*row)
-        table.add_section()
+    for section in catalogue(Path.cwd(), data, family):
+        for title, rows in groupby(section, key=lambda row: row[1]):
+            if not section[0][0].startswith(PARAMS):
+                table.add_row(title)
+            for name, _, *cells in rows:
+                table.add_row(name, *cells)
+            table.add_section()
     print_table(table)
 
 

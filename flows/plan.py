@@ -30,6 +30,7 @@ SUFFIX = 0.5  # a run that starts at layer l costs (1 - l / layers) of a forward
 # seconds of steps not bound by forward passes (download and conversion of the default model, reading of a benchmark).
 RATES = {"score": 6e10, "float32": 7e10, "bfloat16": 1.05e11}
 FIXED = {"model": 30.0, "data": 5.0, "sample": 5.0, "prune": 5.0, "report": 5.0, "register": 16.0}
+MOST = 2  # GB of activations: `tasks.models.memory.LIMIT`
 START = 4.0  # seconds that a step takes before its first forward pass
 
 Does = Literal["run", "cached", "restore", "check"]
@@ -73,6 +74,8 @@ def make_plan(cell: Cell) -> Plan:
     )
     if size is ASSUMED:
         basis += "; the model is not there yet: the size of the default model is assumed"
+    else:
+        basis += f"; memory: {held(cell, size)}"
     lines = []
     for step, (stage, status) in zip(STEPS, _statuses(cell).items(), strict=True):
         if status != "run":
@@ -84,6 +87,24 @@ def make_plan(cell: Cell) -> Plan:
             lines.append(Line(stage, status, round(work[step]), START + seconds))
     lines.append(Line("register", "check", 0, timings.get("register", FIXED["register"])))
     return Plan(lines, basis)
+
+
+def held(cell: Cell, size: dict[str, int]) -> str:
+    """What the steps that run the model hold where, in words.
+
+    On a CPU the files of the weights are mapped, so that the system reads them as they are needed and may drop them; a
+    layer whose weights are narrower is in float32 while it computes.
+    """
+    weights = sum(path.stat().st_size for path in cell.model_dir.glob("*.safetensors"))
+    layer = 4 * _multiply_adds(size) / size["num_hidden_layers"]
+    if (os.environ.get("DSM_DEVICE") or "cpu").startswith("cuda"):
+        return f"weights of {weights / 1e9:.3g} GB on the GPU, and half of what is free there for activations"
+    allowed = os.environ.get("DSM_MEMORY")
+    rest = f"at most {allowed} bytes in all (DSM_MEMORY)" if allowed else f"at most {MOST} GB of activations"
+    return (
+        f"weights of {weights / 1e9:.3g} GB mapped from the disk, a layer of {layer / 1e9:.2g} GB in float32 at a "
+        f"time, {rest}"
+    )
 
 
 def forward_passes(cell: Cell, layers: int) -> dict[str, float]:

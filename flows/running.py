@@ -35,6 +35,7 @@ def run(
     from flows.removal import taken_back_without_result
     from tasks.benchmarks.rows import check_templates
     from tasks.pipeline.cell import open_cell
+    from tasks.pipeline.settings import load_settings
 
     step_timeout()
     prepare()
@@ -44,7 +45,8 @@ def run(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     root = Path.cwd()
     if limit is not None and not benchmark:
-        benchmark = [open_cell().benchmark]
+        known = model[0] if model and model[0] in load_settings(root).models else None
+        benchmark = [open_cell(known).benchmark]
     with taken_back_without_result(root):
         declared = declare(root, Asked(model or (), benchmark or (), data, limit, seed, change or ()))
         for line in declared.told:

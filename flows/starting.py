@@ -19,7 +19,7 @@ from tasks.runtime.files import write_text
 FILES = Path(__file__).parent / "project_files"  # the files of the checkout, under names that DVC takes no notice of
 MADE = "# Made by `dsm init`"
 PIPELINE = "dvc.yaml"
-IGNORED = ("/data/", "/mlflow.db*", "/mlartifacts/", "/mlruns/", "/.venv/", "/dvc.lock")
+IGNORED = ("/data/", "/metrics/", "/mlflow.db*", "/mlartifacts/", "/mlruns/", "/.venv/", "/dvc.lock")
 README = """\
 # A project of dsm: language models adapted to benchmarks by pruning, from ten examples
 `dsm run --model MODEL --benchmark BENCHMARK` adapts a directory or hub id to a benchmark's name or a file of rows.

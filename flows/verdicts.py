@@ -9,10 +9,10 @@ SHOWN = {"accuracy": "accuracy", "exact_match": "exact match", "acc_norm": "acc_
 
 
 def comparison_table(found: dict[str, Any]) -> "Table":
-    """Both models, and a row for the paired differences; within 60 columns."""
+    """Both models, and a row for the paired differences; within 80 columns."""
     from rich.table import Table
 
-    table = Table(title=f"{found['model']} on {found['benchmark']}", caption=caption(found), width=None)
+    table = Table(title=f"{found['model']} on {found['benchmark']}", caption=caption(found))
     table.add_column("")
     for name in SHOWN.values():
         table.add_column(name, justify="right")

@@ -37,7 +37,7 @@ STEPS = {
 STUDIES = {
     "fractions": {},
     "transfer": {},
-    "domains": {"benchmarks": ["others"]},
+    "cross_benchmark": {"benchmarks": ["others"]},
     "calibration": {
         "benchmarks": ["others"], "texts": {"words": "words.txt"}, "methods": ["wanda"], "sparsities": [0.5],
         "sequences": 2, "seeds": 1,

@@ -15,6 +15,7 @@ from tasks.benchmarks.scoring import answers_without
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
+from tasks.models.sweep import logits_without
 from tasks.models.weights import model_files
 from tasks.pipeline.cell import open_cell
 from tasks.runtime.errors import InputError
@@ -71,7 +72,7 @@ def test_a_pruned_directory_is_the_edited_model(family, tmp_path):
 
     loaded = load(cell.model_dir)
     row = encode(loaded.tokenizer, "a warm film :", [" good", " bad"], 100)
-    [found] = answers_without(DecoderStack(loaded.model), [row], 1, [np.array(SILENT)], advance=lambda _: None).logprobs
+    [found] = answers_without(DecoderStack(loaded.model), [row], 1, [np.array(SILENT)]).logprobs
     for option, value in zip(row.options, found[0], strict=True):
         logprobs = edited(torch.tensor([[*row.prompt, *option]])).logits[0].log_softmax(-1)
         expected = sum(float(logprobs[len(row.prompt) - 1 + i, token]) for i, token in enumerate(option))
@@ -185,6 +186,6 @@ def test_a_norm_before_the_mlp_alone_is_known_by_its_name():
     stack = DecoderStack(model)
     sequence = list(range(3, 12))
     [packed] = stack.pack([[(sequence, [len(sequence) - 1])]])
-    [logits] = torch.cat(list(stack.logits_without(stack.clean(packed), 1, [np.array(SILENT)])))
+    [logits] = torch.cat(list(logits_without(stack, stack.clean(packed), 1, [np.array(SILENT)])))
     rows(model, 1)[torch.tensor(SILENT)] = 0
     torch.testing.assert_close(logits[0], model(torch.tensor([sequence])).logits[0, -1], atol=1e-4, rtol=1e-4)

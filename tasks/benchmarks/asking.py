@@ -1,4 +1,4 @@
-"""One row that somebody types: the fields of a benchmark's prompt, and what the prompt and options become of them."""
+"""A row that a user types: the fields of a benchmark's prompt, and the rendered prompt and options."""
 
 import json
 from typing import Any
@@ -10,14 +10,14 @@ from tasks.runtime.errors import InputError
 
 
 def fields_asked(spec: BenchmarkSpec) -> list[str]:
-    """The names that prompt and options are made of, those of the prompt first."""
+    """The names that the prompt and then the options use."""
     options = [spec.options] if isinstance(spec.options, str) else spec.options
     in_prompt = sorted(names_used(spec.prompt))
     return in_prompt + sorted({name for option in options for name in names_used(option)} - set(in_prompt))
 
 
 def read_row(text: str, fields: list[str]) -> dict[str, Any]:
-    """A row from what was typed: a JSON object with the fields, or the text of the only one.
+    """The row from a typed line: a JSON object with the fields, or the text of the only field.
 
     Raises:
         InputError: fields are missing.
@@ -38,7 +38,7 @@ def read_row(text: str, fields: list[str]) -> dict[str, Any]:
 
 
 def read_value(text: str) -> Any:
-    """The value of one field: a JSON list or object where it is one, else the text itself."""
+    """The value of one field: a JSON list or object, or else the text itself."""
     if text.lstrip().startswith(("[", "{")):
         try:
             return json.loads(text)
@@ -58,7 +58,7 @@ def ask(spec: BenchmarkSpec, row: dict[str, Any]) -> tuple[str, list[str]]:
         return prompt, [compile_template(option, field="options")(row, 1) for option in spec.options]
     options = compile_value(spec.options, field="options")(row, 1)
     if not isinstance(options, list | tuple) or len(options) < 2:
-        raise InputError("options", f"must be a list of two or more, not {options!r:.60}")
+        raise InputError("options", f"must be a list of at least two, not {options!r:.60}")
     try:
         return prompt, [text_of(option, "options") for option in options]
     except NotTextError as error:

@@ -63,7 +63,7 @@ def encode(tokenizer: Any, prompt: str, options: Sequence[str], context: int, *,
             tokens, a token has no embedding, or the chat template cannot be used.
 
     Example:
-        >>> encode(tokenizer, "The film is", [" good", " bad"], context=2048).options  # doctest: +SKIP
+        >>> encode(tokenizer, "The film is", [" good", " bad"], context=2048).options
         [[1123], [3763]]
     """
     prefix = [] if chat else _prefix(tokenizer)

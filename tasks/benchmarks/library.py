@@ -1,32 +1,31 @@
 """The library of benchmarks: one YAML file each in `specs`. An entry of params.yaml that names one is expanded to it.
 
-A file may describe a family: its `variants` give values for `$name` in its strings, and `<file>-<variant>` is a
-benchmark. If the value is a list (the subjects of a domain), the list item with `$name` is repeated.
+A file may describe a group of benchmarks: its `variants` give values to the names that stand as `$name` in its strings,
+and `<file>-<variant>` is a benchmark. A list as a value (the subjects of a domain) repeats the list item it stands in.
 """
 
 import difflib
 import functools
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from tasks.runtime.errors import InputError
+from tasks.runtime.fields import Strict
 
 SPECS = Path(__file__).parent / "specs"
 DEFAULT_TEMPLATE = "sadi"
 
 Kind = Literal["wheel", "hub", "local"]
+Family = Literal["sentiment", "question answering", "similarity", "reasoning"]  # of tasks, as in arXiv 2503.01542
+FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Facts(_Strict):
+class Facts(Strict):
     """Published facts about the rows of a source, before repeated prompts are dropped; None where not known.
 
     `train` and `test` are numbers of rows; `majority` is the share of the most frequent gold option in test (in both
@@ -38,24 +37,24 @@ class Facts(_Strict):
     majority: float | None = Field(default=None, gt=0, le=1)
 
 
-class Prompt(_Strict):
+class Prompt(Strict):
     """One template of a benchmark: `prompt` and `options` as in params.yaml."""
 
     prompt: str
     options: list[str] | str
 
 
-class OriginRows(_Strict):
+class OriginRows(Strict):
     """One split from one source: `source` without its kind; the other fields replace those of the file."""
 
     source: dict[str, Any]
-    where: dict[str, list[Any]] = {}
+    where: dict[str, list[Any]] = Field(default={})
     fields: dict[str, str] | None = None
     gold: str | None = None
     labels: list[str] | str | None = None
 
 
-class Origin(_Strict):
+class Origin(Strict):
     """The sources of both splits; `test` may be held out of train. `facts` become `Facts`."""
 
     train: OriginRows
@@ -63,31 +62,32 @@ class Origin(_Strict):
     facts: dict[str, Any]
 
 
-class Variant(_Strict):
-    """One member of a family; its `sources` replace those of the family."""
+class Variant(Strict):
+    """One member of a group; what it states replaces what the group states."""
 
-    values: dict[str, str | list[str]] = {}
+    values: dict[str, str | list[str]] = Field(default={})
     sources: dict[Kind, Origin] | None = None
 
 
-class Spec(_Strict):
+class Spec(Strict):
     """One file of the library."""
 
+    family: Family
     licence: str
     note: str
     choices: str  # how many options a row has: "2", "3 to 5"
     prompts: dict[str, Prompt]
-    fields: dict[str, str] = {}
+    fields: dict[str, str] = Field(default={})
     gold: str
     labels: list[str] | str | None = None
     group: str | None = None
     sources: dict[Kind, Origin]
     limits: dict[str, int]
     members: str = ""  # what the variants are: "languages"
-    variants: dict[str, Variant] = {}
+    variants: dict[str, Variant] = Field(default={})
 
 
-class Entry(_Strict):
+class Entry(Strict):
     """An entry of params.yaml that names a benchmark of the library.
 
     Attributes:
@@ -110,12 +110,12 @@ class Entry(_Strict):
 
 
 def spec_names() -> list[str]:
-    """The names of the files of the library: families, not their members."""
+    """The files of the library, by name: groups, not their members."""
     return sorted(path.stem for path in SPECS.glob("*.yaml"))
 
 
 def benchmark_names() -> list[str]:
-    """The names of all benchmarks of the library: members of families, not the families."""
+    """Every benchmark of the library: members of groups, not the groups."""
     return [
         f"{name}-{variant}" if variant else name
         for name in spec_names()
@@ -133,10 +133,10 @@ def read_spec(name: str) -> Spec:
 
 
 def is_benchmark(name: str) -> bool:
-    family, _, variant = name.partition("-")
-    if family not in spec_names():
+    group, _, variant = name.partition("-")
+    if group not in spec_names():
         return False
-    variants = read_spec(family).variants
+    variants = read_spec(group).variants
     return variant in variants if variants else not variant
 
 
@@ -146,6 +146,16 @@ def closest(name: str, names: Collection[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else "`dsm benchmarks ls` lists all"
 
 
+def undeclared(name: str, declared: Iterable[str]) -> str:
+    """The message for a benchmark that params.yaml does not declare: whether the library has it, or similar names."""
+    problem = f"{name!r} is not declared in params.yaml; there are {sorted(declared)}"
+    try:
+        member(name, field="benchmarks")
+    except InputError as error:
+        return f"{problem}; {error.problem}"
+    return f"{problem}, but it is in the library: `dsm run --benchmark {name}` adds it"
+
+
 def member(name: str, *, field: str) -> tuple[Spec, Variant]:
     """The file and the variant of a benchmark of the library.
 
@@ -153,15 +163,26 @@ def member(name: str, *, field: str) -> tuple[Spec, Variant]:
         InputError: the library does not have this benchmark.
     """
     if not is_benchmark(name):
-        family = name.partition("-")[0]
+        group = name.partition("-")[0]
         if name in spec_names():
             some = ", ".join(f"{name}-{variant}" for variant in list(read_spec(name).variants)[:3])
-            raise InputError(field, f"{name} is a family; name one of its {read_spec(name).members}, such as {some}")
-        names = [known for known in benchmark_names() if not family or known.startswith(family)]
+            raise InputError(field, f"{name} is a group; name one of its {read_spec(name).members}, such as {some}")
+        names = [known for known in benchmark_names() if not group or known.startswith(group)]
         raise InputError(field, f"no benchmark {name!r} in the library; {closest(name, names or benchmark_names())}")
-    family, _, variant = name.partition("-")
-    spec = read_spec(family)
+    group, _, variant = name.partition("-")
+    spec = read_spec(group)
     return spec, spec.variants[variant] if variant else Variant()
+
+
+def facts(name: str) -> dict[Kind, Facts]:
+    """What is known of the rows of a benchmark, for each of its sources.
+
+    Raises:
+        InputError: the library has no such benchmark.
+    """
+    spec, variant = member(name, field="spec")
+    sources = variant.sources or spec.sources
+    return {kind: Facts.model_validate(_fill(found.facts, variant.values)) for kind, found in sources.items()}
 
 
 def origin(name: str, *, field: str, kind: Kind | None = None, data: str | None = None) -> tuple[Kind, Origin, Facts]:
@@ -181,7 +202,7 @@ def origin(name: str, *, field: str, kind: Kind | None = None, data: str | None 
         raise InputError(f"{field}.data", "is missing: name the directory with the benchmark's files")
     if kind != "local" and data is not None:
         raise InputError(f"{field}.data", f"is for local files, but source is {kind!r}")
-    return kind, sources[kind], Facts.model_validate(_fill(sources[kind].facts, variant.values))
+    return kind, sources[kind], facts(name)[kind]
 
 
 def expand(raw: dict[str, Any], *, field: str) -> dict[str, Any]:

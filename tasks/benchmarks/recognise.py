@@ -1,7 +1,7 @@
-"""A benchmark from a file of rows alone: which columns are the prompt, the options and the label.
+"""A benchmark from a file of rows: which columns are the prompt, the options and the label.
 
-Columns are recognised by their names, as data sets on the hub have them, and every guess is checked on all rows. Where
-two readings of the label are possible, or none is, the file is refused: the benchmark is then written into params.yaml.
+Columns are recognised by names that are common on the hub, and every guess is checked on all rows. If the label can be
+read in two ways or in no way, the file is refused, and the user must write the benchmark into params.yaml.
 """
 
 import json
@@ -19,18 +19,18 @@ from tasks.benchmarks.templates import is_name
 from tasks.benchmarks.values import NotTextError, compared, is_null, text_of
 from tasks.runtime.errors import InputError
 
-# Names of columns, without case and signs, the likeliest first.
+# Names of columns, ignoring case and punctuation, the likeliest first.
 PROMPTS = ("prompt", "question", "query", "sentence", "text", "review", "content", "statement", "input")
 CONTEXTS = ("passage", "context", "article", "paragraph", "support")
 OPTIONS = ("choices", "options", "endings", "candidates", "answers")
 LABELS = ("label", "answer", "gold", "target", "answerkey", "correctanswer", "answeridx", "answerindex", "correct")
-WHOLE = ("prompt",)  # taken as it is
+WHOLE = ("prompt",)  # used unchanged
 ASKED = ("question", "query")  # asked as "Question: ..", after the context if there is one
 
 LETTERS = ("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 NUMBERED = re.compile(r"(?P<kind>option|choice|ending|candidate|answer|solution|sol)?(?P<place>[a-j]|\d)")
-MOST_CLASSES = 20  # different labels of a file without options; with more they are answers in words
-SMALL = 200  # rows from which on a fraction of them is held out, not a count: see `splits`
+MOST_CLASSES = 20  # different labels of a file without options; more labels are free text
+SMALL = 200  # with at least so many rows a fraction is held out instead of a count: see `splits`
 LIMITS = {"test": 400, "transfer": 30}
 GUIDE = "write the benchmark into params.yaml: docs/own.md shows how"
 
@@ -40,24 +40,24 @@ class Recognised:
     """A benchmark as params.yaml declares it (but for `source`), and what was guessed, line by line."""
 
     entry: dict[str, Any]
-    told: list[str]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
 class _Choices:
-    """Options that stand in the rows.
+    """Options from columns of the rows.
 
     Attributes:
         options: as in params.yaml.
-        texts: of each row.
-        told: the columns.
-        expression: in Jinja, the list of the texts.
-        own: in Jinja, the list of labels that the rows name them by, and that list of each row; None without such.
+        texts: the options of each row.
+        columns: for messages.
+        expression: the Jinja expression of the list of options.
+        own: the Jinja expression of the rows' own labels of the options, and these labels of each row; None without.
     """
 
     options: list[str] | str
     texts: list[list[str]]
-    told: str
+    columns: str
     expression: str
     own: tuple[str, list[list[str]]] | None = None
 
@@ -70,7 +70,7 @@ def recognise(rows: list[Row], *, name: str, source: Mapping[str, Any]) -> Recog
         source: as params.yaml will have it; nothing is read from it.
 
     Raises:
-        InputError: a column is missing, the label cannot be read in exactly one way, or a row does not fit.
+        InputError: a column is missing, the label cannot be read in exactly one way, or a row is invalid.
     """
     if not rows:
         raise InputError("benchmark", f"{name} has no rows")
@@ -83,7 +83,7 @@ def recognise(rows: list[Row], *, name: str, source: Mapping[str, Any]) -> Recog
     said = [str(_label(row, label, name)) for row in rows]
     others = [column for column in columns if column not in (prompt, label)]
     given = _prompt(prompt, others)
-    # White space that the prompt ends in belongs to the options.
+    # White space at the end of the prompt belongs to the options.
     space = "" if given.whole and all(str(row.get(prompt)).endswith((" ", "\n")) for row in rows) else " "
     entry: dict[str, Any] = {"train": {"source": dict(source), "gold": _braced(label)}}
     entry["test"] = {"split": 0.5 if len(rows) >= SMALL else max(1, len(rows) // 2), "seed": 0}
@@ -95,16 +95,16 @@ def recognise(rows: list[Row], *, name: str, source: Mapping[str, Any]) -> Recog
     else:
         reading, named = _reading(choices, said, label, name)
         entry |= {"prompt": given.template, "options": choices.options} | ({"labels": named} if named else {})
-        how = f"{reading}; options from {choices.told}"
+        how = f"{reading}; options from {choices.columns}"
     entry["limits"] = dict(LIMITS)
     first = _checked(entry, rows, name)
-    told = [
-        f"{name}: {len(rows)} rows with a label, half of them test rows; prompt from {given.told}; "
+    notes = [
+        f"{name}: {len(rows)} rows with a label, half of them test rows; prompt from {given.columns}; "
         f"label from {label!r}, {how}",
         f"the first row asks {first.prompt!r}; options {', '.join(map(repr, first.options))}; right is "
         f"{first.options[first.gold]!r}",
     ]
-    return Recognised(entry, told)
+    return Recognised(entry, notes)
 
 
 def _plain(column: str) -> str:
@@ -124,7 +124,7 @@ def _one_of(known: Sequence[str], columns: Sequence[str], what: str, name: str) 
 
 
 def _label(row: Row, column: str, name: str) -> str | None:
-    """The label as text; None where there is none."""
+    """The label as text; None without a label."""
     if is_null(row.get(column)):
         return None
     try:
@@ -148,11 +148,11 @@ def _braced(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """The template, that for options which no column has, the columns, and whether the column is the whole prompt."""
+    """The template, that for options that are classes, the columns, and whether the column is the whole prompt."""
 
     template: str
     of_classes: Callable[[list[str]], str]
-    told: str
+    columns: str
     whole: bool
 
 
@@ -163,9 +163,9 @@ def _prompt(column: str, others: list[str]) -> _Prompt:
     if kind in ASKED:
         context = next((other for wanted in CONTEXTS for other in others if _plain(other) == wanted), None)
         before = f"{_braced(context)}\n" if context else ""
-        told = f"{column!r} after {context!r}" if context else repr(column)
+        described = f"{column!r} after {context!r}" if context else repr(column)
         template = f"{before}Question: {_braced(column)}\nAnswer:"
-        return _Prompt(template, lambda _: template, told, False)
+        return _Prompt(template, lambda _: template, described, False)
 
     def classes(names: list[str]) -> str:
         return f"{_braced(column)}\nIs this {', '.join(names[:-1])} or {names[-1]}?\nAnswer:"
@@ -177,7 +177,7 @@ def _prompt(column: str, others: list[str]) -> _Prompt:
 
 
 def _choices(rows: list[Row], columns: list[str], space: str, name: str) -> _Choices | None:
-    """The options that stand in the rows; None if no column holds any."""
+    """The options from columns of the rows; None if no column has options."""
     for wanted in OPTIONS:
         for column in columns:
             if _plain(column) == wanted:
@@ -188,12 +188,16 @@ def _choices(rows: list[Row], columns: list[str], space: str, name: str) -> _Cho
 def _listed(rows: list[Row], column: str, space: str, name: str) -> _Choices:
     """A column of lists, or of mappings with lists `text` and `label` as in ARC."""
     values: list[Any] = [row.get(column) for row in rows]
-    expression, told, own = _column(column), repr(column), None
+    expression, described, own = _column(column), repr(column), None
     if all(isinstance(value, Mapping) and "text" in value for value in values):
         mappings = [value for value in values if isinstance(value, Mapping)]
         if all(isinstance(value.get("label"), list) for value in mappings):
             own = f"{expression}.label", [_texts(value["label"], column, name) for value in mappings]
-        values, expression, told = [value["text"] for value in mappings], f"{expression}.text", f"{column + '.text'!r}"
+        values, expression, described = (
+            [value["text"] for value in mappings],
+            f"{expression}.text",
+            f"{column + '.text'!r}",
+        )
     for number, value in enumerate(values, start=1):
         if not isinstance(value, list) or len(value) < 2:
             raise InputError(
@@ -201,7 +205,7 @@ def _listed(rows: list[Row], column: str, space: str, name: str) -> _Choices:
             )
     texts = [_texts(value, column, name) for value in values]
     spaced = f'{expression} | map("replace", "", "{space}", 1) | list' if space else f"{expression} | list"
-    return _Choices(f"{{{{ {spaced} }}}}", texts, told, f"{expression} | list", own)
+    return _Choices(f"{{{{ {spaced} }}}}", texts, described, f"{expression} | list", own)
 
 
 def _lettered(rows: list[Row], columns: list[str], space: str, name: str) -> _Choices | None:
@@ -232,7 +236,7 @@ def _texts(values: list[Any], column: str, name: str) -> list[str]:
 
 
 def _classes(column: str, said: list[str], space: str, name: str) -> tuple[list[str], list[str]]:
-    """Options and labels of a file whose labels are a few words, or truth values."""
+    """Options and labels of a file whose labels are a few words, or booleans."""
     values = sorted(set(said))
     if sorted(value.lower() for value in values) == ["false", "true"]:
         return [f"{space}no", f"{space}yes"], values
@@ -253,15 +257,15 @@ def _classes(column: str, said: list[str], space: str, name: str) -> tuple[list[
 
 
 def _reading(choices: _Choices, said: list[str], column: str, name: str) -> tuple[str, list[str] | str | None]:
-    """How the label names the right option, and `labels` as in params.yaml (None: their numbers from 0).
+    """How the label refers to the right option, and `labels` as in params.yaml (None means numbers from 0).
 
     Raises:
-        InputError: in no way, or in several ways that do not agree on every row.
+        InputError: there is no such way, or several that do not agree on every row.
     """
     widths = [len(row) for row in choices.texts]
 
     def begun(names: Sequence[str]) -> list[str] | str:
-        """As `labels`: as many of these names as the row has options."""
+        """`labels` of these names, one for each option of the row."""
         some = list(names[: max(widths)])
         if isinstance(choices.options, list):
             return some
@@ -288,7 +292,7 @@ def _reading(choices: _Choices, said: list[str], column: str, name: str) -> tupl
     if possible:
         problem = f"may be {' or '.join(how for how, _ in possible.values())}"
     else:
-        problem = "are no letters, numbers or texts of the options"
+        problem = "are not letters, numbers or texts of the options"
     raise InputError("benchmark", f"{name}: the labels in {column!r} ({some}) {problem}; {GUIDE}")
 
 

@@ -1,7 +1,7 @@
 """The answers of a model to multiple-choice rows: the log-probability of each option, given the prompt."""
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from tasks.benchmarks.encoding import Encoded, encode
 from tasks.models.loading import Loaded
+from tasks.models.memory import room, with_less
 from tasks.models.packing import Pack, Unit
 from tasks.models.products import Precision
-from tasks.models.stack import DecoderStack, Projection, Residuals
+from tasks.models.stack import DecoderStack, Projection
+from tasks.models.sweep import Without, all_logits_without, finish
 from tasks.runtime.errors import InputError
 
 
@@ -104,43 +106,51 @@ def answers_without(
     *,
     projection: Projection = "gate_proj",
     precision: Precision = "float32",
-    advance: Callable[[int], None] = lambda rows: None,
 ) -> Answers:
-    """Answers to all rows of C models, each without one set of neurons of a layer (`DecoderStack.silenced`).
+    """Answers to all rows of the C models that are left without these neurons of one layer.
 
     Args:
         sets: C sets of neurons, rows of `projection`.
-        advance: called with the number of rows done.
     """
     by_row: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for packed in stack.pack([unit(row) for row in rows]):
-        part = read_without(stack, stack.clean(packed, precision), rows, layer, sets, projection)
+        [part] = read_without(stack, [Without(stack.start(packed), layer, sets)], rows, projection, precision)
         by_row |= dict(zip(packed.units, zip(part.logprobs, part.greedy, strict=True), strict=True))
-        advance(len(packed.units))
     return in_order(by_row)
 
 
 def read_without(
     stack: DecoderStack,
-    residuals: Residuals,
+    runs: Sequence[Without],
     rows: Sequence[Encoded],
-    layer: int,
-    sets: Sequence[np.ndarray],
     projection: Projection = "gate_proj",
-) -> Answers:
-    """`answers_without` for the rows of one pack, in the pack's order."""
-    runs = stack.logits_without(residuals, layer, sets, projection)
-    parts = [read_options(residuals.pack, rows, logits) for logits in runs]
+    precision: Precision = "float32",
+) -> list[Answers]:
+    """The answers to the rows of each run's pack, in the pack's order, all by one sweep."""
+
+    def read(share: float) -> list[Answers]:
+        parts: list[list[Answers]] = [[] for _ in runs]
+        for number, logits in all_logits_without(stack, runs, room(stack.model, share), projection, precision):
+            parts[number].append(read_options(runs[number].residuals.pack, rows, logits))
+        return [_joined(part) for part in parts]
+
+    return with_less(read)
+
+
+def _joined(parts: Sequence[Answers]) -> Answers:
     lists = [part.logprobs for part in parts], [part.greedy for part in parts]
-    return Answers(*([np.concatenate(row) for row in zip(*part, strict=True)] for part in lists))
+    return Answers(*([np.concatenate(row) for row in zip(*each, strict=True)] for each in lists))
 
 
 def answers_unedited(stack: DecoderStack, rows: Sequence[Encoded]) -> Answers:
-    """Answers of the unedited model; C is 1."""
+    """Answers of the model as it is; C is 1."""
     by_row: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for packed in stack.pack([unit(row) for row in rows]):
-        part = read_options(packed, rows, stack.clean(packed).logits[None])
-        by_row |= dict(zip(packed.units, zip(part.logprobs, part.greedy, strict=True), strict=True))
+    passes = [stack.start(packed) for packed in stack.pack([unit(row) for row in rows])]
+    for residuals in passes:
+        finish(stack, [residuals])
+        part = read_options(residuals.pack, rows, residuals.logits[None])
+        residuals.inputs.clear()
+        by_row |= dict(zip(residuals.pack.units, zip(part.logprobs, part.greedy, strict=True), strict=True))
     return in_order(by_row)
 
 

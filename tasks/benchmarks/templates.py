@@ -7,6 +7,7 @@ from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, meta, nodes
 from jinja2.sandbox import SandboxedEnvironment
 
 from tasks.benchmarks.benchmark_spec import BenchmarkSpec
+from tasks.benchmarks.template_filters import FILTERS
 from tasks.benchmarks.values import NotTextError, NullError, is_null, readable, text_of
 from tasks.runtime.errors import InputError
 
@@ -20,6 +21,7 @@ _ENVIRONMENT = SandboxedEnvironment(
 )
 _ENVIRONMENT.globals.clear()  # a missing column `range` must not print Jinja's function
 _ENVIRONMENT.tests["none"] = is_null
+_ENVIRONMENT.filters |= FILTERS
 
 ROW = "row"  # `row["a name"]` reads a column whose name is not a name in Jinja
 _EXAMPLE = 'row["its name"]'

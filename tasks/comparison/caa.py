@@ -1,10 +1,10 @@
 """Contrastive activation addition (arXiv 2312.06681): a mean difference is added to the residual of one layer.
 
-v_l is the mean over the examples of the residual that leaves layer l at the last token of the right option, less the
-same for the wrong ones; it is not normalised. The residual of layer l becomes r + m v_l at the last token of the prompt
-and at every token of the answer. The published pairs end in a letter, (A) or (B), whose token is taken; here it is the
-last token of the option as the benchmark writes it, and several wrong options count as their mean. As published, one
-layer at a time is steered; which, and how strongly, is chosen here on the rows that decide.
+v_l is the mean over the examples of the output of layer l at the last token of the right option minus that of the wrong
+ones; it is not normalised. The residual r of layer l becomes r + m v_l at the last token of the prompt and at every
+token of the answer. The published pairs end in a letter, (A) or (B), and take its token. Here it is the last token of
+the option, and several wrong options are averaged. As published, one layer at a time is steered. The layer and the
+multiplier m are chosen here on the selection rows.
 """
 
 from functools import partial

@@ -1,8 +1,8 @@
-"""Contextual calibration: the options' prior is read from prompts without content, and divided out (Zhao et al. 2021).
+"""Contextual calibration: the prior of the options, from prompts without content, is divided out (Zhao et al. 2021).
 
 Zhao et al., "Calibrate Before Use: Improving Few-Shot Performance of Language Models" (arXiv 2102.09690), section 5:
-the probabilities of the options behind the content-free inputs "N/A", "[MASK]" and the empty text are averaged to
-p_cf, and a row's probabilities are divided by it, W = diag(p_cf)^-1 and b = 0. It takes no example and no label.
+the probabilities of the options after the content-free inputs "N/A", "[MASK]" and the empty text are averaged to p_cf,
+and a row's probabilities are divided by it, W = diag(p_cf)^-1 and b = 0. It uses no example and no label.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +19,13 @@ from tasks.benchmarks.templates import compile_template, names_used
 from tasks.comparison.system import Answer, FitData, Fitted, System, unedited
 from tasks.runtime.errors import InputError
 
-CONTENT_FREE = ("N/A", "[MASK]", "")  # those of the paper
+CONTENT_FREE = ("N/A", "[MASK]", "")  # from the paper
 
 
 class ContentFree(str):
-    """A text that is its own items, attributes, and whatever its methods give.
+    """A text whose items, attributes and method results are the text itself.
 
-    So a template that asks for a part of a field, such as `{{ choices[0] }}` or `{{ text.strip() }}`, gets the same.
+    So a template that uses a part of a field, such as `{{ choices[0] }}` or `{{ text.strip() }}`, gets the same text.
     """
 
     __slots__ = ()
@@ -45,10 +45,10 @@ class ContentFree(str):
 
 
 def content_free(spec: BenchmarkSpec) -> list[str]:
-    """The benchmark's prompt with each content-free text in the place of every name it uses.
+    """The benchmark's prompt, once for each content-free text, which replaces all names that the template uses.
 
     Raises:
-        InputError: the template cannot be rendered so, as where it looks a field up in a list of its own.
+        InputError: the template cannot be rendered, for example because it uses a field as an index.
     """
     render = compile_template(spec.prompt, field="prompt")
     prompts = []
@@ -63,12 +63,12 @@ def content_free(spec: BenchmarkSpec) -> list[str]:
 
 
 def encoded_prompts(spec: BenchmarkSpec, tokenizer: Any, context: int) -> list[list[int]]:
-    """Token ids of the content-free prompts, cut as those of the benchmark's rows are.
+    """Token ids of the content-free prompts, encoded like those of the benchmark's rows.
 
     Raises:
         InputError: as `content_free` and `encode`.
     """
-    options = ["A", "B"]  # a prompt's own tokens do not depend on them
+    options = ["A", "B"]  # the prompt's tokens do not depend on them
     return [encode(tokenizer, prompt, options, context, chat=spec.chat).prompt for prompt in content_free(spec)]
 
 
@@ -83,14 +83,14 @@ def log_priors(
     Returns:
         For each row float64 [C, options]. Rows with the same options are computed once.
     """
-    different = {_key(row): row.options for row in rows}
-    asked = [Encoded(list(prompt), options) for options in different.values() for prompt in prompts]
-    logprobs = answer(asked).logprobs
-    found = {}
-    for number, key in enumerate(different):
-        behind = np.stack(logprobs[number * len(prompts) : (number + 1) * len(prompts)]).astype(np.float64)
-        found[key] = logsumexp(log_softmax(behind, axis=-1), axis=0) - np.log(len(prompts))
-    return [found[_key(row)] for row in rows]
+    distinct = {_key(row): row.options for row in rows}
+    blank_rows = [Encoded(list(prompt), options) for options in distinct.values() for prompt in prompts]
+    logprobs = answer(blank_rows).logprobs
+    priors = {}
+    for number, key in enumerate(distinct):
+        by_prompt = np.stack(logprobs[number * len(prompts) : (number + 1) * len(prompts)]).astype(np.float64)
+        priors[key] = logsumexp(log_softmax(by_prompt, axis=-1), axis=0) - np.log(len(prompts))
+    return [priors[_key(row)] for row in rows]
 
 
 def _key(row: Encoded) -> tuple[tuple[int, ...], ...]:
@@ -98,7 +98,7 @@ def _key(row: Encoded) -> tuple[tuple[int, ...], ...]:
 
 
 def divided_out(answers: Answers, priors: Sequence[np.ndarray]) -> Answers:
-    """The answers with the log prior of each row's options subtracted; float32, and so no longer probabilities."""
+    """The answers minus the log prior of each row's options, float32. They are no longer log-probabilities."""
     corrected = [
         (logprobs.astype(np.float64) - prior).astype(np.float32)
         for logprobs, prior in zip(answers.logprobs, priors, strict=True)
@@ -107,9 +107,9 @@ def divided_out(answers: Answers, priors: Sequence[np.ndarray]) -> Answers:
 
 
 def calibrated(spec: BenchmarkSpec) -> System:
-    """The base model with the option prior behind the benchmark's content-free prompts divided out.
+    """The base model with the option prior after the benchmark's content-free prompts divided out.
 
-    What the model would write by itself (`Answers.greedy`) stays as it is: the correction is one of the options.
+    `Answers.greedy` does not change: the correction applies only to the options.
     """
 
     def fit(fit_data: FitData) -> Fitted:

@@ -1,7 +1,7 @@
 """Fine-tuning on the same examples: all weights (`sft`), or a low-rank change of them (`lora`, Hu et al. 2021).
 
-2507.09185 compares with fine-tuning on its ten samples and gives no settings; those below are ours, fixed beforehand:
-nothing is chosen, so no row is looked at twice.
+2507.09185 compares with fine-tuning on its ten samples and gives no settings. The settings below are ours and fixed in
+advance: nothing is selected on the examples.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ RANK = 8  # of lora; alpha is twice that, on every linear layer of the decoder
 
 
 def sft(fit_data: FitData) -> Fitted:
-    """All weights trained with AdamW, one example a step, on the tokens of the right option.
+    """Trains all weights with AdamW, one example per step, on the tokens of the right option.
 
     Keeps two more copies of the weights while it is in use.
     """
@@ -30,11 +30,11 @@ def sft(fit_data: FitData) -> Fitted:
 
 
 def lora(fit_data: FitData) -> Fitted:
-    """A rank-8 change of every linear layer of the decoder, by peft: trained like `sft`, then added to the weights."""
+    """Trains a rank-8 change of every linear layer of the decoder with peft, like `sft`, and adds it to the weights."""
     from peft import LoraConfig, get_peft_model
 
     def train(model: Any) -> None:
-        torch.manual_seed(fit_data.seed)  # A starts at random
+        torch.manual_seed(fit_data.seed)  # A is initialised at random
         config = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules="all-linear")
         adapted: Any = get_peft_model(model, config)
         try:
@@ -46,7 +46,7 @@ def lora(fit_data: FitData) -> Fitted:
 
 
 def _train(model: Any, fit_data: FitData, name: str) -> None:
-    """Changes the parameters that take a gradient; for `sft` that is all of them."""
+    """Trains the parameters that require a gradient; for `sft` all parameters."""
     if name == "sft":
         model.requires_grad_(True)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,15 +1,14 @@
-"""Inference-time intervention (arXiv 2306.03341): some attention heads are shifted toward what is true.
+"""Inference-time intervention (arXiv 2306.03341): some attention heads are shifted toward the truth.
 
 Each head's output at the last token of prompt and option is labelled true for the right option and false for a wrong
-one. Heads are ranked by how well a logistic regression tells the two apart on rows it has not seen. Of the K best ones
-the output becomes x + α σ θ at the last token of the prompt and at every token of the answer: θ is the unit vector
+one. Heads are ranked by the accuracy of a logistic regression on held-out rows. The output of the K best heads becomes
+x + α σ θ at the last token of the prompt and at every token of the answer: θ is the unit vector
 from the mean of the false outputs to that of the true ones ("mass mean shift"), σ the standard deviation of the
 outputs along it.
 
 Published for models of 32 layers of 32 heads on TruthfulQA: K = 48, α = 15, validation on a fifth of the development
-rows, σ from other texts. With ten examples the probes are validated on two halves of them, each by a probe of the other
-half, θ and σ are those of the same examples, and K and α are chosen around the published values on the rows that
-decide.
+rows, σ from other texts. Here, with ten examples, the probes have two-fold cross-validation, θ and σ are from the same
+examples, and K and α are chosen around the published values on the selection rows.
 """
 
 import warnings
@@ -33,7 +32,7 @@ from tasks.comparison.steering import (
 from tasks.comparison.system import FitData, Fitted, most_accurate
 from tasks.runtime.errors import InputError
 
-COUNTS = (16, 48)  # K; a model of fewer heads has all of them shifted
+COUNTS = (16, 48)  # K; at most all heads of the model
 STRENGTHS = (1.0, 5.0, 15.0)  # α
 FOLDS = 2
 
@@ -46,7 +45,7 @@ def iti(fit_data: FitData) -> Fitted:
     """
     check_contrasts(fit_data.examples)
     if len(fit_data.examples.encoded) < FOLDS:
-        raise InputError("examples", f"the probes of ITI need at least {FOLDS}, to be validated on rows not seen")
+        raise InputError("examples", f"ITI needs at least {FOLDS}, since its probes are cross-validated")
     stack, rows = fit_data.stack, fit_data.examples
     site = head_outputs(stack)
     per_row = option_activations(stack, site, rows.encoded)
@@ -55,7 +54,7 @@ def iti(fit_data: FitData) -> Fitted:
     true = np.concatenate([np.arange(len(values)) == gold for values, gold in zip(per_row, rows.gold, strict=True)])
 
     accuracies = probe_accuracies(outputs.double().cpu().numpy(), true, row, fit_data.seed)
-    ranked = np.argsort(-accuracies, axis=None, kind="stable")  # of equal heads, the first
+    ranked = np.argsort(-accuracies, axis=None, kind="stable")  # the first of equal heads
     shifts = mass_mean_shifts(outputs, torch.from_numpy(true).to(outputs.device))
 
     def candidate(count: int, strength: float) -> Fitted:
@@ -78,19 +77,19 @@ def iti(fit_data: FitData) -> Fitted:
 
 
 def probe_accuracies(outputs: np.ndarray, true: np.ndarray, row: np.ndarray, seed: int) -> np.ndarray:
-    """How often a head's probe is right about outputs of rows that it was not fitted on, [layers, heads].
+    """The accuracy of each head's probe on held-out rows, [layers, heads].
 
     Args:
         outputs: [n, layers, heads, head_dim].
         true: bool [n].
-        row: int [n], the row that each comes from; the halves are of rows, drawn with the seed.
+        row: int [n], the row of each output; the folds are of rows, drawn with the seed.
     """
     folds = np.array_split(np.random.default_rng(seed).permutation(np.unique(row)), FOLDS)
     held_out = [np.isin(row, fold) for fold in folds]
     _, layers, heads, _ = outputs.shape
     hits = np.zeros((layers, heads))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a probe that has not converged is ranked by what it knows
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a probe that has not converged counts too
         for layer, head in np.ndindex(layers, heads):
             x = outputs[:, layer, head]
             for out in held_out:

@@ -1,18 +1,18 @@
-"""Semantics-adaptive dynamic intervention (SADI, arXiv 2410.12299): the elements that tell right from wrong, amplified.
+"""Semantics-adaptive dynamic intervention (SADI, arXiv 2410.12299): amplifies elements that mark right answers.
 
-D is the mean over the examples of an element's value at the last token of the right option, less the mean of the wrong
-ones. The mask M has the K elements of the largest D, signed, over all layers together. At the last token of the prompt
-A'(q) = A(q) + δ (A(q) ⊙ M): while the prompt runs, each chosen element is multiplied by 1 + δ, the strength.
+D is the mean over the examples of an element's value at the last token of the right option minus the mean of the wrong
+ones. The mask M has the K elements with the largest signed D over all layers. At the last token of the prompt A'(q) =
+A(q) + δ (A(q) ⊙ M): each chosen element is multiplied by 1 + δ, the strength.
 
-Elements are what the published code takes: a head's output, of which D is the mean over its dimensions (SADI-HEAD); an
-output of the MLP's activation function, before it is multiplied by W_up x (SADI-NEURON); a dimension of what the MLP
-gives, not of the residual (SADI-HIDDEN).
+Elements are as in the published code: a head's output, with D averaged over its dimensions (SADI-HEAD); an output of
+the MLP's activation function, before it is multiplied by W_up x (SADI-NEURON); a dimension of the MLP's output, not of
+the residual (SADI-HIDDEN).
 
-The published code differs from the paper, and from what is done here: it writes the values of a run without steering
-into every layer, the chosen ones multiplied, so that the elements that were not chosen are frozen and do not answer to
-the layers below; it takes one wrong option a row; and it reports the best cell of the grid on the test rows. Here the
-cell is chosen on the rows that decide. Its strengths are all in the grids below. Its counts are thinned, for a run is
-made for each cell: heads 1, 2, 4, 6, 8, 10; neurons 3, 5, 10, 30, 50, 100, 200, 300, 400, 500; hidden 1, 2, 4, .., 20.
+The published code differs from the paper and from this module. It writes the values of an unsteered run into every
+layer, with the chosen ones multiplied, so that the other elements are frozen and do not react to lower layers. It uses
+one wrong option per row. It reports the best cell of the grid on the test rows; here the cell is chosen on the
+selection rows. The grids below have all its strengths, but fewer counts, since each cell needs a run. Published counts:
+heads 1, 2, 4, 6, 8, 10; neurons 3, 5, 10, 30, 50, 100, 200, 300, 400, 500; hidden 1, 2, 4, .., 20.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ from tasks.comparison.steering import (
     option_activations,
     steered,
 )
-from tasks.comparison.system import FitData, Fitted, most_accurate
+from tasks.comparison.system import FitData, Fitted, System, most_accurate
 from tasks.models.stack import DecoderStack
 
 HEAD_COUNTS = (1, 4, 10)
@@ -47,10 +47,10 @@ NEURON_STRENGTHS = (10, 20, 30, 50, 70, 90)
 
 @dataclass(frozen=True)
 class Elements:
-    """What is chosen and multiplied.
+    """The elements that are chosen and multiplied.
 
     Attributes:
-        grouped: a site's values [.., width] as [.., elements, dimensions].
+        grouped: reshapes a site's values [.., width] to [.., elements, dimensions].
     """
 
     site: Site
@@ -59,58 +59,21 @@ class Elements:
     strengths: Sequence[int]
 
 
-def sadi_head(fit_data: FitData) -> Fitted:
-    """SADI-HEAD, with the most accurate count and strength.
-
-    Raises:
-        InputError: an example has a single option, or the attention has no o_proj.
-    """
-    return _sadi(fit_data, _heads)
-
-
-def sadi_neuron(fit_data: FitData) -> Fitted:
-    """SADI-NEURON, with the most accurate count and strength.
-
-    Raises:
-        InputError: an example has a single option, or the activation function is no module of each MLP.
-    """
-    return _sadi(fit_data, _neurons)
-
-
-def sadi_hidden(fit_data: FitData) -> Fitted:
-    """SADI-HIDDEN, with the most accurate count and strength.
-
-    Raises:
-        InputError: an example has a single option.
-    """
-    return _sadi(fit_data, _hidden)
-
-
 def top_elements(differences: Tensor, count: int) -> Tensor:
-    """Mask of the `count` largest of all differences, signed; of equal ones, the first. bool [layers, elements]."""
+    """Mask of the `count` largest signed differences, bool [layers, elements]; the first of equal ones."""
     order = torch.argsort(differences.flatten(), descending=True, stable=True)
     mask = torch.zeros(differences.numel(), dtype=torch.bool, device=differences.device)
     mask[order[:count]] = True
     return mask.view_as(differences)
 
 
-def _heads(stack: DecoderStack) -> Elements:
-    return Elements(head_outputs(stack), partial(by_head, stack), HEAD_COUNTS, STRENGTHS)
+def _sadi(elements_of: Callable[[DecoderStack], Elements], fit_data: FitData) -> Fitted:
+    """SADI on some elements, with the most accurate count and strength.
 
-
-def _neurons(stack: DecoderStack) -> Elements:
-    return Elements(mlp_activations(stack), _singly, NEURON_COUNTS, NEURON_STRENGTHS)
-
-
-def _hidden(stack: DecoderStack) -> Elements:
-    return Elements(mlp_outputs(stack), _singly, HIDDEN_COUNTS, STRENGTHS)
-
-
-def _singly(values: Tensor) -> Tensor:
-    return values[..., None]
-
-
-def _sadi(fit_data: FitData, elements_of: Callable[[DecoderStack], Elements]) -> Fitted:
+    Raises:
+        InputError: an example has a single option, or the model has no o_proj (heads) or no separate activation modules
+            (neurons).
+    """
     check_contrasts(fit_data.examples)
     stack, rows = fit_data.stack, fit_data.examples
     elements = elements_of(stack)
@@ -132,3 +95,24 @@ def _sadi(fit_data: FitData, elements_of: Callable[[DecoderStack], Elements]) ->
     counts = sorted({min(count, differences.numel()) for count in elements.counts})
     candidates = (candidate(count, strength) for count in counts for strength in elements.strengths)
     return most_accurate(candidates, fit_data.selection_rows)
+
+
+def _singly(values: Tensor) -> Tensor:
+    return values[..., None]
+
+
+def _heads(stack: DecoderStack) -> Elements:
+    return Elements(head_outputs(stack), partial(by_head, stack), HEAD_COUNTS, STRENGTHS)
+
+
+def _neurons(stack: DecoderStack) -> Elements:
+    return Elements(mlp_activations(stack), _singly, NEURON_COUNTS, NEURON_STRENGTHS)
+
+
+def _hidden(stack: DecoderStack) -> Elements:
+    return Elements(mlp_outputs(stack), _singly, HIDDEN_COUNTS, STRENGTHS)
+
+
+sadi_head: System = partial(_sadi, _heads)
+sadi_neuron: System = partial(_sadi, _neurons)
+sadi_hidden: System = partial(_sadi, _hidden)

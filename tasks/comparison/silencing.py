@@ -1,4 +1,4 @@
-"""Neurons silenced by a rule: the paper's pruning, its random control, and a control that may search as well."""
+"""Systems that silence neurons: the paper's pruning, its random control, and a random control with a search."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ def pruned(recipe: Recipe, examples: int) -> System:
 
 
 def random(recipe: Recipe, examples: int) -> System:
-    """The control of 2507.09185: as many random neurons of the layer that was chosen; no search of its own."""
+    """The control of 2507.09185: as many random neurons of the chosen layer, without its own search."""
 
     def fit(fit_data: FitData) -> Fitted:
         neurons = random_neurons(recipe.d_ff, len(recipe.neurons), fit_data.seed)
@@ -34,9 +34,9 @@ def random(recipe: Recipe, examples: int) -> System:
 
 
 def random_searched(search: Search, projection: Projection = "gate_proj", precision: Precision = "float32") -> System:
-    """A stronger control, ours: neurons in random order, and the same search over layers and fractions on the examples.
+    """A stronger control, ours: neurons in random order, with the same search over layers and fractions.
 
-    What pruning by scores gains beyond it is due to the scores.
+    The difference between pruning and this control is due to the scores.
     """
 
     def fit(fit_data: FitData) -> Fitted:
@@ -61,9 +61,8 @@ def _fitted(
     settings: dict[str, Any],
     fit_data: FitData,
 ) -> Fitted:
-    told = {"layer": layer, "neurons": len(neurons)} | settings
     applied = partial(_without, fit_data.stack, layer, np.array(neurons), projection)
-    return Fitted(applied, examples, examples, told)
+    return Fitted(applied, examples, examples, {"layer": layer, "neurons": len(neurons)} | settings)
 
 
 @contextmanager

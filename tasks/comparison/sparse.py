@@ -1,6 +1,6 @@
 """Half of the weights of all layers removed in one shot; the examples are the calibration set (tasks.sparsity).
 
-These methods were made to shrink a model, not to adapt it; 50 % is the sparsity that their papers report most.
+These methods are for compression, not adaptation; their papers report mostly 50 % sparsity.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ SPARSITY = 0.5
 
 
 def weights_pruned(method: Method) -> System:
-    """The system of a method; magnitude looks at no example, and none at a label."""
+    """The system of a method. Magnitude uses no examples; no method uses labels."""
 
     def fit(fit_data: FitData) -> Fitted:
         examples = 0 if method == "magnitude" else len(fit_data.examples.encoded)

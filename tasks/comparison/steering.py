@@ -1,7 +1,7 @@
-"""Steering: activations of the unchanged weights are read, and changed while the model answers.
+"""Steering: activations are read, and changed while the model answers; weights do not change.
 
 A site is one tensor of every decoder layer. It is read and changed in packed runs (`tasks.models.packing`) by hooks on
-the model's own modules, which are there only while a pack runs.
+the model's modules, which exist only while a pack runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from tasks.models.packing import Pack
 from tasks.models.stack import DecoderStack
 from tasks.runtime.errors import InputError
 
-# What a site's values become, [n, width] -> [n, width], row by row.
+# Changes a site's values row by row, [n, width] -> [n, width].
 Edit = Callable[[Tensor], Tensor]
 # Which of a pack's reads are steered: int64, indices into `Pack.reads`.
 Nodes = Callable[[Pack, Sequence[Encoded]], Tensor]
@@ -33,15 +33,15 @@ class Site:
     """A tensor [1, tokens, width] of every decoder layer.
 
     Attributes:
-        modules: of each layer, the module that the tensor enters or leaves.
-        enters: it is the module's input, not its output.
+        modules: for each layer, the module with the tensor as its output.
+        enters: the tensor is the module's input instead.
     """
 
     modules: list[nn.Module]
     enters: bool = False
 
     def hook(self, layer: int, through: Callable[[Tensor], Tensor]) -> Any:
-        """Puts the tensor of a layer through a function in all later calls; returns the handle that ends this."""
+        """Applies a function to the tensor of a layer in all later calls; returns the handle of the hook."""
 
         def entering(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             return through(inputs[0]), *inputs[1:]
@@ -55,7 +55,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Steering:
-    """Changes of one site: of each layer that is changed, how, and at which tokens of all of them."""
+    """Changes of one site: the edit of each changed layer, and the tokens, which are the same for all layers."""
 
     site: Site
     edits: Mapping[int, Edit]
@@ -66,7 +66,7 @@ class Steering:
 
 
 def head_outputs(stack: DecoderStack) -> Site:
-    """What enters o_proj: the outputs of all heads side by side.
+    """The input of o_proj: the concatenated outputs of all heads.
 
     Raises:
         InputError: the attention has no o_proj.
@@ -88,7 +88,7 @@ def mlp_activations(stack: DecoderStack) -> Site:
     """act(W_gate x), before it is multiplied by W_up x.
 
     Raises:
-        InputError: the activation function is no module of each MLP.
+        InputError: the MLPs have no separate activation modules.
     """
     modules: list[Any] = [mlp.activation for mlp in stack.mlps]
     if not all(isinstance(module, nn.Module) for module in modules) or len(set(modules)) < len(modules):
@@ -99,12 +99,12 @@ def mlp_activations(stack: DecoderStack) -> Site:
 
 
 def mlp_outputs(stack: DecoderStack) -> Site:
-    """What the MLP gives, before a norm that may follow it."""
+    """The output of the MLP, before a norm that may follow it."""
     return Site([mlp.module for mlp in stack.mlps])
 
 
 def layer_outputs(stack: DecoderStack) -> Site:
-    """The residual that leaves the layer."""
+    """The output of the layer, the residual."""
     return Site(stack.layers)
 
 
@@ -112,19 +112,19 @@ def layer_outputs(stack: DecoderStack) -> Site:
 
 
 def option_activations(stack: DecoderStack, site: Site, rows: Sequence[Encoded]) -> list[Tensor]:
-    """The site's values at the last token of each option, behind the prompt: for each row [options, layers, width]."""
+    """The site's values at the last token of each option after the prompt: for each row [options, layers, width]."""
     units = [[([*row.prompt, *option], [len(row.prompt) + len(option) - 1]) for option in row.options] for row in rows]
-    found: dict[int, Tensor] = {}
+    by_row: dict[int, Tensor] = {}
     for packed in stack.pack(units):
         values = _values_at_reads(stack, site, packed)
         for index in packed.units:
             reads = [packed.read_of[index, number, positions[0]] for number, (_, positions) in enumerate(units[index])]
-            found[index] = values[reads]
-    return [found[index] for index in range(len(rows))]
+            by_row[index] = values[reads]
+    return [by_row[index] for index in range(len(rows))]
 
 
 def mean_difference(activations: Sequence[Tensor], gold: Sequence[int]) -> Tensor:
-    """Mean over rows of the right option's values less the mean of the wrong ones', [layers, width].
+    """Mean over rows of the right option's values minus the mean of the wrong ones', [layers, width].
 
     Args:
         activations: for each row [options, layers, width].
@@ -140,29 +140,29 @@ def wrong(options: int, gold: int) -> list[int]:
 
 
 def check_contrasts(examples: Rows) -> None:
-    """Refuses examples that have nothing to hold the right option against.
+    """Checks that every example has a wrong option.
 
     Raises:
-        InputError: no example, or one with a single option.
+        InputError: there is no example, or one has a single option.
     """
     if not examples.encoded:
         raise InputError("examples", "steering needs at least one")
     for name, row in zip(examples.table["id"], examples.encoded, strict=True):
         if len(row.options) < 2:
-            raise InputError(f"row {name}: options", "a single one has no wrong one to be held against")
+            raise InputError(f"row {name}: options", "steering needs at least two")
 
 
 def _values_at_reads(stack: DecoderStack, site: Site, packed: Pack) -> Tensor:
     """The site's values at the pack's reads, [R, layers, width]."""
-    kept: dict[int, Tensor] = {}
+    by_layer: dict[int, Tensor] = {}
 
     def keep(layer: int, values: Tensor) -> Tensor:
-        kept[layer] = values[0] if layer == len(stack) - 1 else values[0, packed.reads]
+        by_layer[layer] = values[0] if layer == len(stack) - 1 else values[0, packed.reads]
         return values
 
     with _hooks(site, {layer: partial(keep, layer) for layer in range(len(stack))}):
         stack.clean(packed)
-    return torch.stack([kept[layer] for layer in range(len(stack))], dim=1)
+    return torch.stack([by_layer[layer] for layer in range(len(stack))], dim=1)
 
 
 # -- answering --------------------------------------------------------------------------------------------------------
@@ -175,13 +175,13 @@ def last_prompt_tokens(packed: Pack, rows: Sequence[Encoded]) -> Tensor:
 
 
 def tokens_read(packed: Pack, _: Sequence[Encoded]) -> Tensor:
-    """The last token of each row's prompt and the tokens of its options: where the model says the next token."""
+    """The last token of each row's prompt and the tokens of its options: all tokens that predict the next one."""
     return torch.arange(len(packed.reads), device=packed.reads.device)
 
 
 @contextmanager
 def steered(stack: DecoderStack, steering: Steering) -> Iterator[Answer]:
-    """The context in which rows are answered with the steering."""
+    """A context in which rows are answered with the steering."""
     yield partial(answers_steered, stack, steering)
 
 
@@ -210,7 +210,7 @@ def _logits(stack: DecoderStack, steering: Steering, packed: Pack, rows: Sequenc
         changed[:, where] = edit(values[0, where])
         return changed
 
-    # The last layer runs on the reads alone.
+    # The last layer runs on the reads only.
     where = {layer: at if layer == len(stack) - 1 else packed.reads[at] for layer in steering.edits}
     with _hooks(steering.site, {layer: partial(change, edit, where[layer]) for layer, edit in steering.edits.items()}):
         return stack.clean(packed).logits
@@ -227,19 +227,19 @@ def _hooks(site: Site, through: Mapping[int, Callable[[Tensor], Tensor]]) -> Ite
 
 
 def _groups(rows: Sequence[Encoded]) -> list[list[int]]:
-    """The rows' indices, in groups in which no prompt begins another one.
+    """The rows' indices, in groups in which no prompt is a prefix of another.
 
-    In one pack the shorter prompt's last token, which is steered, would be a token of the longer prompt.
+    In one pack the last token of the shorter prompt, which is steered, would also be a token of the longer prompt.
     """
     groups: list[list[int]] = []
-    beginnings: list[list[int]] = []  # of the current prompt, each the beginning of the next; in sorted order they nest
+    prefixes: list[list[int]] = []  # of the current prompt, each a prefix of the next; in sorted order they nest
     for index in sorted(range(len(rows)), key=lambda index: rows[index].prompt):
         prompt = rows[index].prompt
-        while beginnings and prompt[: len(beginnings[-1])] != beginnings[-1]:
-            beginnings.pop()
-        if not beginnings or beginnings[-1] != prompt:
-            beginnings.append(prompt)
-        if len(groups) < len(beginnings):
+        while prefixes and prompt[: len(prefixes[-1])] != prefixes[-1]:
+            prefixes.pop()
+        if not prefixes or prefixes[-1] != prompt:
+            prefixes.append(prompt)
+        if len(groups) < len(prefixes):
             groups.append([])
-        groups[len(beginnings) - 1].append(index)
+        groups[len(prefixes) - 1].append(index)
     return groups

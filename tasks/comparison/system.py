@@ -1,6 +1,6 @@
-"""What a system is: it is fitted on examples, then the model answers rows inside a context, then it is as it was.
+"""The interface of a system: it is fitted on examples; then the model answers rows inside a context, which restores it.
 
-Every system answers the same rows with the same prompts through the same scoring (`tasks.benchmarks.scoring`).
+All systems answer the same rows with the same prompts and the same scoring (`tasks.benchmarks.scoring`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,16 +17,16 @@ from tasks.benchmarks.table import Rows
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
 
-# Answers to rows, of one model (C is 1).
+# Answers of one model to rows (C is 1).
 Answer = Callable[[Sequence[Encoded]], Answers]
 
 
 @dataclass(frozen=True)
 class FitData:
-    """What a system is fitted on.
+    """The data that a system is fitted on.
 
     Attributes:
-        loaded: the model, in eval mode, whose parameters take no gradient; a system leaves it bit for bit as it was.
+        loaded: the model, in eval mode, without gradients; a system leaves it bit for bit unchanged.
         stack: the same model, for packed runs.
         examples: the adaptation set, with its labels.
         selection_rows: a system chooses its own settings (a layer, a strength) by the accuracy on these rows. They
@@ -46,10 +46,10 @@ class Fitted:
     """A system after its fit.
 
     Attributes:
-        applied: a context in which the model is steered or edited; gives what answers rows there.
-        examples: how many rows it looked at.
-        labels: of how many of these it used the label.
-        settings: what was chosen or is fixed, a JSON value, for the reader of the table.
+        applied: gives a context in which the model is steered or edited, and whose value answers rows.
+        examples: the number of rows that it used.
+        labels: the number of labels that it used.
+        settings: chosen and fixed settings for the table, a JSON value.
     """
 
     applied: Callable[[], AbstractContextManager[Answer]]
@@ -70,14 +70,14 @@ class System(Protocol):
 
 @contextmanager
 def unedited(stack: DecoderStack) -> Iterator[Answer]:
-    """The context of a system that changes nothing, and of one that has changed the weights already."""
+    """A context that changes nothing, also for a system that has already changed the weights."""
     yield partial(answers_unedited, stack)
 
 
 def most_accurate(candidates: Iterable[Fitted], rows: Rows) -> Fitted:
     """The candidate with the highest accuracy on the rows, then the highest mean gold margin, then the first.
 
-    Its settings tell the accuracy it was chosen by.
+    The accuracy is added to its settings.
     """
     best: tuple[tuple[float, float], Fitted] | None = None
     for candidate in candidates:

@@ -1,1 +1,1 @@
-"""What pruning changed: tokens of the input, the pruned neurons, confidence, and the option prior. No orchestration."""
+"""What pruning changed: attributions of input tokens, the pruned neurons, confidence, and the option prior."""

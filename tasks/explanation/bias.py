@@ -1,4 +1,4 @@
-"""Whether pruning does more than move the option prior: the same rows with the prior taken out in other ways."""
+"""Does pruning do more than shift the option prior? The same rows with the prior removed in other ways."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ ORACLE = " + best threshold"  # uses the test labels
 
 
 def system(predicted: np.ndarray, gold: np.ndarray, width: int) -> dict[str, Any]:
-    """Accuracy with its standard error, and how often each of `width` options was predicted."""
+    """Accuracy with its standard error, and the number of predictions of each of `width` options."""
     accuracy = float((predicted == gold).mean())
     return {
         "accuracy": accuracy,
@@ -23,10 +23,10 @@ def system(predicted: np.ndarray, gold: np.ndarray, width: int) -> dict[str, Any
 
 
 def best_threshold(margins: np.ndarray, gold: np.ndarray) -> float:
-    """The threshold above which a margin [n] means option 1 that gets the most of these rows right.
+    """The most accurate threshold on these rows; a margin [n] above it means option 1.
 
-    Of equal ones, the nearest to 0. It is chosen on the labels it is judged by, so it bounds every correction of a
-    constant prior from above.
+    Of equal ones, the nearest to 0. It is chosen on the evaluated labels, so it is an upper bound for every correction
+    of a constant prior.
     """
     values = np.unique(margins)
     candidates = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2, [values[-1] + 1], [0.0]])
@@ -38,7 +38,7 @@ def best_threshold(margins: np.ndarray, gold: np.ndarray) -> float:
 def area_under_roc(margins: np.ndarray, gold: np.ndarray) -> float | None:
     """Probability that a row of option 1 has a larger margin than one of option 0, ties counting half.
 
-    No threshold and so no prior comes into it. None if the rows have one gold option only.
+    It depends on neither threshold nor prior. None if all rows have the same gold option.
     """
     if len(set(gold.tolist())) < 2:
         return None
@@ -51,7 +51,7 @@ def compare(
     priors: Sequence[np.ndarray] | None,
     gold: np.ndarray,
 ) -> dict[str, Any]:
-    """Base and pruned model as they are, with the prior divided out and, of two options, at the best threshold.
+    """Base and pruned model unchanged, with the prior divided out and, for two options, at the best threshold.
 
     Args:
         base, pruned: log-probabilities of each row's options, [options].
@@ -68,12 +68,12 @@ def compare(
             predicted[name + CALIBRATED] = _best(
                 [row - prior[number] for row, prior in zip(logprobs, priors, strict=True)]
             )
-    found: dict[str, Any] = {}
+    binary: dict[str, Any] = {}
     if all(len(row) == 2 for row in base):
         margins = {name: _margins(logprobs) for name, logprobs in (("base", base), ("pruned", pruned))}
         thresholds = {name: best_threshold(values, gold) for name, values in margins.items()}
         predicted |= {name + ORACLE: (margins[name] > at).astype(np.int64) for name, at in thresholds.items()}
-        found = {
+        binary = {
             "thresholds": thresholds,
             "area_under_roc": {name: area_under_roc(values, gold) for name, values in margins.items()},
         }
@@ -84,7 +84,7 @@ def compare(
         ("pruned" + CALIBRATED, "base" + CALIBRATED),
         ("pruned" + ORACLE, "base" + ORACLE),
     ]
-    return found | {
+    return binary | {
         "systems": {
             name: system(values, gold, width) | {"uses_test_labels": name.endswith(ORACLE)}
             for name, values in predicted.items()

@@ -1,4 +1,4 @@
-"""Whether a model is as often right as it is sure (Guo et al. 2017, arXiv 1706.04599)."""
+"""Calibration of a model's confidence (Guo et al. 2017, arXiv 1706.04599)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,14 +25,14 @@ def _bins(confidence: np.ndarray) -> np.ndarray:
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
     """ECE, Guo et al. Eq. 5: the mean over bins, by their rows, of |accuracy - mean confidence|; both arrays [n].
 
-    It is biased upward where bins hold few rows.
+    It is biased upward if bins have few rows.
     """
     gaps = np.bincount(_bins(confidence), weights=confidence - right, minlength=BINS)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
 def calibration(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """`ece`, `bins` (n, accuracy and confidence of each; None if it is empty), and how sure the wrong answers are."""
+    """`ece`, `bins` (n, accuracy and confidence of each; None if empty), and the confidence of wrong answers."""
     at, wrong = _bins(confidence), ~right
     bins = []
     for number in range(BINS):
@@ -63,7 +63,7 @@ def difference(
     """ECE of the first system minus that of the second, and its bootstrap standard error: rows drawn in pairs.
 
     Args:
-        first, second: confidence and whether right, [n] each, on the same rows.
+        first, second: confidence and correctness, [n] each, on the same rows.
     """
     n = len(first[0])
     rng = np.random.default_rng(SEED)

@@ -1,4 +1,4 @@
-"""With what a layer's activations go: the gold label, the base model's margin, and the surface of the text."""
+"""Correlations of a layer's activations with the gold label, the base model's margin and features of the text."""
 
 import re
 import string
@@ -16,13 +16,13 @@ NEGATION = re.compile(
 
 @dataclass(frozen=True)
 class Correlation:
-    """Of every neuron with one feature of n rows.
+    """The correlation of every neuron with one feature of n rows.
 
     Attributes:
         kind: `pearson` (with a label of two values, the point-biserial coefficient) or `eta` (the correlation ratio,
             without a sign, of a label of more).
-        r, p, q: float64 [width]; two-sided p, and q after Benjamini and Hochberg over the neurons. None if the feature
-            is constant.
+        r, p, q: float64 [width]; p is two-sided, q is corrected over the neurons by Benjamini and Hochberg. None if
+            the feature is constant.
     """
 
     kind: str

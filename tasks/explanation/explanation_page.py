@@ -1,4 +1,4 @@
-"""explanation.html: explanation.json for a reader, in one file that needs nothing but itself."""
+"""explanation.html: explanation.json as a self-contained page."""
 
 from pathlib import Path
 from typing import Any
@@ -22,51 +22,51 @@ WHY = {
 }
 
 
-def render(found: dict[str, Any], prompt: str) -> str:
-    """The page about explanation.json's content. Equal content gives equal text.
+def render(results: dict[str, Any], prompt: str) -> str:
+    """The page for the content of explanation.json; it depends on the arguments alone.
 
     Args:
         prompt: the benchmark's template, shown once.
     """
     environment = templates(Path(__file__).parent)
-    environment.filters |= {"visible": visible, "two": two}
+    environment.filters |= {"visible": visible, "two": two_decimals}
     return environment.get_template("explanation.html.j2").render(
-        found=found,
+        results=results,
         prompt=prompt,
-        options=_options(found),
-        examples=[_example(example) for example in found["inputs"]["examples"]],
-        reliability=Markup(reliability_figure(found["calibration"])),
-        sentences=sentences(found),
+        options=_options(results),
+        examples=[_example(example) for example in results["inputs"]["examples"]],
+        reliability=Markup(reliability_figure(results["calibration"])),
+        sentences=sentences(results),
         why=WHY,
     )
 
 
-def sentences(found: dict[str, Any]) -> list[str]:
-    """What was found, in words: the prior, the confidence, the neurons. A difference is one at the 5 % level only."""
-    return [_about_the_prior(found["bias"]), _about_confidence(found), _about_neurons(found)]
+def sentences(results: dict[str, Any]) -> list[str]:
+    """The findings in words: the prior, the confidence, the neurons. Differences are tested at the 5 % level."""
+    return [_about_the_prior(results["bias"]), _about_confidence(results), _about_neurons(results)]
 
 
 def _about_the_prior(bias: dict[str, Any]) -> str:
     against = {(pair["first"], pair["second"]): pair for pair in bias["comparisons"]}
-    said = []
-    told = {1: "detectably better than", -1: "detectably worse than", 0: "not detectably different from"}
+    clauses = []
+    phrases = {1: "detectably better than", -1: "detectably worse than", 0: "not detectably different from"}
     for first, second, name in (
         ("pruned", "base" + CALIBRATED, "the base model with its option prior divided out"),
         ("pruned" + ORACLE, "base" + ORACLE, "the base model, each at the threshold that is best for it on these rows"),
     ):
         if pair := against.get((first, second)):
-            said.append(
-                f"the pruned model is {told[words.significant(pair)]} {name} "
+            clauses.append(
+                f"the pruned model is {phrases[words.significant(pair)]} {name} "
                 f"({words.signed(pair['difference'])} ± {pair['stderr']:.3f}, {words.p_value(pair['p'])})"
             )
-    if not said:
+    if not clauses:
         return "This benchmark’s prompts have no content-free form, so no prior could be divided out."
-    text = "; ".join(said)
+    text = "; ".join(clauses)
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _about_confidence(found: dict[str, Any]) -> str:
-    calibration = found["calibration"]
+def _about_confidence(results: dict[str, Any]) -> str:
+    calibration = results["calibration"]
     gap = calibration["pruned_minus_base"]
     text = (
         f"The calibration error is {calibration['base']['ece']:.3f} before and {calibration['pruned']['ece']:.3f} "
@@ -78,11 +78,11 @@ def _about_confidence(found: dict[str, Any]) -> str:
     return f"{text}."
 
 
-def _about_neurons(found: dict[str, Any]) -> str:
-    neurons = found["neurons"]
-    part = words.percent(round(found["pruned"] / found["width"], 3))
+def _about_neurons(results: dict[str, Any]) -> str:
+    neurons = results["neurons"]
+    part = words.percent(round(results["pruned"] / results["width"], 3))
     text = (
-        f"The {words.counted(found['pruned'], 'pruned neuron')} ({part} of the layer) hold "
+        f"The {words.counted(results['pruned'], 'pruned neuron')} ({part} of the layer) hold "
         f"{words.percent(round(neurons['share'], 3))} of its attribution"
     )
     gold = neurons["features"]["gold"]
@@ -96,13 +96,13 @@ def _about_neurons(found: dict[str, Any]) -> str:
     )
 
 
-def _options(found: dict[str, Any]) -> list[str]:
-    width = len(found["bias"]["systems"]["base"]["predicted"])
-    return [words.option_name(found["options"], i) for i in range(width)]
+def _options(results: dict[str, Any]) -> list[str]:
+    width = len(results["bias"]["systems"]["base"]["predicted"])
+    return [words.option_name(results["options"], i) for i in range(width)]
 
 
 def _example(example: dict[str, Any]) -> dict[str, Any]:
-    """An example with its tokens as the page shows them: colours reach their full strength at the largest share."""
+    """An example with its tokens for the page; the largest share has the full colour."""
     sides = {}
     for name in ("before", "after"):
         shares = example[name]["shares"]
@@ -122,19 +122,19 @@ def _example(example: dict[str, Any]) -> dict[str, Any]:
 
 
 def visible(text: str) -> str:
-    """A token's text with what the eye would miss: a line's end, and other characters that print nothing."""
+    """A token's text with line feeds and unprintable characters made visible."""
     return "".join(
         "↵\n" if c == "\n" else c if c.isprintable() else "�" if ord(c) > 0xFFFF else f"\\x{ord(c):02x}" for c in text
     )
 
 
-def two(value: float | None) -> str:
-    """Two decimals, a true minus; a dash for what could not be computed."""
+def two_decimals(value: float | None) -> str:
+    """Two decimals with a minus sign; a dash for None."""
     return "–" if value is None else f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
 
 
 def reliability_figure(calibration: dict[str, Any]) -> str:
-    """Accuracy against confidence by bin (area: rows), and how many rows each bin holds, before and after."""
+    """Accuracy by confidence in bins (area: number of rows), and the number of rows in each, before and after."""
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[3, 1])

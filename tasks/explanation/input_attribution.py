@@ -1,19 +1,18 @@
 """Integrated gradients of the input tokens (Sundararajan et al. 2017, arXiv 1703.01365), before and after pruning.
 
-F is the logit of one option's token minus that of another's, at the first token by which the two differ: of the options
-a softmax reads nothing else, and log-probabilities differ by the same. The path goes from zero embeddings to those of
-the prompt. With a factor s_t on the embedding e_t of token t,
+F is the logit of one option's token minus that of another option, at the first token where they differ. The difference
+of their log-probabilities is the same. The path goes from zero embeddings to those of the prompt. With a factor s_t on
+the embedding e_t of token t,
 
     IG_t = e_t . int_0^1 dF/de_t(alpha e) da = int_0^1 dF/ds_t(alpha 1) da,
 
-the sum over the embedding's dimensions, so that the quadrature of the neurons' scores serves here too. A norm makes
-alpha e and e the same until alpha reaches its epsilon, so that much of what happens on the path happens near zero, at
-all scales: the rule works in t with alpha = t^POWER, which is the same integral along the same path.
+the sum over the embedding's dimensions, so that the quadrature of the neurons' scores can be used. A norm maps alpha e
+and e to the same vector unless alpha is near its epsilon, so F changes mostly near zero, at all scales. Therefore the
+rule integrates over t with alpha = t^POWER: the same integral along the same path.
 
-Where all tokens move, a model of many layers has cliffs at every scale of alpha (the first token, on which attention
-rests, is switched on among them), and hundreds of nodes may settle nothing. Where only some tokens move, say those of
-a row's own text, and the template around them stays, the path is smooth enough. The completeness gap of every
-attribution says how far it can be trusted.
+If all tokens move, a deep model has steep changes at every scale of alpha (for example where the first token, an
+attention sink, appears), and hundreds of nodes may not suffice. If only the tokens of a row's own text move, and the
+template stays, the path is smooth enough. The completeness gap shows how reliable each attribution is.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,8 +41,8 @@ TOLERANCE, STABILITY, MAX_NODES = 0.05, 0.95, 64  # as `attribution` has them fo
 def near_zero(evaluate: Evaluate, one: tuple[Tensor, Tensor]) -> Integral:
     """The adaptive rule in t, alpha = t^POWER.
 
-    At 0 a deep model's gradient overflows, since every norm multiplies it by one over the root of its epsilon; the
-    speed d alpha/dt is 0 there, and so is the integrand.
+    At 0 a deep model's gradient overflows, since every norm multiplies it by 1 / sqrt(epsilon). There d alpha/dt is 0,
+    and so is the integrand.
     """
 
     def in_t(nodes: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -56,7 +55,7 @@ def near_zero(evaluate: Evaluate, one: tuple[Tensor, Tensor]) -> Integral:
 
 @dataclass(frozen=True)
 class Contrast:
-    """What F compares: `tokens`, one of either option, behind `sequence`, the prompt and what both begin with."""
+    """The comparison F: the two `tokens` after `sequence`, the prompt and the options' common first tokens."""
 
     sequence: list[int]
     tokens: tuple[int, int]
@@ -68,8 +67,8 @@ class InputAttribution:
 
     Attributes:
         tokens: the text of each token, [T].
-        options: indices of the option that F is for and of the one that it is against.
-        logprobs: of the options, float32 [options], by base and pruned model.
+        options: indices of the option with the positive sign in F and of the other one.
+        logprobs: of the options by base and pruned model, float32 [options] each.
         before, after: IG of the T tokens.
     """
 
@@ -81,21 +80,21 @@ class InputAttribution:
 
 
 def contrast(row: Encoded, option: int, other: int) -> Contrast:
-    """The first tokens by which two options differ.
+    """The first tokens where two options differ.
 
     Raises:
-        InputError: the tokens of one option begin those of the other, so that nothing compares them.
+        InputError: the tokens of one option begin those of the other.
     """
     shared: list[int] = []
     for first, second in zip(row.options[option], row.options[other], strict=False):
         if first != second:
             return Contrast([*row.prompt, *shared], (first, second))
         shared.append(first)
-    raise InputError("options", "the tokens of one option begin those of another: they have no margin")
+    raise InputError("options", "the tokens of one option begin those of another, so there is no margin")
 
 
 def along_the_embeddings(model: Any, wanted: Contrast, moved: range | None = None) -> Evaluate:
-    """F and dF/ds, [alphas] and [alphas, moved], with the embeddings of the moved tokens (default: all) times alpha."""
+    """A function from alphas to F [alphas] and dF/ds [alphas, moved]; alpha scales the moved tokens (default: all)."""
     with torch.no_grad():
         embeddings = model.get_input_embeddings()(torch.tensor([wanted.sequence], device=model.device))
     tokens = embeddings.shape[1]
@@ -119,17 +118,17 @@ def along_the_embeddings(model: Any, wanted: Contrast, moved: range | None = Non
 
 
 def attribute_inputs(model: Any, wanted: Contrast, rule: Rule = near_zero, moved: range | None = None) -> Integral:
-    """IG of each token of `wanted.sequence` to F, [T], with the gap of their sum from F(1) - F(0).
+    """IG of each token of `wanted.sequence` for F, [T], with the gap between their sum and F(1) - F(0).
 
     Args:
-        moved: the positions whose embeddings go from zero to their values (default: all); the others have no share.
+        moved: the positions whose embeddings move from zero to their values (default: all); the others have IG 0.
     """
     evaluate = along_the_embeddings(model, wanted, moved)
     values, gradients = evaluate([1.0])
-    found = rule(evaluate, (values[0], gradients[0]))
+    integral = rule(evaluate, (values[0], gradients[0]))
     scores = torch.zeros(len(wanted.sequence), dtype=torch.float64)
-    scores[list(range(len(scores)) if moved is None else moved)] = found.scores
-    return replace(found, scores=scores)
+    scores[list(range(len(scores)) if moved is None else moved)] = integral.scores
+    return replace(integral, scores=scores)
 
 
 def before_and_after(
@@ -145,19 +144,18 @@ def before_and_after(
     moved: range | None = None,
     rule: Rule = near_zero,
 ) -> InputAttribution:
-    """What each token of any prompt does to the answer, before and after these neurons are silenced.
+    """The attribution of each token of a prompt, before and after these neurons are silenced.
 
-    F is for what the base model answers; against what the pruned one answers or, where that is the same, against the
-    option that the base model gives the second place. Both models are asked for the same F. `moved`: as
-    `attribute_inputs` has it.
+    F is the logit of the base model's answer minus that of the pruned model's answer; if both are the same, minus that
+    of the base model's second choice. Both models have the same F. `moved` is as in `attribute_inputs`.
 
     Raises:
         InputError: as `encode` and `contrast`.
     """
     row = encode(loaded.tokenizer, prompt, options, stack.context, chat=chat)
     base = answers_unedited(stack, [row]).logprobs[0][0]
-    gone = Neurons(layer, neurons, projection)
-    with silenced(stack, gone):
+    removed = Neurons(layer, neurons, projection)
+    with silenced(stack, removed):
         pruned = answers_unedited(stack, [row]).logprobs[0][0]
     order = np.argsort(-base, kind="stable")
     answer, other = int(order[0]), int(pruned.argmax())
@@ -165,23 +163,23 @@ def before_and_after(
         other = int(order[1])
     wanted = contrast(row, answer, other)
     before = attribute_inputs(loaded.model, wanted, rule, moved)
-    with silenced(stack, gone):
+    with silenced(stack, removed):
         after = attribute_inputs(loaded.model, wanted, rule, moved)
     texts = [loaded.tokenizer.decode([token]) for token in wanted.sequence]
     return InputAttribution(texts, (answer, other), (base, pruned), before, after)
 
 
 def shares(scores: Tensor) -> np.ndarray:
-    """Attributions by the sum of their sizes, float64 [T]: for display, between -1 and 1; zeros stay zeros."""
+    """Attributions divided by the sum of their absolute values, float64 [T], for display; zeros stay zeros."""
     total = float(scores.abs().sum())
     share: np.ndarray = scores.numpy() / total if total else np.zeros(len(scores))
     return share
 
 
 def template_ends(sequences: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """How many tokens all prompts share at their beginning and, behind that, at their end: the template.
+    """The numbers of tokens that all prompts share at their beginning and, after that, at their end: the template.
 
-    A single prompt shares nothing with others, and so is all its own.
+    A single prompt has no template.
     """
     if len(sequences) < 2:
         return 0, 0

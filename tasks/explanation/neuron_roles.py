@@ -1,7 +1,7 @@
 """What single neurons of one layer respond to, and what they write.
 
-A neuron's activation is what enters its column of down_proj, h_j = act(g_j) u_j, and it adds h_j W_down[:, j] to the
-residual. Where rows of down_proj are pruned, row j's activation is what it gives, and it adds that to coordinate j.
+A neuron's activation is the input of its column of down_proj, h_j = act(g_j) u_j; it adds h_j W_down[:, j] to the
+residual. If rows of down_proj are pruned, row j's activation is its output, which it adds to coordinate j.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 from tasks.models.calls import Stop
 from tasks.models.stack import DecoderStack, Projection
 
-BEFORE, AFTER = 8, 3  # tokens of context shown beside a top-activating one
+BEFORE, AFTER = 8, 3  # tokens of context around a top-activating token
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ def activations(
     neurons: Sequence[int],
     projection: Projection = "gate_proj",
 ) -> Activations:
-    """The activations of one layer by the plain model, prompt by prompt; layers above it are not run."""
-    found: list[Tensor] = []
+    """The activations of one layer of the unpruned model, prompt by prompt; later layers are not run."""
+    outputs: list[Tensor] = []
 
     def keep(_: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        found.append((output if projection == "down_proj" else inputs[0])[0])
+        outputs.append((output if projection == "down_proj" else inputs[0])[0])
         raise Stop
 
     last, chosen = [], []
@@ -53,7 +53,7 @@ def activations(
         for prompt in prompts:
             with suppress(Stop):
                 stack.model(input_ids=torch.tensor([list(prompt)], device=stack.device), use_cache=False)
-            hidden = found.pop()
+            hidden = outputs.pop()
             last.append(hidden[-1].double().cpu().numpy())
             chosen.append(hidden[:, list(neurons)].double().cpu().numpy())
     finally:
@@ -64,22 +64,22 @@ def activations(
 def top_activating(
     tokenizer: Any, prompts: Sequence[Sequence[int]], chosen: Sequence[np.ndarray], column: int, count: int
 ) -> list[dict[str, Any]]:
-    """The positions with the largest activations in size, that of a prefix that prompts share counted once.
+    """The positions with the largest absolute activations; a prefix that prompts share is counted once.
 
     Returns:
-        Of each: `token`, `before` and `after` (its context, decoded), `activation`, `prompt` (number) and `position`.
+        For each: `token`, `before` and `after` (its context, decoded), `activation`, `prompt` (number) and `position`.
     """
     values = np.concatenate([part[:, column] for part in chosen])
-    places = [(number, position) for number, prompt in enumerate(prompts) for position in range(len(prompt))]
+    positions = [(number, position) for number, prompt in enumerate(prompts) for position in range(len(prompt))]
     seen: set[tuple[int, ...]] = set()
-    found: list[dict[str, Any]] = []
+    contexts: list[dict[str, Any]] = []
     for index in np.argsort(-np.abs(values), kind="stable"):
-        number, at = places[index]
+        number, at = positions[index]
         ids = prompts[number]
         if (prefix := tuple(ids[: at + 1])) in seen:
             continue
         seen.add(prefix)
-        found.append(
+        contexts.append(
             {
                 "token": tokenizer.decode([ids[at]]),
                 "before": tokenizer.decode(ids[max(0, at - BEFORE) : at]),
@@ -89,21 +89,21 @@ def top_activating(
                 "position": at,
             }
         )
-        if len(found) == count:
+        if len(contexts) == count:
             break
-    return found
+    return contexts
 
 
 @torch.no_grad()
 def direct_logits(
     stack: DecoderStack, layer: int, neurons: Sequence[int], projection: Projection = "gate_proj"
 ) -> Tensor:
-    """Direct logit attribution: what each neuron's direction does to the logits if no later layer changed anything.
+    """Direct logit attribution: the effect of each neuron's direction on the logits without the later layers.
 
-    The direction W_down[:, j] (with the layer's norm behind the MLP, where it has one) goes through the model's last
-    norm, which multiplies by its weight and scales it to one size, and through the unembedding; the mean over the
-    vocabulary is taken off, since a softmax does not see it. So the order of the tokens means something, and their
-    values are those of a residual that is nothing but this direction. A negative activation writes the opposite.
+    The direction W_down[:, j] (after the layer's post-MLP norm, if it has one) passes the model's last norm and the
+    unembedding. The mean over the vocabulary, which a softmax ignores, is subtracted. The norm rescales the direction,
+    so the order of the tokens is meaningful, and the values belong to a residual that is this direction alone. A
+    negative activation writes the opposite.
 
     Returns:
         float64 [neurons, vocabulary].
@@ -120,10 +120,10 @@ def direct_logits(
 
 
 def top_tokens(tokenizer: Any, logits: Tensor, count: int) -> dict[str, list[dict[str, Any]]]:
-    """The tokens that a direction raises most, `raised`, and lowers most, `lowered`: each `token` and `logit`."""
+    """The tokens with the largest logits, `raised`, and the smallest, `lowered`: `token` and `logit` of each."""
     order = np.argsort(-logits.numpy(), kind="stable")
 
-    def named(ids: np.ndarray) -> list[dict[str, Any]]:
+    def described(ids: np.ndarray) -> list[dict[str, Any]]:
         return [{"token": tokenizer.decode([int(i)]), "logit": float(logits[int(i)])} for i in ids]
 
-    return {"raised": named(order[:count]), "lowered": named(order[::-1][:count])}
+    return {"raised": described(order[:count]), "lowered": described(order[::-1][:count])}

@@ -24,8 +24,8 @@ from tasks.runtime.errors import InputError
 from tasks.runtime.progress import progress
 
 EXAMPLES = 4  # prompts whose tokens are attributed
-ROWS = 100  # test rows on which activations are looked at
-NEURONS = 20  # in the table; the summaries are of all that were pruned
+ROWS = 100  # test rows on which activations are measured
+NEURONS = 20  # in the table; the summaries cover all pruned neurons
 CONTEXTS = 5  # top-activating positions of each
 VOCABULARY = 8  # tokens raised and lowered most
 LEVEL = 0.05  # of the false discovery rate
@@ -33,10 +33,10 @@ NOTHING = np.array([], dtype=np.int64)
 
 
 def chosen_examples(predictions: pd.DataFrame, count: int = EXAMPLES) -> list[tuple[int, str]]:
-    """Numbers of the rows to look at, and why each: `gained` or `lost` its right answer by pruning, or `wrong`.
+    """Indices of example rows, and why each was chosen: `gained` or `lost` its right answer by pruning, or `wrong`.
 
-    Half of them of either direction, as far as there are, by how far the right option's probability moved. Where fewer
-    answers flipped, also those that are wrong before and after, by how sure the base model is.
+    Half are from either direction, if available, ordered by the change of the right option's probability. If fewer
+    answers changed, rows that are wrong before and after follow, by the base model's confidence.
     """
     before, after = (_probabilities(predictions[f"{name}_logprobs"]) for name in ("base", "pruned"))
     gold, base, pruned = (predictions[name].to_numpy() for name in ("gold", "base", "pruned"))
@@ -44,8 +44,8 @@ def chosen_examples(predictions: pd.DataFrame, count: int = EXAMPLES) -> list[tu
     order = np.argsort(-moved, kind="stable")
     gained = [int(i) for i in order if base[i] != gold[i] and pruned[i] == gold[i]]
     lost = [int(i) for i in order if base[i] == gold[i] and pruned[i] != gold[i]]
-    sure = np.argsort([-p.max() for p in before], kind="stable")
-    wrong = [int(i) for i in sure if base[i] != gold[i] and pruned[i] != gold[i]]
+    by_confidence = np.argsort([-p.max() for p in before], kind="stable")
+    wrong = [int(i) for i in by_confidence if base[i] != gold[i] and pruned[i] != gold[i]]
     some = max(count // 2, count - len(lost)), max(count // 2, count - len(gained))
     flips = [(i, "gained") for i in gained[: some[0]]] + [(i, "lost") for i in lost[: some[1]]]
     return [*flips, *((i, "wrong") for i in wrong)][:count]
@@ -60,7 +60,7 @@ def input_section(
 ) -> dict[str, Any]:
     """Attributions of the tokens of some rows' own text; a row whose options have no margin is left out and counted.
 
-    The template around the text stays as it is. A row that is all template has all of its tokens attributed.
+    The template does not move. If a row is all template, all of its tokens are attributed.
     """
     head, tail = template_ends([row.prompt for row in rows.encoded])
     chosen = chosen_examples(predictions)
@@ -70,7 +70,7 @@ def input_section(
             row = rows.table.iloc[number]
             own = range(head, len(rows.encoded[number].prompt) - tail)
             try:
-                found = before_and_after(
+                attribution = before_and_after(
                     loaded,
                     stack,
                     row["prompt"],
@@ -88,7 +88,7 @@ def input_section(
             finally:
                 advance(1)
             sides = {}
-            for name, integral in (("before", found.before), ("after", found.after)):
+            for name, integral in (("before", attribution.before), ("after", attribution.after)):
                 share = shares(integral.scores)
                 sides[name] = {
                     "attributions": integral.scores.tolist(),
@@ -107,9 +107,9 @@ def input_section(
                     "options": list(row["options"]),
                     "base": int(predictions["base"].iloc[number]),
                     "pruned": int(predictions["pruned"].iloc[number]),
-                    "for": found.options[0],
-                    "against": found.options[1],
-                    "tokens": found.tokens,
+                    "for": attribution.options[0],
+                    "against": attribution.options[1],
+                    "tokens": attribution.tokens,
                     "own": [own.start, own.stop],
                 }
                 | sides
@@ -120,14 +120,15 @@ def input_section(
 def neuron_section(
     cell: Cell, recipe: Recipe, loaded: Loaded, stack: DecoderStack, rows: Rows, predictions: pd.DataFrame
 ) -> dict[str, Any]:
+    """The pruned neurons: their share of the attribution, correlations, contexts and vocabulary directions."""
     scores = read_scores(cell.scores).values[recipe.layer].astype(np.float64)
     total = float(np.abs(scores).sum()) or 1.0
     pruned = np.array(recipe.neurons)
     top = pruned[np.argsort(-np.abs(scores[pruned]), kind="stable")[:NEURONS]].tolist()
     encoded = rows.encoded[:ROWS]
     prompts = [row.prompt for row in encoded]
-    found = activations(stack, recipe.layer, prompts, top, recipe.projection)
-    correlations = _correlations(found.last, encoded, rows, predictions, loaded.tokenizer)
+    measured = activations(stack, recipe.layer, prompts, top, recipe.projection)
+    correlations = _correlations(measured.last, encoded, rows, predictions, loaded.tokenizer)
     logits = direct_logits(stack, recipe.layer, top, recipe.projection)
     ids = rows.table["id"].tolist()
     others = np.delete(np.arange(recipe.d_ff), pruned)
@@ -145,11 +146,11 @@ def neuron_section(
                 "neuron": int(neuron),
                 "score": float(scores[neuron]),
                 "share": float(scores[neuron] / total),
-                "mean_last": float(found.last[:, neuron].mean()),
-                "sd_last": float(found.last[:, neuron].std()),
+                "mean_last": float(measured.last[:, neuron].mean()),
+                "sd_last": float(measured.last[:, neuron].std()),
                 "contexts": [
-                    place | {"prompt": ids[place["prompt"]]}
-                    for place in top_activating(loaded.tokenizer, prompts, found.chosen, column, CONTEXTS)
+                    context | {"prompt": ids[context["prompt"]]}
+                    for context in top_activating(loaded.tokenizer, prompts, measured.chosen, column, CONTEXTS)
                 ],
                 "correlations": {name: _of(one, neuron) for name, one in correlations.items()},
             }
@@ -162,7 +163,7 @@ def neuron_section(
 def _correlations(
     last: np.ndarray, encoded: list[Any], rows: Rows, predictions: pd.DataFrame, tokenizer: Any
 ) -> dict[str, correlates.Correlation]:
-    """Of activations at the last position of the first rows; the surface is that of what differs between prompts."""
+    """Correlations of activations at the last position of the first rows with features of the rows' own text."""
     n = len(encoded)
     head, tail = template_ends([row.prompt for row in rows.encoded])
     own = [row.prompt[head : len(row.prompt) - tail] for row in encoded]
@@ -177,28 +178,23 @@ def _correlations(
     }
 
 
-def _of(found: correlates.Correlation, neuron: int) -> dict[str, Any]:
-    if found.r is None or found.p is None or found.q is None:
-        return {"r": None, "n": found.n, "p": None, "q": None}
-    return {
-        "r": float(found.r[neuron]),
-        "n": found.n,
-        "p": float(found.p[neuron]),
-        "q": float(found.q[neuron]),
-    }
+def _of(correlation: correlates.Correlation, neuron: int) -> dict[str, Any]:
+    values = {"r": correlation.r, "p": correlation.p, "q": correlation.q}
+    return {"n": correlation.n} | {name: None if of is None else float(of[neuron]) for name, of in values.items()}
 
 
-def _summary(found: correlates.Correlation, neurons: np.ndarray) -> dict[str, Any]:
-    if found.r is None or found.q is None:
+def _summary(correlation: correlates.Correlation, neurons: np.ndarray) -> dict[str, Any]:
+    if correlation.r is None or correlation.q is None:
         return {"neurons": len(neurons), "mean_size": None, "detected": None}
     return {
         "neurons": len(neurons),
-        "mean_size": float(np.abs(found.r[neurons]).mean()),
-        "detected": int((found.q[neurons] < LEVEL).sum()),
+        "mean_size": float(np.abs(correlation.r[neurons]).mean()),
+        "detected": int((correlation.q[neurons] < LEVEL).sum()),
     }
 
 
 def calibration_section(predictions: pd.DataFrame) -> dict[str, Any]:
+    """Calibration of base and pruned model, and the difference of their calibration errors."""
     gold = predictions["gold"].to_numpy()
     measured = {
         name: (
@@ -207,14 +203,14 @@ def calibration_section(predictions: pd.DataFrame) -> dict[str, Any]:
         )
         for name in ("base", "pruned")
     }
-    found: dict[str, Any] = {name: calibration(*both) for name, both in measured.items()}
-    return found | {"pruned_minus_base": difference(measured["pruned"], measured["base"])}
+    sections: dict[str, Any] = {name: calibration(*both) for name, both in measured.items()}
+    return sections | {"pruned_minus_base": difference(measured["pruned"], measured["base"])}
 
 
 def bias_section(
     cell: Cell, recipe: Recipe, loaded: Loaded, stack: DecoderStack, rows: Rows, predictions: pd.DataFrame
 ) -> dict[str, Any]:
-    """The comparison of `tasks.explanation.bias`, with the prior of either model where the prompt has one."""
+    """The comparison of `tasks.explanation.bias`, with the priors of both models if there is a content-free prompt."""
     priors, reason = None, None
     sets = [NOTHING, np.array(recipe.neurons)]
     answer = partial(answers_without, stack, layer=recipe.layer, sets=sets, projection=recipe.projection)
@@ -226,9 +222,9 @@ def bias_section(
         with torch.no_grad():
             priors = log_priors(answer, prompts, rows.encoded)
     base, pruned = ([np.asarray(row) for row in predictions[f"{name}_logprobs"]] for name in ("base", "pruned"))
-    found = bias.compare(base, pruned, priors, rows.table["gold"].to_numpy())
+    comparison = bias.compare(base, pruned, priors, rows.table["gold"].to_numpy())
     shared = priors is not None and all(np.array_equal(prior, priors[0]) for prior in priors)
-    return found | {
+    return comparison | {
         "no_prior": reason,
         "priors": dict(zip(("base", "pruned"), np.exp(priors[0]).tolist(), strict=True)) if shared and priors else None,
     }

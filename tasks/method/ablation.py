@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from tasks.method.integrated_gradients import LayerPath
-from tasks.models.memory import forward_tokens
+from tasks.models.memory import room
 from tasks.models.stack import DecoderStack, Projection
+from tasks.models.sweep import logits_without
 
 
 def single(path: LayerPath, layer: int) -> Tensor:
@@ -26,10 +27,10 @@ def single(path: LayerPath, layer: int) -> Tensor:
     scores = torch.zeros(width, dtype=torch.float64)
     for residuals, target in path.passes:
         full = target(residuals.logits).double().sum().cpu()
-        size = max(1, forward_tokens(stack.model) // len(residuals.pack.tokens))
+        size = max(1, room(stack.model).forward_tokens // len(residuals.pack.tokens))
         for start in range(0, width, size):
             alone = [np.array([j]) for j in range(start, min(start + size, width))]
-            silenced = torch.cat(list(stack.logits_without(residuals, layer, alone, path.projection)))
+            silenced = torch.cat(list(logits_without(stack, residuals, layer, alone, path.projection)))
             scores[start : start + size] += full - target(silenced).double().sum(1).cpu()
     return scores / path.prompts
 

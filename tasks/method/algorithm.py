@@ -31,6 +31,7 @@ from tasks.method.strategies import STRATEGIES
 from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack
 from tasks.runtime.errors import InputError
+from tasks.runtime.work import groups_of, values_of
 
 
 class Run(Protocol):
@@ -222,10 +223,10 @@ def compute_here(worker: _Worker) -> Run:
 
 
 def _compute(worker: _Worker, parts: Sequence[Any], *, advance: Callable[[int], None] = _silently) -> dict[Any, Any]:
-    values = {}
-    for part in parts:
-        values[part] = worker.compute(part)
-        advance(1)
+    values: dict[Any, Any] = {}
+    for group in groups_of(worker, parts):
+        values.update(zip(group, values_of(worker, group), strict=True))
+        advance(len(group))
     return values
 
 

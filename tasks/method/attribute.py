@@ -11,10 +11,12 @@ from torch import Tensor
 
 from tasks.benchmarks.encoding import encode, encode_prompt
 from tasks.method.ablation import activation, single
-from tasks.method.integrated_gradients import LayerPath, layer_scores
+from tasks.method.integrated_gradients import LayerPath, all_scores, layer_scores
 from tasks.method.options import Attribution
+from tasks.method.quadrature import Integral
 from tasks.method.scores import Scores
 from tasks.method.targets import ON_OPTIONS, TARGETS
+from tasks.models.memory import room
 from tasks.models.stack import DecoderStack
 
 Part = tuple[int, ...]  # the layers that share a path
@@ -81,6 +83,19 @@ class Attributor:
         """How the model computes."""
         return self._stack.products
 
+    def together(self, parts: Sequence[Part]) -> list[list[Part]]:
+        """The parts in groups that are computed in common rounds: one by one where weights are at hand."""
+        settings = self._settings
+        alone = self._stack.at_hand or settings.path != "layer" or not _is_integral(settings)
+        return [[part] for part in parts] if alone else [list(parts)]
+
+    def compute_together(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
+        """`compute` of several parts."""
+        if len(parts) == 1 or not _is_integral(self._settings):
+            return [self.compute(part) for part in parts]
+        found = all_scores(self._path, [part[0] for part in parts], self._one, self._settings)
+        return [_as_json(_attributed(found[part[0]], 1)) for part in parts]
+
     def attribute(self, part: Part) -> Attributed:
         """The scores of the layers of one part."""
         settings = self._settings
@@ -92,14 +107,11 @@ class Attributor:
             return Attributed(scores.reshape(len(part), -1), nodes=settings.steps)
         if settings.path == "single":
             return Attributed(single(self._path, part[0])[None])
-        result = layer_scores(self._path, layer, self._one, settings)
-        scores = result.scores.reshape(len(part), -1)
-        return Attributed(scores, result.difference, result.gap, result.error, result.stability, result.nodes)
+        return _attributed(layer_scores(self._path, layer, self._one, settings), len(part))
 
     def compute(self, part: Part) -> dict[str, Any]:
-        """`attribute` as a JSON value, for `tasks.runtime.work`."""
-        result = self.attribute(part)
-        return vars(result) | {"scores": result.scores.tolist()}
+        """`attribute` as a JSON value, for `tasks.pipeline.work`."""
+        return _as_json(self.attribute(part))
 
     # Made when they are first needed: a run whose parts are all in the journal needs none of them.
 
@@ -113,6 +125,7 @@ class Attributor:
             target=settings.target,
             projection=settings.projection,
             apart=settings.method == "relu_gradient",
+            together=None if self._stack.at_hand else room(self._stack.model).bytes / 2,
         )
 
     @cached_property
@@ -122,6 +135,20 @@ class Attributor:
     @cached_property
     def _activation(self) -> Tensor:
         return activation(self._stack, self._sequences, self._settings.projection)
+
+
+def _is_integral(settings: Attribution) -> bool:
+    """Whether the scores come from gradients along the path of each part."""
+    return settings.method in ("integrated_gradients", "gradient_x_activation") and settings.path != "single"
+
+
+def _attributed(result: Integral, layers: int) -> Attributed:
+    scores = result.scores.reshape(layers, -1)
+    return Attributed(scores, result.difference, result.gap, result.error, result.stability, result.nodes)
+
+
+def _as_json(result: Attributed) -> dict[str, Any]:
+    return vars(result) | {"scores": result.scores.tolist()}
 
 
 def describe(settings: Attribution) -> dict[str, Any]:

@@ -8,12 +8,17 @@ import numpy as np
 import pandas as pd
 
 from tasks.benchmarks.encoding import Encoded
-from tasks.benchmarks.scoring import Answers, read_options, read_without, unit
+from tasks.benchmarks.scoring import Answers, read_without, unit
 from tasks.method.neurons import count, prominent_neurons
+from tasks.models.memory import room
 from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack, Projection, Residuals
+from tasks.models.sweep import Without
 
 UNPRUNED = -1  # the layer of the row that stands for the model as it is
+# Layers of one pack that one sweep serves where weights are at hand. In bfloat16 each sweep keeps what the unedited
+# pass multiplies, so that few sweeps are faster.
+EACH: dict[Precision, int] = {"float32": 4, "bfloat16": 10}
 COLUMNS = {"layer": "int64", "fraction": "float64", "neurons": "int64", "accuracy": "float64", "margin": "float64"}
 
 Pairs = Mapping[int, Sequence[float]]  # layer -> ascending fractions
@@ -84,7 +89,7 @@ class Grid:
         self._projection = projection
         self._exact = exact
         self._packs = stack.pack([unit(row) for row in rows])
-        self._clean: tuple[tuple[int, Precision], Residuals] | None = None  # of the last pack that was asked for
+        self._passes: dict[tuple[int, Precision], Residuals] = {}  # of the packs that were asked for last
 
     @property
     def sizes(self) -> list[int]:
@@ -96,19 +101,54 @@ class Grid:
         """How the model computes."""
         return self._stack.products
 
+    def together(self, parts: Sequence[Part]) -> list[list[Part]]:
+        """The parts in their order, in groups that one sweep serves.
+
+        Where weights lie where they are computed with, a group is some layers of one pack: what a kill costs. Elsewhere
+        it is as much as memory holds.
+        """
+        there = room(self._stack.model)
+        groups: list[list[Part]] = []
+        held = 0
+        for part in parts:
+            takes = len(part.fractions) * len(self._packs[part.pack].tokens) * there.state
+            last = groups[-1] if groups else None
+            if (
+                last
+                and last[-1].precision == part.precision
+                and held + takes <= there.bytes / 2
+                and not (self._stack.at_hand and (last[-1].pack != part.pack or len(last) == EACH[part.precision]))
+            ):
+                last.append(part)
+                held += takes
+            else:
+                groups.append([part])
+                held = takes
+        return groups
+
     def compute(self, part: Part) -> Value:
         """What a part comes to."""
-        packed, key = self._packs[part.pack], (part.pack, part.precision)
-        if self._clean is None or self._clean[0] != key:
-            self._clean = None  # frees the memory of the one before
-            self._clean = key, self._stack.clean(packed, part.precision)
-        residuals = self._clean[1]
+        return self.compute_together([part])[0]
+
+    def compute_together(self, parts: Sequence[Part]) -> list[Value]:
+        """What parts of one precision come to, by one sweep."""
+        wanted = {(part.pack, part.precision) for part in parts}
+        self._passes = {key: residuals for key, residuals in self._passes.items() if key in wanted}
+        for pack, precision in wanted - self._passes.keys():
+            self._passes[pack, precision] = self._stack.start(self._packs[pack], precision)
+        runs = [self._run(part) for part in parts]
+        answers = read_without(self._stack, runs, self._rows, self._projection, parts[0].precision)
+        return [self._value(part, answer) for part, answer in zip(parts, answers, strict=True)]
+
+    def _run(self, part: Part) -> Without:
+        residuals = self._passes[part.pack, part.precision]
         if part.layer == UNPRUNED:
-            answers = read_options(packed, self._rows, residuals.logits[None])
-        else:
-            sets = [prominent_neurons(self._scores[part.layer], p) for p in part.fractions]
-            answers = read_without(self._stack, residuals, self._rows, part.layer, sets, self._projection)
-        wanted = [self._gold[index] for index in packed.units]
+            return Without(residuals, len(self._stack))
+        return Without(residuals, part.layer, [prominent_neurons(self._scores[part.layer], p) for p in part.fractions])
+
+    def _value(self, part: Part, answers: Answers) -> Value:
+        units = self._packs[part.pack].units
+        wanted = [self._gold[index] for index in units]
         predicted = answers.predicted()
         value: Value = {
             "right": (predicted == np.array(wanted)).sum(1).tolist(),
@@ -116,7 +156,7 @@ class Grid:
             "predicted": predicted.tolist(),
         }
         if self._exact is not None:
-            value["exact"] = self._exact(answers, packed.units).sum(1).tolist()
+            value["exact"] = self._exact(answers, units).sum(1).tolist()
         return value
 
 

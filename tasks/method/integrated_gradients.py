@@ -16,26 +16,31 @@ say little: y and alpha * y are the same to it, so that all of F(1) - F(0) lies 
 and the gap does not close.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from tasks.method.options import Attribution
-from tasks.method.quadrature import Integral, adaptive, riemann_right
+from tasks.method.quadrature import Integral, Rule, adaptive_rule, integrate_all, riemann_rule
 from tasks.method.targets import target_of
-from tasks.models.memory import backward_tokens
+from tasks.models.memory import room, with_less
 from tasks.models.stack import DecoderStack, Projection, Residuals
+from tasks.models.sweep import Found, Path, Target, finish
+from tasks.models.sweep import gradients as gradients_of
 
 
 class LayerPath:
-    """F and its gradient along the path of one layer's rows, or of all layers' rows together.
+    """F and its gradient along the paths of the layers' rows, one layer's or all layers' together.
 
     Args:
         sequences: token ids of each prompt.
         firsts: the first token of each option of each prompt, for targets on options.
         apart: a pack for each prompt, so that no position belongs to several (for `rectified`).
-        max_tokens: how many tokens (nodes x tokens of a pack) one backward pass may hold; default: by free memory.
+        max_tokens: how many tokens (nodes x tokens of a pack) one run holds; default: by free memory.
+        together: how many bytes of stored layer inputs one sweep may hold; default: those of one run, which is as fast
+            where the weights lie where they are computed with.
     """
 
     def __init__(
@@ -48,15 +53,30 @@ class LayerPath:
         projection: Projection = "gate_proj",
         apart: bool = False,
         max_tokens: int | None = None,
+        together: float | None = None,
     ):
         self.stack = stack
         self.projection = projection
         self.prompts = len(sequences)
-        self._max_tokens = max_tokens or backward_tokens(stack.model)
+        self._name = target
+        self._firsts = firsts
+        self._max_tokens = max_tokens
+        self._together = together
         units = [[(sequence, [len(sequence) - 1])] for sequence in sequences]
         packs = stack.pack(units, max_tokens=1) if apart else stack.pack(units)
-        residuals = [stack.clean(packed) for packed in packs]
-        self.passes = [(part, target_of(target, part, firsts)) for part in residuals]
+        self._residuals = [stack.start(packed) for packed in packs]
+        self._targets: dict[int, Target] = {}
+
+    @property
+    def passes(self) -> list[tuple[Residuals, Target]]:
+        """The unedited pass of each pack, finished, and F of its prompts."""
+        finish(self.stack, self._residuals)
+        return [(residuals, self._target(residuals)) for residuals in self._residuals]
+
+    def _target(self, residuals: Residuals) -> Target:
+        if id(residuals) not in self._targets:
+            self._targets[id(residuals)] = target_of(self._name, residuals, self._firsts)
+        return self._targets[id(residuals)]
 
     def evaluate(self, layer: int | None, alphas: Sequence[float]) -> tuple[Tensor, Tensor]:
         """F and dF/ds at s = alpha * 1 for each alpha, float64 on the CPU.
@@ -67,15 +87,25 @@ class LayerPath:
         Returns:
             [alphas], and [alphas, width] or [alphas, layers, width].
         """
-        values = torch.zeros(len(alphas), dtype=torch.float64)
-        gradients = torch.zeros(len(alphas), *self._shape(layer), dtype=torch.float64)
-        for residuals, target in self.passes:
-            for part in self._chunks(residuals, len(alphas)):
-                scale = self._scale(layer, alphas[part]).requires_grad_(True)
-                totals = target(self._logits(residuals, layer, scale, None)).sum(1)
-                values[part] += totals.detach().double().cpu()
-                gradients[part] += torch.autograd.grad(totals.sum(), scale)[0].double().cpu()
-        return values / self.prompts, gradients / self.prompts
+        return self.evaluate_all({layer: alphas})[layer]
+
+    def evaluate_all(self, wanted: Mapping[int | None, Sequence[float]]) -> dict[int | None, tuple[Tensor, Tensor]]:
+        """`evaluate` of several layers, in as few sweeps as memory allows."""
+        found = {
+            layer: (torch.zeros(len(alphas), dtype=torch.float64), self._zeros(layer, len(alphas)))
+            for layer, alphas in wanted.items()
+        }
+        for (layer, part), result in self._swept(wanted):
+            values, gradients = found[layer]
+            values[part] += result.totals.double().cpu()
+            if layer is None:
+                for at, gradient in result.gradients.items():
+                    gradients[part, at] += gradient.double().cpu()
+            else:
+                gradients[part] += result.gradients[layer].double().cpu()
+        return {
+            layer: (values / self.prompts, gradients / self.prompts) for layer, (values, gradients) in found.items()
+        }
 
     def at_one(self) -> tuple[Tensor, Tensor]:
         """F and dF/ds of every layer at s = 1, the unedited model: float64 scalar and [layers, width].
@@ -96,62 +126,81 @@ class LayerPath:
         Returns:
             float64 [width] or, with `layer` None, [layers, width].
         """
-        if any(len(residuals.pack.units) > 1 for residuals, _ in self.passes):
+        if any(len(residuals.pack.units) > 1 for residuals in self._residuals):
             raise ValueError("prompts that share positions have no gradient of their own there: apart=True")
-        alphas = [k / steps for k in range(1, steps + 1)]
-        layers = range(len(self.stack)) if layer is None else [layer]
+        sums = self._zeros(layer, 1)[0]
+        for _, result in self._swept({layer: [k / steps for k in range(1, steps + 1)]}, by_position=True):
+            for at, gradient in result.gradients.items():
+                row = sums[at] if layer is None else sums
+                row += gradient.relu().double().sum((0, 1)).cpu()
+        return sums / (steps * self.prompts)
+
+    def _swept(
+        self, wanted: Mapping[int | None, Sequence[float]], by_position: bool = False
+    ) -> Iterator[tuple[tuple[int | None, slice], Found]]:
+        """The parts of what is wanted, of each layer pack by pack, as they are found."""
+        for group in self._groups(wanted, by_position):
+            places, paths = zip(*group, strict=True)
+            yield from zip(places, with_less(partial(self._sweep, paths)), strict=True)
+
+    def _sweep(self, paths: Sequence[Path], share: float) -> list[Found]:
+        return gradients_of(self.stack, paths, self._target, room(self.stack.model, share), self.projection)
+
+    def _groups(
+        self, wanted: Mapping[int | None, Sequence[float]], by_position: bool
+    ) -> Iterator[list[tuple[tuple[int | None, slice], Path]]]:
+        """What goes through one sweep: as much as `together` holds of stored layer inputs, and at least one run."""
+        there = room(self.stack.model)
+        group: list[tuple[tuple[int | None, slice], Path]] = []
+        stored = 0
+        for layer, alphas in wanted.items():
+            for residuals in self._residuals:
+                size = max(1, (self._max_tokens or there.backward_tokens) // len(residuals.pack.tokens))
+                for part in (slice(start, start + size) for start in range(0, len(alphas), size)):
+                    path = Path(residuals, layer, alphas[part], by_position)
+                    takes = path.tokens() * (len(self.stack) - path.first) * there.state
+                    if group and stored + takes > (self._together or 0):
+                        yield group
+                        group, stored = [], 0
+                    group.append(((layer, part), path))
+                    stored += takes
+        if group:
+            yield group
+
+    def _zeros(self, layer: int | None, number: int) -> Tensor:
         width = self.stack.width(self.projection)
-        sums = torch.zeros(len(layers), width, dtype=torch.float64)
-        for residuals, target in self.passes:
-            for part in self._chunks(residuals, steps):
-                scale = self._scale(layer, alphas[part])
-                added = [
-                    scale.new_zeros(len(scale), len(residuals.entering[at]), width).requires_grad_(True)
-                    for at in layers
-                ]
-                total = target(self._logits(residuals, layer, scale, added)).sum()
-                for row, gradient in zip(sums, torch.autograd.grad(total, added), strict=True):
-                    row += gradient.relu().double().sum((0, 1)).cpu()
-        return (sums if layer is None else sums[0]) / (steps * self.prompts)
-
-    def _logits(self, residuals: Residuals, layer: int | None, scale: Tensor, added: list[Tensor] | None) -> Tensor:
-        if layer is None:
-            return self.stack.scaled_everywhere(residuals, scale, self.projection, added)
-        return self.stack.scaled(residuals, layer, scale, self.projection, added[0] if added else None)
-
-    def _shape(self, layer: int | None) -> tuple[int, ...]:
-        width = self.stack.width(self.projection)
-        return (len(self.stack), width) if layer is None else (width,)
-
-    def _scale(self, layer: int | None, alphas: Sequence[float]) -> Tensor:
-        ones = torch.ones(len(alphas), *self._shape(layer), dtype=self.stack.dtype, device=self.stack.device)
-        return ones.mul_(ones.new_tensor(alphas).reshape(-1, *[1] * (ones.dim() - 1)))
-
-    def _chunks(self, residuals: Residuals, runs: int) -> list[slice]:
-        size = max(1, self._max_tokens // len(residuals.pack.tokens))
-        return [slice(start, start + size) for start in range(0, runs, size)]
+        shape = (len(self.stack), width) if layer is None else (width,)
+        return torch.zeros(number, *shape, dtype=torch.float64)
 
 
 def layer_scores(path: LayerPath, layer: int | None, one: tuple[Tensor, Tensor], settings: Attribution) -> Integral:
     """The scores of one layer's neurons by the quadrature that `settings` names; `one` is `path.at_one()`.
 
-    `gradient_x_activation` is the right Riemann rule of one step: its node is the full model. With `layer` None, the
-    scores of all layers' neurons, one layer's behind the other's.
+    With `layer` None, the scores of all layers' neurons, those of one layer after those of the other.
+    """
+    return all_scores(path, [layer], one, settings)[layer]
+
+
+def all_scores(
+    path: LayerPath, layers: Sequence[int | None], one: tuple[Tensor, Tensor], settings: Attribution
+) -> dict[int | None, Integral]:
+    """`layer_scores` of several layers, in rounds over those that have not converged.
+
+    `gradient_x_activation` is the right Riemann rule of one step: its node is the full model.
     """
 
-    def evaluate(alphas: Sequence[float]) -> tuple[Tensor, Tensor]:
-        values, gradients = path.evaluate(layer, alphas)
-        return values, gradients.flatten(1)
+    def rule(layer: int | None) -> Rule:
+        at_one = one[0], one[1].flatten() if layer is None else one[1][layer]
+        if settings.method == "gradient_x_activation":
+            return riemann_rule(at_one, 1)
+        if settings.quadrature == "riemann_right":
+            return riemann_rule(at_one, settings.steps)
+        return adaptive_rule(
+            at_one, tolerance=settings.tolerance, stability=settings.stability, max_nodes=settings.max_nodes
+        )
 
-    at_one = one[0], one[1].flatten() if layer is None else one[1][layer]
-    if settings.method == "gradient_x_activation":
-        return riemann_right(evaluate, at_one, 1)
-    if settings.quadrature == "riemann_right":
-        return riemann_right(evaluate, at_one, settings.steps)
-    return adaptive(
-        evaluate,
-        at_one,
-        tolerance=settings.tolerance,
-        stability=settings.stability,
-        max_nodes=settings.max_nodes,
-    )
+    def evaluate(wanted: Mapping[int | None, Sequence[float]]) -> dict[int | None, tuple[Tensor, Tensor]]:
+        found = path.evaluate_all(wanted)
+        return {layer: (values, gradients.flatten(1)) for layer, (values, gradients) in found.items()}
+
+    return integrate_all({layer: rule(layer) for layer in layers}, evaluate)

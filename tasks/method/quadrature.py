@@ -4,8 +4,9 @@ Every rule returns its completeness gap: the sum of the scores minus F(1) - F(0)
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 # alphas [m] -> (F, dF/ds) at each of them: float64 [m] and [m, neurons]
 Evaluate = Callable[[Sequence[float]], tuple[Tensor, Tensor]]
+
+Key = TypeVar("Key")
 
 # Boole's rule on a panel: five equally spaced nodes, exact for polynomials of degree 5. The halves of a panel use all
 # of its nodes again, and the ends of panels are nodes too, so that F there comes with them.
@@ -55,15 +58,56 @@ def allowed(difference: float, tolerance: float) -> float:
     return tolerance * max(abs(difference), 1.0)
 
 
-def riemann_right(evaluate: Evaluate, one: tuple[Tensor, Tensor], steps: int) -> Integral:
+# Asks for points of the path, is sent F and dF/ds there, and returns the integral in the end.
+Rule = Generator[Sequence[float], tuple[Tensor, Tensor], Integral]
+
+
+def integrate(rule: Rule, evaluate: Evaluate) -> Integral:
+    """The integral by a rule along one path."""
+    return integrate_all({None: rule}, lambda wanted: {None: evaluate(wanted[None])})[None]
+
+
+def integrate_all(
+    rules: Mapping[Key, Rule], evaluate: Callable[[Mapping[Key, Sequence[float]]], Mapping[Key, tuple[Tensor, Tensor]]]
+) -> dict[Key, Integral]:
+    """The integrals along several paths. Each round evaluates what all rules that have not ended ask for.
+
+    Args:
+        evaluate: of each path, the points that are wanted -> F and dF/ds there.
+    """
+    wanted: dict[Key, Sequence[float]] = {}
+    found: dict[Key, Integral] = {}
+
+    def ask(key: Key, sent: tuple[Tensor, Tensor] | None) -> None:
+        try:
+            wanted[key] = rules[key].send(sent)  # type: ignore[arg-type]  # None starts a generator
+        except StopIteration as end:
+            found[key] = end.value
+
+    for key in rules:
+        ask(key, None)
+    while wanted:
+        values = evaluate(dict(wanted))
+        wanted.clear()
+        for key, value in values.items():
+            ask(key, value)
+    return {key: found[key] for key in rules}
+
+
+def riemann_rule(one: tuple[Tensor, Tensor], steps: int) -> Rule:
     """The paper's rule: the mean of the gradient at k / steps, k = 1..steps (2507.09185 Eq. 4).
 
     Args:
         one: F and dF/ds at 1.
     """
-    values, gradients = evaluate([k / steps for k in range(steps)])
+    values, gradients = yield [k / steps for k in range(steps)]
     scores = (gradients[1:].sum(0) + one[1]) / steps
     return _fixed(scores, float(one[0] - values[0]), steps - 1)
+
+
+def riemann_right(evaluate: Evaluate, one: tuple[Tensor, Tensor], steps: int) -> Integral:
+    """`riemann_rule` along one path."""
+    return integrate(riemann_rule(one, steps), evaluate)
 
 
 def gauss_legendre(evaluate: Evaluate, one: tuple[Tensor, Tensor], nodes: int) -> Integral:
@@ -79,9 +123,7 @@ def _fixed(scores: Tensor, difference: float, nodes: int) -> Integral:
     return Integral(scores, difference, gap, abs(gap), nodes)
 
 
-def adaptive(
-    evaluate: Evaluate, one: tuple[Tensor, Tensor], *, tolerance: float, max_nodes: int, stability: float = 0.99
-) -> Integral:
+def adaptive_rule(one: tuple[Tensor, Tensor], *, tolerance: float, max_nodes: int, stability: float = 0.99) -> Rule:
     """Boole's rule on panels that are halved until the scores add up and their ranking has settled.
 
     A path through an MLP is smooth in most layers and has cliffs in some (a neuron with a very large activation is
@@ -93,7 +135,8 @@ def adaptive(
     Args:
         one: F and dF/ds at 1.
     """
-    at = dict(zip(FIRST, zip(*evaluate(FIRST), strict=True), strict=True)) | {1.0: one}
+    first = yield FIRST
+    at = dict(zip(FIRST, zip(*first, strict=True), strict=True)) | {1.0: one}
 
     def measured(panel: Panel) -> _Measured:
         gradients = torch.stack([at[alpha][1] for alpha in _nodes(panel)])
@@ -122,10 +165,18 @@ def adaptive(
         middle = (start + end) / 2
         halves = [(start, middle), (middle, end)]
         new = [alpha for half in halves for alpha in _nodes(half) if alpha not in at]
-        at |= dict(zip(new, zip(*evaluate(new), strict=True), strict=True))
+        more = yield new
+        at |= dict(zip(new, zip(*more, strict=True), strict=True))
         del panels[worst]
         panels |= {half: measured(half) for half in halves}
     return found
+
+
+def adaptive(
+    evaluate: Evaluate, one: tuple[Tensor, Tensor], *, tolerance: float, max_nodes: int, stability: float = 0.99
+) -> Integral:
+    """`adaptive_rule` along one path."""
+    return integrate(adaptive_rule(one, tolerance=tolerance, max_nodes=max_nodes, stability=stability), evaluate)
 
 
 Panel = tuple[float, float]

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import logging
 
 from tasks.models.checks import one_line
-from tasks.models.memory import keep_freed_memory
+from tasks.models.memory import free, keep_freed_memory
 from tasks.models.stored import NARROW, keep_as_stored
 from tasks.models.weights import weight_files
 from tasks.runtime.errors import InputError
@@ -74,8 +74,22 @@ def load(directory: Path, *, wide: bool = False) -> Loaded:
         if wide or parameter.dtype not in NARROW:
             parameter.data = parameter.data.float()
     keep_as_stored(model)
-    model.to(device())
+    _place(model, device())
     return Loaded(model, tokenizer)
+
+
+def _place(model: Any, where: torch.device) -> None:
+    """Moves the model to a device.
+
+    Raises:
+        InputError: its weights do not fit there.
+    """
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if where.type == "cuda" and needed > (there := free(where)):
+        raise InputError(
+            "DSM_DEVICE", f"{where} has {there / 1e9:.1f} GB left, but the weights have {needed / 1e9:.1f} GB; use cpu"
+        )
+    model.to(where)
 
 
 def _mapped(directory: Path, files: list[Path]) -> Any | None:

@@ -147,6 +147,49 @@ class _Linear(torch.autograd.Function):
         return _float32(gradient.contiguous(), weight.t(), None), None, None
 
 
+ROWS = 1 << 14  # of the output embedding that are multiplied with at once
+
+
+def linear_by_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T of a matrix of very many rows, so many at once: what is widened of it is small, and so is what is moved.
+
+    In float32 on a CPU the result is that of the same slices of the matrix in float32, bit for bit.
+    """
+    if weight.requires_grad or x.dtype != torch.float32 or x.device.type != "cpu":
+        return linear(x, weight)
+    result: Tensor = _ByRows.apply(x, weight)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _ByRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        room = _room(weight)
+        return torch.cat([linear(x, _wide(part, room)) for part in torch.split(weight, ROWS)], dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        room = _room(weight)
+        parts = zip(torch.split(gradient, ROWS, dim=-1), torch.split(weight, ROWS), strict=True)
+        total: Tensor | None = None
+        for by, part in parts:
+            product = linear(by.contiguous(), _wide(part, room).t())
+            total = product if total is None else total + product
+        assert total is not None
+        return total, None
+
+
+def _room(weight: Tensor) -> Tensor | None:
+    """Memory for some rows in float32, one after the other; None where they are."""
+    return None if weight.dtype == torch.float32 else weight.new_empty(ROWS, weight.shape[1], dtype=torch.float32)
+
+
+def _wide(part: Tensor, room: Tensor | None) -> Tensor:
+    return part if room is None else room[: len(part)].copy_(part)
+
+
 class _InPieces(torch.autograd.Function):
     """x W^T of float32 x and bfloat16 W."""
 

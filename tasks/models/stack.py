@@ -20,32 +20,37 @@ from tasks.models.attention import NAME as TREE_ATTENTION
 from tasks.models.calls import Arguments, KeysAndValues, LayerCalls, Stop
 from tasks.models.checks import check_finite, check_logits, one_line
 from tasks.models.gated import LOOKED_FOR, PROJECTIONS, Projection, gated_mlp
-from tasks.models.memory import forward_tokens
 from tasks.models.packing import Pack, Unit, pack
-from tasks.models.products import Differences, Kept, Precision, Products, linear, pieces
+from tasks.models.products import Kept, Precision, Products, linear, linear_by_rows, pieces
 from tasks.models.stored import NARROW, kept_as_stored, unit_of
 from tasks.runtime.errors import InputError
 
 __all__ = ["PROJECTIONS", "DecoderStack", "Projection", "Residuals"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Residuals:
-    """A pack's unedited pass.
+    """A pack's unedited pass, as far as it has come.
 
     Attributes:
-        entering: for each layer, the residual that enters its MLP, [T, d_model]; of the last layer [R, d_model], since
-            no later one looks at the other tokens.
-        logits: [R, vocabulary].
         arguments: of each layer, for this pack.
-        kept: what edited runs in bfloat16 need; None for runs in float32.
+        inputs: what enters each layer, [1, T, d_model], of those that were reached; what leaves the last one is
+            [1, R, d_model], and follows it.
+        precision: that of the edited runs that will start from it.
     """
 
     pack: Pack
-    entering: list[Tensor]
-    logits: Tensor
     arguments: list[Arguments]
-    kept: Kept | None
+    inputs: list[Tensor]
+    precision: Precision = "float32"
+    _logits: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """Of the finished pass, [R, vocabulary]."""
+        if self._logits is None:
+            raise ValueError("the unedited pass has not reached the last layer")
+        return self._logits
 
 
 class DecoderStack:
@@ -78,8 +83,11 @@ class DecoderStack:
             )
         check_finite(model)
         self._units = [unit_of(layer) for layer in self.layers]
-        self._output = unit_of(model.get_output_embeddings())
+        output = model.get_output_embeddings()
+        if not isinstance(output, torch.nn.Linear):
+            raise InputError("model", f"{kind}: its output embedding is no linear layer; this family is not supported")
         self._in_pieces = self.device.type == "cuda"
+        self.at_hand = True  # whether the weights lie where they are computed with
         self.mlps = []
         for layer, unit in zip(self.layers, self._units, strict=True):
             with unit.used():
@@ -89,7 +97,7 @@ class DecoderStack:
         self.config = model.config.get_text_config()
         self.context = _context(self.config)
         self._calls = LayerCalls(self._body, self.layers)
-        self._rounded: dict[int, Tensor] = {}
+        self.rounded: dict[int, Tensor] = {}
         self._check()
 
     def __len__(self) -> int:
@@ -116,7 +124,7 @@ class DecoderStack:
 
     def turn(self, index: int) -> AbstractContextManager[None]:
         """The context in which the matrices of a layer can be multiplied with: see `tasks.models.stored`."""
-        return self._units[index].used(as_stored=self._in_pieces)
+        return self._units[index].used(as_stored=self._in_pieces, again=True)
 
     def width(self, projection: Projection) -> int:
         """How many neurons (rows) a projection has: d_ff, or d_model for down_proj."""
@@ -148,7 +156,7 @@ class DecoderStack:
         _, after = self._norms(self.layers[index])
         return residual + (y if after is None else after(y))
 
-    def _scaled(
+    def leaving_scaled(
         self, index: int, residual: Tensor, scale: Tensor, projection: Projection, added: Tensor | None
     ) -> Tensor:
         """The residual that leaves layer `index` with a projection's rows times `scale`, [C, T, d_model]."""
@@ -157,14 +165,14 @@ class DecoderStack:
             with torch.no_grad():
                 gate, up = self.gate_and_up(index, residual)
             if projection == "gate_proj":
-                y = mlp.down(mlp.activation(_edited(gate, scale, added)) * up)
+                y = mlp.down(mlp.activation(edited(gate, scale, added)) * up)
             elif projection == "up_proj":
-                y = mlp.down(mlp.activation(gate) * _edited(up, scale, added))
+                y = mlp.down(mlp.activation(gate) * edited(up, scale, added))
             else:
-                y = _edited(mlp.down(mlp.activation(gate) * up), scale, added)
+                y = edited(mlp.down(mlp.activation(gate) * up), scale, added)
             return self._leaving(index, residual, y)
 
-    def _leaving_without(
+    def leaving_without(
         self, index: int, residual: Tensor, sets: Sequence[np.ndarray], projection: Projection
     ) -> Tensor:
         """The residual that leaves layer `index` without these rows of a projection, [C, T, d_model].
@@ -172,6 +180,12 @@ class DecoderStack:
         A silent row of gate_proj or up_proj is a column of down_proj without input: its share is taken off the full
         product, and of nested sets off that of the set before.
         """
+        with self.turn(index):
+            return self._leaving_without(index, residual, sets, projection)
+
+    def _leaving_without(
+        self, index: int, residual: Tensor, sets: Sequence[np.ndarray], projection: Projection
+    ) -> Tensor:
         mlp = self.mlps[index]
         gate, up = self.gate_and_up(index, residual)
         hidden = mlp.activation(gate) * up
@@ -200,16 +214,58 @@ class DecoderStack:
         return pack(units, max_tokens=max_tokens, device=self.device)
 
     @torch.no_grad()
+    def start(self, packed: Pack, precision: Precision = "float32") -> Residuals:
+        """The unedited pass over a pack up to what enters layer 0."""
+        return Residuals(packed, self._calls.arguments(packed), [self._embed(packed)], precision)
+
+    @torch.no_grad()
+    def advance(self, residuals: Residuals, index: int) -> None:
+        """Takes the unedited pass through layer `index`, if that is the one it has come to."""
+        if len(residuals.inputs) == index + 1:
+            with Products():
+                self._append(residuals, index, self.run_layer(index, residuals.inputs[index], residuals))
+
+    def _append(self, residuals: Residuals, index: int, leaving: Tensor) -> None:
+        if len(residuals.inputs) > index + 1:
+            return
+        if index == len(self) - 1:
+            with Products():
+                residuals._logits = self.head(leaving)[0]
+        residuals.inputs.append(leaving)
+
     def clean(self, packed: Pack, precision: Precision = "float32") -> Residuals:
-        """The unedited pass over a pack, in float32. `precision` is that of the edited runs that will start from it."""
-        arguments = self._calls.arguments(packed)
-        kept = Kept(self._rounded) if precision == "bfloat16" else None
-        entering: list[Tensor] = []
-        with self._capture_mlp_inputs(entering), Products(kept):
-            hidden = self._run_layers(0, self._embed(packed), packed, arguments)
-        with Products():
-            logits = self._head(hidden)[0]
-        return Residuals(packed, entering, logits, arguments, kept)
+        """The whole unedited pass over a pack, in float32."""
+        residuals = self.start(packed, precision)
+        for index in range(len(self)):
+            with self.turn(index):
+                self.advance(residuals, index)
+        return residuals
+
+    @torch.no_grad()
+    def entering(self, residuals: Residuals, index: int, kept: Kept | None = None) -> Tensor:
+        """The residual that enters the MLP of a layer that the unedited pass has reached, [T, d_model].
+
+        Of the last layer [R, d_model], since nothing looks at its other tokens. With `kept`, which is filled with what
+        the products of this layer give, the whole layer is computed, and the unedited pass goes through it.
+        """
+        found: list[Tensor] = []
+
+        def keep(_: Any, inputs: tuple[Tensor, ...]) -> None:
+            found.append(inputs[0][0])
+            if kept is None:
+                raise Stop
+
+        module = self._norms(self.layers[index])[0] or self.mlps[index].module
+        handle = module.register_forward_pre_hook(keep)
+        try:
+            with Products(kept):
+                leaving = self.run_layer(index, residuals.inputs[index], residuals)
+            self._append(residuals, index, leaving)
+        except Stop:
+            pass
+        finally:
+            handle.remove()
+        return found[-1]
 
     def scaled(
         self,
@@ -232,11 +288,10 @@ class DecoderStack:
         Returns:
             [C, R, vocabulary].
         """
+        entering = self.entering(residuals, index)
         with Products():
-            hidden = self._scaled(index, residuals.entering[index], scale, projection, added)
-            if index < len(self) - 1:
-                hidden = self._run_layers(index + 1, hidden, residuals.pack, residuals.arguments)
-            return self._head(hidden)
+            hidden = self.leaving_scaled(index, entering, scale, projection, added)
+            return self.head(self._run_layers(index + 1, hidden, residuals))
 
     def scaled_everywhere(
         self,
@@ -250,46 +305,29 @@ class DecoderStack:
         Differentiable in `scale`, [C, layers, width], and in `added`, which is for each layer what `scaled` takes.
         """
         edits = zip(self.mlps, scale.unbind(1), added or [None] * len(self), strict=True)
-        handles = [mlp.edit_rows(projection, partial(_edited, scale=by, added=more)) for mlp, by, more in edits]
+        handles = [mlp.edit_rows(projection, partial(edited, scale=by, added=more)) for mlp, by, more in edits]
         try:
             with Products():
-                hidden = self._embed(residuals.pack).expand(len(scale), -1, -1)
-                return self._head(self._run_layers(0, hidden, residuals.pack, residuals.arguments))
+                hidden = residuals.inputs[0].expand(len(scale), -1, -1)
+                return self.head(self._run_layers(0, hidden, residuals))
         finally:
             for handle in handles:
                 handle.remove()
 
-    @torch.no_grad()
-    def logits_without(
-        self, residuals: Residuals, index: int, sets: Sequence[np.ndarray], projection: Projection = "gate_proj"
-    ) -> Iterator[Tensor]:
-        """Logits at the pack's reads with these rows of a projection of layer `index` zeroed, one set after the other.
-
-        Yields:
-            [c, R, vocabulary] for the next c sets, as many as memory allows at once; C in all.
-        """
-        residual, rest = residuals.entering[index], list(sets)
-        tokens = len(residuals.pack.tokens)
-        with Products(), self.turn(index):
-            hidden = self._leaving_without(index, residual, rest, projection)
-        size = max(1, forward_tokens(self.model) // tokens)
-        for start in range(0, len(hidden), size):
-            part = hidden[start : start + size]
-            if index < len(self) - 1:
-                with Products() if residuals.kept is None else Differences(residuals.kept):
-                    part = self._run_layers(index + 1, part, residuals.pack, residuals.arguments)
-            with Products():
-                yield self._head(part)
-
-    def _run_layers(self, start: int, hidden: Tensor, packed: Pack, arguments: list[Arguments]) -> Tensor:
+    def _run_layers(self, start: int, hidden: Tensor, residuals: Residuals) -> Tensor:
         """Layers start.. on [C, T, d_model]; the last one computes only the reads: [C, R, d_model]."""
-        with self._tree_attention():
-            for index in range(start, len(self) - 1):
-                with self.turn(index):
-                    hidden = _first(self.layers[index](hidden, **arguments[index]))
-            last = dict(arguments[-1])
-            with self.turn(len(self) - 1):
-                return self._run_last(hidden, packed.reads, last.pop("reads"), last)
+        for index in range(start, len(self)):
+            hidden = self.run_layer(index, hidden, residuals)
+        return hidden
+
+    def run_layer(self, index: int, hidden: Tensor, residuals: Residuals) -> Tensor:
+        """One layer on [C, T, d_model]; the last one computes only the reads: [C, R, d_model]."""
+        arguments = residuals.arguments[index]
+        with self.turn(index), self._tree_attention():
+            if index < len(self) - 1:
+                return _first(self.layers[index](hidden, **arguments))
+            arguments = dict(arguments)
+            return self._run_last(hidden, residuals.pack.reads, arguments.pop("reads"), arguments)
 
     def _run_last(self, hidden: Tensor, reads: Tensor, of_reads: Arguments, arguments: Arguments) -> Tensor:
         """The last layer: keys and values of all tokens, everything else for the reads alone."""
@@ -302,9 +340,13 @@ class DecoderStack:
             raise RuntimeError(f"{type(layer).__name__} does not update past_key_values")
         return _first(layer(hidden[:, reads], **arguments | of_reads | {"past_key_values": cache}))
 
-    def _head(self, hidden: Tensor) -> Tensor:
-        with self._output.used(as_stored=self._in_pieces):
-            logits: Tensor = self.model.get_output_embeddings()(self._body.norm(hidden))
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of what leaves the last layer."""
+        output = self.model.get_output_embeddings()
+        x = self._body.norm(hidden)
+        logits = linear_by_rows(x.to(output.weight.device), output.weight)
+        if output.bias is not None:
+            logits = logits + output.bias
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -325,21 +367,6 @@ class DecoderStack:
         finally:
             handle.remove()
         return entering[0]
-
-    @contextmanager
-    def _capture_mlp_inputs(self, entering: list[Tensor]) -> Iterator[None]:
-        def keep(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            entering.append(inputs[0][0])
-
-        handles = [
-            (self._norms(layer)[0] or mlp.module).register_forward_pre_hook(keep)
-            for layer, mlp in zip(self.layers, self.mlps, strict=True)
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def _tree_attention(self) -> Iterator[None]:
@@ -374,7 +401,7 @@ class DecoderStack:
                 )
 
 
-def _edited(rows: Tensor, scale: Tensor, added: Tensor | None) -> Tensor:
+def edited(rows: Tensor, scale: Tensor, added: Tensor | None) -> Tensor:
     """What a projection gives, [.., tokens, width], by an edit of its rows: [C, tokens, width]."""
     scaled = rows * scale[:, None]
     return scaled if added is None else scaled + added

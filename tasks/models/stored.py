@@ -2,8 +2,9 @@
 
 A model published in bfloat16 takes half of the memory of float32, and every bfloat16 number is a float32 number. So the
 matrices (of linear layers and of embeddings) stay as they are stored. While a decoder layer runs, its matrices are
-widened to float32; an embedding widens the rows that it looks up. The numbers are bit for bit those of a model that was
-loaded in float32. All other parameters are few and are widened once.
+widened to float32; an embedding widens the rows that it looks up, the output embedding some rows at a time. All other
+parameters are few and are widened once. What `DecoderStack` computes is bit for bit what it computes of the same model
+in float32.
 
 On a GPU the products of `tasks.models.products` take bfloat16 matrices as they are, and nothing is widened for them.
 """
@@ -31,9 +32,9 @@ class Wide(nn.Parameter):
     module: nn.Module
 
     @staticmethod
-    def of(module: nn.Module) -> "Wide":
+    def of(module: nn.Module, room: Tensor | None = None) -> "Wide":
         stored: Any = module.weight
-        found = Wide(stored.float(), requires_grad=False)
+        found = Wide(stored.float() if room is None else room.copy_(stored), requires_grad=False)
         found.stored, found.module = stored, module
         return found
 
@@ -44,7 +45,7 @@ def stored_of(weight: Tensor) -> Tensor:
 
 
 class Unit:
-    """A module whose matrices are widened together while it is used: a decoder layer, or the output embedding."""
+    """A module whose matrices are widened together while it is used: a decoder layer."""
 
     def __init__(self, module: nn.Module):
         self._narrow = [m for m in module.modules() if isinstance(m, nn.Linear) and m.weight.dtype in NARROW]
@@ -54,24 +55,40 @@ class Unit:
         return bool(self._narrow)
 
     @contextmanager
-    def used(self, *, as_stored: bool = False) -> Iterator[None]:
+    def used(self, *, as_stored: bool = False, again: bool = False) -> Iterator[None]:
         """Widens the matrices for the body; inside another use of this unit, nothing changes.
 
         Args:
             as_stored: leave matrices in bfloat16, for products that take them.
+            again: let the next unit have the memory of the widened ones: fresh memory costs as much time as widening.
+                Nothing may keep them, as the graph of plain products does.
         """
         widened: list[nn.Linear] = []
         if not self._users:
             widened = [m for m in self._narrow if not (as_stored and m.weight.dtype == torch.bfloat16)]
         for module in widened:
-            module._parameters["weight"] = Wide.of(module)
+            module._parameters["weight"] = Wide.of(module, _room(module.weight) if again else None)
         self._users += 1
         try:
             yield
         finally:
             self._users -= 1
             for module in widened:
+                if again:
+                    _rooms.setdefault(_kind(module.weight), []).append(module.weight.data)
                 module._parameters["weight"] = stored_of(module.weight)  # type: ignore[assignment]
+
+
+_rooms: dict[tuple[torch.Size, torch.device], list[Tensor]] = {}  # memory that the next widened matrix may have
+
+
+def _kind(weight: Tensor) -> tuple[torch.Size, torch.device]:
+    return weight.shape, weight.device
+
+
+def _room(weight: Tensor) -> Tensor:
+    free = _rooms.get(_kind(weight))
+    return free.pop() if free else torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
 
 
 def keep_as_stored(model: Any) -> None:
@@ -84,12 +101,15 @@ def keep_as_stored(model: Any) -> None:
         if parameter.dtype in NARROW and id(parameter) not in matrices:
             parameter.data = parameter.data.float()
     layers = list(getattr(model.get_decoder(), "layers", None) or [])
+    output = model.get_output_embeddings()
     inside = {id(module) for layer in layers for module in layer.modules()}
     outside = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding) and id(m) not in inside]
     for module in [*layers, *outside]:
         if isinstance(module, nn.Embedding):
             if module.weight.dtype in NARROW:
                 vars(module)["forward"] = partial(_look_up, module, module.forward)
+        elif module is output and module.weight.dtype in NARROW:
+            vars(module)["forward"] = partial(_by_rows, module)
         elif unit := Unit(module):
             vars(module).update(dsm_unit=unit, forward=partial(_use, unit, module.forward))
 
@@ -101,7 +121,7 @@ def kept_as_stored(model: Any) -> bool:
 
 
 def unit_of(module: Any) -> Unit:
-    """The unit of a decoder layer or of the output embedding; one that does nothing where it has no narrow matrix."""
+    """The unit of a decoder layer; one that does nothing where it has no narrow matrix."""
     found: Unit | None = vars(module).get("dsm_unit")
     return found or Unit(nn.Identity())
 
@@ -109,6 +129,12 @@ def unit_of(module: Any) -> Unit:
 def _use(unit: Unit, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     with unit.used():
         return forward(*args, **kwargs)
+
+
+def _by_rows(module: nn.Linear, x: Tensor) -> Tensor:
+    """The output embedding's forward pass, so many rows at once."""
+    y = torch.cat([nn.functional.linear(x, part.float()) for part in torch.split(module.weight, 1 << 14)], dim=-1)
+    return y if module.bias is None else y + module.bias
 
 
 def _look_up(module: nn.Embedding, forward: Callable[..., Any], ids: Tensor) -> Any:

@@ -1,1 +1,1 @@
-"""Settings (params.yaml), cells and their files, and the entry point that every step shares."""
+"""Settings (params.yaml), cells and their files, and the entry point of all steps."""

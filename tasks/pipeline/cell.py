@@ -1,4 +1,4 @@
-"""A cell: one model on one benchmark, and where each of its files lies."""
+"""A cell, one model on one benchmark, and the paths of its files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from tasks.benchmarks import library
 from tasks.benchmarks.benchmark_spec import BenchmarkSpec
 from tasks.models.model_spec import ModelSpec
-from tasks.pipeline.settings import Settings, load_settings
+from tasks.pipeline.settings import Settings, in_file, load_settings
 from tasks.runtime.errors import InputError
 
 
@@ -21,7 +21,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Also the suffix of the cell's DVC stages: `score@<name>`."""
+        """The cell's name, also in its DVC stages: `score@<name>`."""
         return f"{self.model}-{self.benchmark}"
 
     @property
@@ -46,12 +46,12 @@ class Cell:
 
     @property
     def scratch(self) -> Path:
-        """Journals and timings: outside DVC, safe to delete when nothing runs."""
+        """The directory of journals and timings: outside DVC, safe to delete when nothing runs."""
         return self.root / "data" / "scratch" / self.model / self.benchmark
 
     @property
     def columns(self) -> Path:
-        """Kinds of the columns that the prompt uses; only there if they are not all texts."""
+        """Kinds of the columns that the prompt uses; the file exists only if not all are texts."""
         return self.benchmark_dir / "columns.json"
 
     @property
@@ -87,6 +87,11 @@ class Cell:
         return self.directory / "evaluation.json"
 
     @property
+    def metrics(self) -> Path:
+        """What `dvc metrics show` shows of the cell."""
+        return self.root / "metrics" / f"{self.name}.json"
+
+    @property
     def transfer_grid(self) -> Path:
         return self.directory / "transfer.parquet"
 
@@ -105,27 +110,29 @@ class Cell:
 def _declared(section: str, name: str, declared: dict[str, object]) -> None:
     if name in declared:
         return
-    told = f"{name!r} is not declared in params.yaml; there are {sorted(declared)}"
     if section == "benchmarks":
-        try:
-            library.member(name, field=section)
-            told += f", and the library has it: `dsm run --benchmark {name}` adds it"
-        except InputError as error:
-            told += f"; {error.problem}"
-    raise InputError(section, told)
+        raise InputError(section, library.undeclared(name, declared))
+    raise InputError(section, f"{name!r} is not declared in params.yaml; there are {sorted(declared)}")
 
 
 def open_cell(model: str | None = None, benchmark: str | None = None, root: Path | None = None) -> Cell:
-    """The named cell of the project in `root` (default: the working directory).
+    """The cell of a model and a benchmark in the project in `root` (default: the working directory).
 
-    Without names, the first of `pipeline.cells`; with one of them, the first that has it. A model or benchmark without
-    a cell gets the other name from the first cell there is, or else the first name there is.
+    Without names, it is the first of `pipeline.cells`; with one name, the first cell with that name. If no cell has it,
+    the other name is that of the first cell, or the first declared name. A dot in a name is read as the
+    `_` of params.yaml.
 
     Raises:
         InputError: params.yaml is wrong, a name is not declared in it, or there are neither names nor cells.
+
+    Example:
+        >>> cell = open_cell("smollm2-135m-instruct", "rotten_tomatoes")
+        >>> cell.pruned.name
+        'pruned.json'
     """
     root = root or Path.cwd()
     settings = load_settings(root)
+    model, benchmark = (name and in_file(name) for name in (model, benchmark))
     if not model or not benchmark:
         pipeline = settings.pipeline
         cells = [

@@ -1,7 +1,7 @@
-"""The code that a project outside a checkout depends on: hashes of the installed packages, as a file of parameters.
+"""Hashes of the installed code, as parameters of a project outside a checkout.
 
-In a checkout the stages of dvc.yaml depend on the code itself. Elsewhere it lies where pip put it, so they depend on
-values in code.yaml instead: one for each package or module, by which DVC knows what a newer version changes.
+In a checkout the stages of dvc.yaml depend on the code itself. Elsewhere they depend on values in code.yaml, one for
+each package or module, by which DVC detects what a newer version changes.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ TASKS = Path(__file__).parents[1]
 
 
 def renew_code(root: Path) -> bool:
-    """Writes code.yaml if it is not that of the installed code; does nothing in a project without such a file.
+    """Writes code.yaml if the installed code has changed; does nothing in a project without this file.
 
     Returns:
         Whether it was written.
 
     Raises:
-        InputError: dvc.yaml asks for code that the installed version does not have.
+        InputError: dvc.yaml depends on code that the installed version does not have.
     """
     path = root / CODE
     if not path.is_file():
@@ -43,18 +43,18 @@ def code_text(root: Path) -> str:
 
 
 def key_of(dependency: str) -> str:
-    """The name of a dependency on code: of tasks/steps/score.py it is steps-score, of tasks/method it is method."""
+    """The key of a dependency on code: tasks/steps/score.py is steps-score, tasks/method is method."""
     return dependency.removeprefix("tasks/").removesuffix(".py").replace("/", "-")
 
 
 def _asked_for(pipeline: Any) -> set[str]:
     """The keys of code.yaml that the stages depend on."""
-    found: set[str] = set()
+    keys: set[str] = set()
     for stage in pipeline["stages"].values():
         for param in stage.get("do", stage).get("params", ()):
             if isinstance(param, dict):
-                found.update(param.get(CODE, ()))
-    return found
+                keys.update(param.get(CODE, ()))
+    return keys
 
 
 def _hash(key: str) -> str:

@@ -1,9 +1,10 @@
-"""Names that both params.yaml and the command line know. Nothing is imported here: `dsm --help` answers at once."""
+"""Names for both params.yaml and the command line. Nothing is imported here, so that `dsm --help` is fast."""
 
 STUDIES = (
     "compare", "fractions", "seeds", "selection", "projections", "attributions", "layers", "transfer", "timing",
-    "multilingual", "domains", "generation", "calibration", "bridge",
+    "cross_benchmark", "generation", "calibration", "bridge",
 )  # fmt: skip
+RENAMED_STUDIES = {"multilingual": "cross_benchmark", "domains": "cross_benchmark"}
 WEIGHT_METHODS = ("magnitude", "wanda", "ria", "sparsegpt")
 SYSTEMS = (
     "calibrated", "random", "random_searched", "sft", "lora", "iti", "caa", "sadi_hidden", "sadi_neuron", "sadi_head",

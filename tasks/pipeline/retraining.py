@@ -1,4 +1,4 @@
-"""When cells are retrained and which model becomes champion: the section `retrain` of params.yaml."""
+"""Schedules of retraining and the promotion rule: the section `retrain` of params.yaml."""
 
 from zoneinfo import available_timezones
 
@@ -8,7 +8,7 @@ from tasks.runtime.fields import NAME, Strict
 
 
 class Schedule(Strict):
-    """When which cells of the pipeline are retrained: those with one of the names given; all where none are."""
+    """When cells are retrained: those with one of the models and one of the benchmarks; an empty list means all."""
 
     cron: str
     timezone: str = "UTC"
@@ -19,16 +19,16 @@ class Schedule(Strict):
     @classmethod
     def _is_known(cls, value: str) -> str:
         if value not in available_timezones():
-            raise ValueError(f"must be a name of the time zone database, such as Europe/Berlin, not {value!r}")
+            raise ValueError(f"must be a name in the time zone database, such as Europe/Berlin, not {value!r}")
         return value
 
 
 class Promotion(Strict):
-    """When a challenger becomes champion; `tasks.tracking.promotion.decide` applies it, all on the same test rows.
+    """When a challenger becomes champion, by `tasks.tracking.promotion.decide` on the same test rows.
 
     Attributes:
-        alpha: the level of the exact McNemar tests, all judgements on the same test rows together.
-        margin: by how much accuracy a challenger that is better than the base may stay below the champion.
+        alpha: the level of the exact McNemar tests, for all decisions on the same test rows together.
+        margin: how far the accuracy of a challenger that is better than the base may be below the champion's.
     """
 
     alpha: float = Field(default=0.05, gt=0, le=1)
@@ -36,7 +36,7 @@ class Promotion(Strict):
 
 
 class Retrain(Strict):
-    """Retraining: no result depends on it, so it makes nothing stale. `pool` is the work pool of the deployments."""
+    """Retraining. No result depends on it. `pool` is the work pool of the deployments."""
 
     pool: str = "dsm"
     schedules: dict[str, Schedule] = Field(default={})

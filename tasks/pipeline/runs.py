@@ -1,32 +1,36 @@
-"""What `dsm study`, `dsm explain --nsa` and `dsm sparsify` add to params.yaml: one entry a run."""
+"""The entries that `dsm study`, `dsm explain --nsa` and `dsm sparsify` add to params.yaml, one for each run."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from tasks.pipeline.names import STUDIES, SYSTEMS, WEIGHT_METHODS
+from tasks.pipeline.names import RENAMED_STUDIES, STUDIES, SYSTEMS, WEIGHT_METHODS
 from tasks.runtime.fields import NAME, Count, Fraction, Seed, Sha256, Strict
 
-RESERVED = ("own", "none")  # calibration sets of the study: the cell's own train prompts, and that of magnitude
+RESERVED = ("own", "none")  # calibration sets of the study: the cell's train prompts, and that of magnitude
 
 
 class StudyRun(Strict):
-    """One study of one cell; what a study does not look at keeps its default.
+    """One study of one cell. A field that the study does not use must keep its default.
 
     Attributes:
-        test: test rows; None: `limits.test` of the benchmark.
-        systems: compare: beside the base and the pruned model.
-        protocol: compare: the rows on which systems choose their own settings; `published` is the test rows, as the
-            code that was published with SADI does.
-        sizes: seeds: rows of the adaptation set.
-        seeds: seeds: draws of each size; calibration: draws of the adaptation set that DSM pruning is shown with.
-        benchmarks: multilingual and domains: the ones beside the cell's own; calibration: those whose train prompts
-            are calibration sets, too. All declared.
-        texts: calibration: further calibration sets, name -> file (JSONL with a `text` each, or plain text).
+        test: the number of test rows; None means `limits.test` of the benchmark.
+        systems: compare: the systems besides the base and the pruned model.
+        protocol: compare: the rows on which systems choose their settings; with `published` the test rows, as in the
+            code published with SADI.
+        sizes: seeds: the sizes of the adaptation set.
+        seeds: seeds: draws of each size; calibration: draws of the adaptation set of DSM pruning.
+        benchmarks: cross_benchmark: the benchmarks besides the cell's; calibration: benchmarks whose train prompts are
+            further calibration sets. All must be declared.
+        texts: calibration: further calibration sets, name -> file (JSONL with a `text` in each row, or plain text).
         methods: calibration.
         sparsities: calibration.
-        sequences: calibration and bridge: of 512 tokens, in each set.
+        sequences: calibration and bridge: the number of sequences, of 512 tokens each, in each calibration set.
         inputs: hashes of `benchmarks` and `texts`, by name (`tasks.pipeline.study_inputs`); `dsm study` writes them.
+
+    Example:
+        >>> StudyRun(study="seeds", model="smollm2-135m-instruct", benchmark="sst2", sizes=[10, 50]).name
+        'seeds-smollm2-135m-instruct-sst2'
     """
 
     study: Literal[STUDIES]  # type: ignore[valid-type]
@@ -44,33 +48,39 @@ class StudyRun(Strict):
     sequences: Count = 8
     inputs: dict[str, Sha256] = Field(default={})
 
+    @field_validator("study", mode="before")
+    @classmethod
+    def _has_its_current_name(cls, value: Any) -> Any:
+        if isinstance(value, str) and (name := RENAMED_STUDIES.get(value)):
+            raise ValueError(f"{value} is now {name}; write study: {name}, in an entry named {name}-MODEL-BENCHMARK")
+        return value
+
     @model_validator(mode="after")
     def _fits_together(self) -> "StudyRun":
         users = {
             "compare": ("systems", "protocol"),
             "seeds": ("sizes", "seeds"),
-            "multilingual": ("benchmarks", "inputs"),
-            "domains": ("benchmarks", "inputs"),
+            "cross_benchmark": ("benchmarks", "inputs"),
             "calibration": ("benchmarks", "texts", "methods", "sparsities", "sequences", "seeds", "inputs"),
             "bridge": ("sequences",),
         }
         for field in sorted(self.model_fields_set - {"study", "model", "benchmark", "test"}):
             if field not in users.get(self.study, ()):
-                raise ValueError(f"{field}: the study {self.study} does not look at it")
+                raise ValueError(f"{field}: the study {self.study} does not use it")
         for field in ("benchmarks", "systems", "sizes", "methods", "sparsities"):
             values = getattr(self, field)
             if len(set(values)) < len(values):
                 raise ValueError(f"{field}: holds a value twice")
         if self.benchmark in self.benchmarks:
-            raise ValueError(f"benchmarks: {self.benchmark} is the cell's own, which the study looks at anyway")
+            raise ValueError(f"benchmarks: {self.benchmark} is the cell's own, which the study uses anyway")
         for name in self.texts:
             if not NAME.fullmatch(name) or name in (*RESERVED, *self.benchmarks):
                 raise ValueError(
                     f"texts.{name}: must be a name of letters, digits, - and _ that no other calibration set has; "
-                    f"{', '.join(RESERVED)} are taken"
+                    f"{' and '.join(RESERVED)} are reserved"
                 )
-        if self.study in ("multilingual", "domains") and not self.benchmarks:
-            raise ValueError(f"benchmarks: the study {self.study} needs some beside {self.benchmark}")
+        if self.study == "cross_benchmark" and not self.benchmarks:
+            raise ValueError(f"benchmarks: the study {self.study} needs some besides {self.benchmark}")
         return self
 
     @property
@@ -82,11 +92,11 @@ class NsaRun(Strict):
     """Neuron Semantic Attribution of one cell.
 
     Attributes:
-        rows: test rows, the first; their labels are not looked at.
-        words: influential words of each row.
-        by: who finds them: `gradients` (of the model's own answer) or `generation` (the model is asked for them).
-        method: of the weight pruning that stands beside the cell's own.
-        sparsity: of it.
+        rows: the number of test rows, from the first; their labels are not used.
+        words: the number of influential words of each row.
+        by: how they are found: `gradients` (of the model's answer) or `generation` (the model is asked for them).
+        method: the weight pruning that is compared with the cell's pruning.
+        sparsity: of the weight pruning.
     """
 
     model: str
@@ -103,16 +113,16 @@ class NsaRun(Strict):
 
 
 class SparseRun(Strict):
-    """One weight-pruned model; `sparsity` or `n_of_m` is given.
+    """One weight-pruned model, with either `sparsity` or `n_of_m`.
 
     Attributes:
-        sparsity: the part of the weights of each matrix (wanda: of each row) that is removed.
-        n_of_m: [2, 4]: of every 4 consecutive weights of a row, 2 are kept.
-        calibration: a file of texts (JSONL with a `text` each, or plain text), or data/benchmarks/B, whose train
-            prompts are taken; magnitude does not look at it.
-        sequences: of calibration, at most.
-        length: tokens of each.
-        seed: of their draw.
+        sparsity: the fraction of the weights of each matrix (wanda: of each row) that is removed.
+        n_of_m: [2, 4] keeps 2 of every 4 consecutive weights of a row.
+        calibration: a file of texts (JSONL with a `text` in each row, or plain text), or data/benchmarks/B for the
+            train prompts of B; magnitude does not use it.
+        sequences: the maximum number of calibration sequences.
+        length: tokens of each sequence.
+        seed: of the draw of the sequences.
     """
 
     method: Literal[WEIGHT_METHODS]  # type: ignore[valid-type]
@@ -127,7 +137,7 @@ class SparseRun(Strict):
     @model_validator(mode="after")
     def _one_target(self) -> "SparseRun":
         if (self.sparsity is None) == (self.n_of_m is None):
-            raise ValueError("one of sparsity and n_of_m is needed")
+            raise ValueError("either sparsity or n_of_m is needed")
         if self.n_of_m and self.n_of_m[0] >= self.n_of_m[1]:
-            raise ValueError("n_of_m: of m weights, n from 1 to m - 1 are kept")
+            raise ValueError("n_of_m: [n, m] needs 0 < n < m")
         return self

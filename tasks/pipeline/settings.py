@@ -1,6 +1,6 @@
 """params.yaml, validated field by field.
 
-Only what can change a result stands in params.yaml. Device, threads and tracking address come from the environment.
+params.yaml holds only what can change a result. Device, threads and tracking address are environment variables.
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ from tasks.runtime.fields import NAME, Seed, Strict
 from tasks.runtime.yamltext import read_yaml
 
 PARAMS = "params.yaml"
-BENCHMARKS = "data/benchmarks/"  # a calibration set that begins with it is the train prompts of a benchmark
+BENCHMARKS = "data/benchmarks/"  # the prefix of calibration sets that are the train prompts of a benchmark
 
 
 class Precisions(Strict):
-    """How the products of pruned runs are computed, by step; see `tasks.models.products`."""
+    """The precision of matrix products of pruned models, by step; see `tasks.models.products`."""
 
     search: Literal["float32", "bfloat16"] = "float32"
     evaluate: Literal["float32", "bfloat16"] = "float32"
@@ -38,7 +38,7 @@ class Precisions(Strict):
 
 
 class Evaluation(Strict):
-    """The random control is drawn once for each of these seeds."""
+    """The random control has one draw for each of these seeds."""
 
     control_seeds: list[Seed] = Field(min_length=1)
 
@@ -46,12 +46,12 @@ class Evaluation(Strict):
     @classmethod
     def _distinct(cls, value: list[int]) -> list[int]:
         if len(set(value)) != len(value):
-            raise ValueError("holds the same seed twice")
+            raise ValueError("holds a seed twice")
         return value
 
 
 class ListedCell(Strict):
-    """One model on one benchmark, both in the lists of the pipeline."""
+    """One model on one benchmark; both are in the lists of the pipeline."""
 
     model: str
     benchmark: str
@@ -62,7 +62,7 @@ class ListedCell(Strict):
 
 
 class Pipeline(Strict):
-    """What `dvc repro` keeps up to date: models and benchmarks are fetched, cells adapted. A cell's key is its name."""
+    """What `dvc repro` keeps up to date: the models and benchmarks to fetch and the cells to adapt, by name."""
 
     models: list[str]
     benchmarks: list[str]
@@ -72,21 +72,21 @@ class Pipeline(Strict):
     @classmethod
     def _distinct(cls, value: list[str]) -> list[str]:
         if twice := [name for name in value if value.count(name) > 1]:
-            raise ValueError(f"{twice[0]!r} is there twice")
+            raise ValueError(f"{twice[0]!r} occurs twice")
         return value
 
     @field_validator("cells", mode="before")
     @classmethod
-    def _is_there(cls, value: Any, info: ValidationInfo) -> Any:
-        """In a file of the time before the list of cells, every model x every benchmark is one."""
+    def _default_is_every_pair(cls, value: Any, info: ValidationInfo) -> Any:
+        """In an older file without the list of cells, every model on every benchmark is a cell."""
         if value is not None:
             return value
         models, benchmarks = info.data.get("models", ()), info.data.get("benchmarks", ())
         cells = [ListedCell(model=model, benchmark=benchmark) for model in models for benchmark in benchmarks]
-        found = {cell.name: cell.model_dump() for cell in cells}
-        if len(found) < len(cells):
+        by_name = {cell.name: cell.model_dump() for cell in cells}
+        if len(by_name) < len(cells):
             raise ValueError("two cells would have the same name; rename a model or a benchmark")
-        return found
+        return by_name
 
     @field_validator("cells")
     @classmethod
@@ -97,12 +97,17 @@ class Pipeline(Strict):
         return value
 
     def chosen(self, models: Sequence[str] | None, benchmarks: Sequence[str] | None) -> list[ListedCell]:
-        """The cells with one of these models and one of these benchmarks; with any where none are named."""
+        """The cells with one of these models and one of these benchmarks; None or an empty list means any."""
         return [
             cell
             for cell in self.cells.values()
             if (not models or cell.model in models) and (not benchmarks or cell.benchmark in benchmarks)
         ]
+
+
+def in_file(name: str) -> str:
+    """How a name of a model or benchmark is written in params.yaml: with _ for every dot."""
+    return name.replace(".", "_")
 
 
 class Settings(Strict):
@@ -115,7 +120,7 @@ class Settings(Strict):
     evaluation: Evaluation
     precision: Precisions = Precisions()
     retrain: Retrain = Retrain()
-    studies: dict[str, StudyRun]  # dvc.yaml asks for these three, too
+    studies: dict[str, StudyRun]  # dvc.yaml needs these three keys
     nsa: dict[str, NsaRun]
     sparse: dict[str, SparseRun]
     models: dict[str, ModelSpec]
@@ -126,6 +131,11 @@ class Settings(Strict):
         for section in ("models", "benchmarks"):
             declared = getattr(self, section)
             for name in declared:
+                if "." in name:
+                    raise ValueError(
+                        f"{section}.{name}: DVC would read what follows a dot as a field; write {in_file(name)} "
+                        "(commands take either)"
+                    )
                 if not NAME.fullmatch(name):
                     raise ValueError(f"{section}.{name}: a name has letters, digits, - and _ only")
             named = {"pipeline": getattr(self.pipeline, section)}
@@ -162,7 +172,7 @@ class Settings(Strict):
 
 def _line(error: dict[str, Any]) -> tuple[str, str]:
     """One pydantic error as (field, problem)."""
-    # pydantic puts the tag of a discriminated union into the path; a reader of params.yaml has no such field.
+    # pydantic adds the tag of a discriminated union to the path; params.yaml has no such field.
     several = ("one", "several")
     kinds = ("wheel", "wheels", "hub", "path", "local")
     tags = {"source": kinds, "test": ("rows", "held_out"), "options": several, "labels": several}
@@ -172,7 +182,7 @@ def _line(error: dict[str, Any]) -> tuple[str, str]:
     problem = error["msg"].removeprefix("Value error, ")
     if error["type"] not in ("value_error", "missing") and not isinstance(error["input"], dict | list):
         value = error["input"]
-        # Python does not print an integer of more than some thousand digits.
+        # Python refuses to print integers with thousands of digits.
         problem += ", not a huge number" if isinstance(value, int) and abs(value) >= 2**64 else f", not {value!r}"
     return ".".join(parts) or PARAMS, problem
 
@@ -181,22 +191,22 @@ def parse_settings(text: str) -> Settings:
     """Settings from the text of params.yaml.
 
     Raises:
-        InputError: naming the first field that is wrong.
+        InputError: a field is wrong; the message names the first.
     """
     raw = read_yaml(text, field=PARAMS)
     if not isinstance(raw, dict):
         raise InputError(PARAMS, "must hold a mapping of sections")
     benchmarks = raw.get("benchmarks")
-    if isinstance(benchmarks, dict):  # what is none is told below
-        raw = raw | {"benchmarks": {name: _written_out(name, entry) for name, entry in benchmarks.items()}}
+    if isinstance(benchmarks, dict):  # otherwise refused below
+        raw = raw | {"benchmarks": {name: _expanded(name, entry) for name, entry in benchmarks.items()}}
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
         raise InputError(*_line(dict(error.errors()[0]))) from None
 
 
-def _written_out(name: Any, entry: Any) -> Any:
-    """An entry of `benchmarks` that names one of the library, in full."""
+def _expanded(name: Any, entry: Any) -> Any:
+    """An entry of `benchmarks` that names one of the library, expanded; any other entry as it is."""
     if isinstance(entry, dict) and "spec" in entry:
         return library.expand(entry, field=f"benchmarks.{name}")
     return entry
@@ -206,7 +216,7 @@ def load_settings(root: Path) -> Settings:
     """Settings of the project in `root`.
 
     Raises:
-        InputError: the file is not there or a field is wrong.
+        InputError: the file does not exist or a field is wrong.
     """
     path = root / PARAMS
     try:

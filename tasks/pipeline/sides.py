@@ -1,4 +1,4 @@
-"""What `dsm evaluate` compares: a recipe, a sparse model or a directory of weights, and the base it was made of."""
+"""The two models that `dsm evaluate` compares: a recipe, sparse model or directory of weights, and its base model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from tasks.runtime.errors import InputError
 from tasks.runtime.files import existing_path
 from tasks.sparsity.sparse_recipe import RECIPE, read_sparse_recipe
 
-PRUNED = "pruned.json"  # what `dsm export` and the step `prune` call a recipe
+PRUNED = "pruned.json"  # the recipe's file name in cells and exports
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Sides:
     """A changed model and its base.
 
     Attributes:
-        name: of the changed one, for people.
-        base: the directory of the base model; None where nothing says which it is.
-        weights: the directory of the changed model, if it has weights of its own.
-        recipe: what is silenced in the base, if it is a recipe.
-        sparse: the directory of sparse.json and its masks, if it is that.
-        benchmark: for which it was made, as far as it says.
+        name: of the changed model, for messages.
+        base: the directory of the base model; None if unknown.
+        weights: the directory of the changed model, if it has its own weights.
+        recipe: the neurons to silence in the base, for a recipe.
+        sparse: the directory of sparse.json and its masks, for a sparse model.
+        benchmark: the benchmark that it was made for, if known.
     """
 
     name: str
@@ -35,13 +35,13 @@ class Sides:
 
 
 def find_sides(text: str, base: str | None, settings: Settings, root: Path) -> Sides:
-    """What a path, a declared model's name or a cell's name stands for.
+    """The models for a path, a declared model's name or a cell's name.
 
     Args:
-        base: a directory or a declared model's name; None: the fetched model whose hash the recipe names.
+        base: a directory or a declared model's name; None means the fetched model with the recipe's hash.
 
     Raises:
-        InputError: it is nothing that can be evaluated, or the base is not there or not the recipe's.
+        InputError: it cannot be evaluated, or the base is missing or not the recipe's.
     """
     given = _directory(base, "base", settings, root) if base else None
     if text in settings.pipeline.cells:
@@ -84,7 +84,7 @@ def _directory(text: str, field: str, settings: Settings, root: Path) -> Path:
     if text in settings.models:
         directory = root / "data" / "models" / text
         if not directory.is_dir():
-            raise InputError(field, f"{text} has not been fetched yet: `dsm run --model {text}` does it")
+            raise InputError(field, f"{text} has not been fetched yet: run `dsm run --model {text}`")
         return directory
     return existing_path(text, field=field, root=root)
 
@@ -101,4 +101,4 @@ def _base(sha256: str | None, given: Path | None, settings: Settings, root: Path
         directory = root / "data" / "models" / name
         if directory.is_dir() and sha256_directory(directory) == sha256:
             return directory
-    raise InputError("base", f"none of the models fetched here has the hash {sha256}; name its directory with --base")
+    raise InputError("base", f"no fetched model has the hash {sha256}; name its directory with --base")

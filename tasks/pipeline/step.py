@@ -1,4 +1,4 @@
-"""The entry point that every step shares: `python -m tasks.steps.<step> --model M --benchmark B`."""
+"""The entry point of all steps: `python -m tasks.steps.<step> --model M --benchmark B`."""
 
 import argparse
 import os
@@ -21,18 +21,18 @@ from tasks.runtime.usage import measure_usage
 
 
 def run_step(step: Callable[..., None], *, description: str, argument: str | None = None) -> None:
-    """Parses the command line, opens the cell, runs `step`, and ends the process with 0, or 2 after one line.
+    """Parses the command line, opens the cell and runs `step`. On bad input it prints one line and exits with 2.
 
-    A step that needs a word more gets it from the option `--<argument>`, behind the cell.
+    With `argument`, the value of the required option `--<argument>` is the second argument of the step.
 
-    The time it took goes to data/scratch, outside DVC: a cached output holds nothing that changes from run to run.
+    The duration is written to data/scratch, outside DVC, since cached outputs must not change from run to run.
     """
     started = sys.modules["__main__"].__spec__  # `step` may be defined in another module than the one that is run
     name = started.name if started and started.name.startswith("tasks.steps.") else step.__module__
     name = name.rpartition(".")[2]
     parser = argparse.ArgumentParser(prog=f"python -m tasks.steps.{name}", description=description)
-    parser.add_argument("--model", help="a name under models in params.yaml (default: that of a cell: see `open_cell`)")
-    parser.add_argument("--benchmark", help="a name under benchmarks (default: that of a cell)")
+    parser.add_argument("--model", help="a name under models in params.yaml (default: the first cell's)")
+    parser.add_argument("--benchmark", help="a name under benchmarks in params.yaml (default: the first cell's)")
     if argument:
         parser.add_argument(f"--{argument}", required=True)
     arguments = parser.parse_args()
@@ -49,9 +49,13 @@ def run_step(step: Callable[..., None], *, description: str, argument: str | Non
 
 
 def run_main(name: str, body: Callable[[], None]) -> None:
-    """Runs the body of a process that ends with 0, or 2 after one line, and soon after the flow that started it."""
-    _end_with_the_parents()
-    # An orderly end on `kill` too: Python's default would leave temporary files behind.
+    """Runs `body`. On bad input it prints one line and exits with 2; it exits soon after its parent processes.
+
+    Args:
+        name: of the program, for messages without a file name.
+    """
+    _exit_with_parents()
+    # An exception on SIGTERM: Python's default would leave temporary files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         body()
@@ -69,10 +73,10 @@ def run_main(name: str, body: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _temporary_files_beside(place: Path) -> Iterator[None]:
-    """Temporary files of every library go there, so that those of a killed step do not stay: see `scratch_beside`."""
+def _temporary_files_beside(path: Path) -> Iterator[None]:
+    """Puts the temporary files of all libraries there; those of a killed step are removed: see `scratch_beside`."""
     before = tempfile.tempdir
-    with scratch_beside(place) as directory:
+    with scratch_beside(path) as directory:
         tempfile.tempdir = str(directory)
         try:
             yield
@@ -80,10 +84,10 @@ def _temporary_files_beside(place: Path) -> Iterator[None]:
             tempfile.tempdir = before
 
 
-def _end_with_the_parents() -> None:
-    """Ends this process soon after one of those that started it (in its process group, or the flow) is gone.
+def _exit_with_parents() -> None:
+    """Kills this process soon after a parent in its process group, or the flow, has ended.
 
-    SIGKILL to `dvc` or to the flow leaves the step running; it would write its output behind the back of the next run.
+    Otherwise, after SIGKILL to `dvc` or to the flow, the step would go on and write its output during the next run.
     """
     group = os.getpgrp()
     watched = [p for p in psutil.Process().parents() if _in_group(p, group)]
@@ -91,14 +95,14 @@ def _end_with_the_parents() -> None:
         try:
             watched.append(psutil.Process(int(flow)))
         except psutil.NoSuchProcess:
-            sys.exit("the flow that started this step is gone")
+            sys.exit("the flow that started this step has ended")
     if not watched:
         return
 
     def watch() -> None:
         while all(map(_alive, watched)):
             time.sleep(0.5)
-        # The flow puts dvc and its children into a group of their own; otherwise the group is not ours to end.
+        # The flow runs dvc in its own process group; without a flow the group is not ours.
         if flow:
             os.killpg(group, signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)

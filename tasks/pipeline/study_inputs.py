@@ -1,7 +1,7 @@
-"""What a study reads beside its cell: benchmarks of params.yaml and files of texts, each by a hash in its entry there.
+"""Hashes of the benchmarks and text files that a study reads besides its cell, in its entry of params.yaml.
 
-A stage of DVC cannot have a list of an entry as its dependencies. So the entry holds the hashes, as the sources of
-benchmarks do, and DVC sees them: `dsm study` writes them, and the step refuses others.
+The dependencies of a DVC stage cannot be a list in its entry. So the entry holds hashes, which DVC compares.
+`dsm study` writes them, and the step checks them.
 """
 
 import json
@@ -19,25 +19,25 @@ from tasks.sources.kinds import LocalSource
 def hashes(
     settings: Settings, root: Path, benchmarks: Iterable[str], texts: Mapping[str, str], *, field: str
 ) -> dict[str, str]:
-    """The hash of each text's bytes, and of what params.yaml (and its unhashed files) say of each benchmark's rows.
+    """The hashes of the text files and of the benchmarks, by name.
 
     Args:
-        field: the entry's place in params.yaml, for messages.
+        field: the entry's field in params.yaml, for messages.
 
     Raises:
-        InputError: a file is not there.
+        InputError: a file does not exist.
     """
-    found = {}
+    result = {}
     for name, file in texts.items():
         path = existing_path(file, field=f"{field}.texts.{name}", root=root)
         if not path.is_file():
             raise InputError(f"{field}.texts.{name}", f"{file} is not a file")
-        found[name] = sha256_file(path)
-    return found | {name: benchmark_hash(settings.benchmarks[name], root, field=name) for name in benchmarks}
+        result[name] = sha256_file(path)
+    return result | {name: benchmark_hash(settings.benchmarks[name], root, field=name) for name in benchmarks}
 
 
 def benchmark_hash(spec: BenchmarkSpec, root: Path, *, field: str) -> str:
-    """Hash of what the rows and prompts of a benchmark depend on."""
+    """Hash of the entry of a benchmark in params.yaml and of its unpinned local files."""
     sources = [split.source for split in (spec.train, spec.test) if isinstance(split, SplitRows)]
     files = [path for source in sources if isinstance(source, LocalSource) for path in source.paths]
     unpinned = {path: sha256_file(existing_path(path, field=f"benchmarks.{field}.data", root=root)) for path in files}
@@ -45,17 +45,17 @@ def benchmark_hash(spec: BenchmarkSpec, root: Path, *, field: str) -> str:
 
 
 def check_inputs(run: StudyRun, settings: Settings, root: Path) -> None:
-    """Refuses an entry of `studies` whose hashes are missing or are not those of what is there.
+    """Checks the hashes in an entry of `studies`.
 
     Raises:
-        InputError: with the hashes that the entry should hold.
+        InputError: hashes are missing or wrong; the message has the right ones.
     """
     field = f"studies.{run.name}"
-    found = hashes(settings, root, run.benchmarks, run.texts, field=field)
-    if run.inputs == found:
+    actual = hashes(settings, root, run.benchmarks, run.texts, field=field)
+    if run.inputs == actual:
         return
-    names = sorted(name for name in {*found, *run.inputs} if found.get(name) != run.inputs.get(name))
-    problem = "is missing" if not run.inputs else f"does not fit what is there for {', '.join(names)}"
+    names = sorted(name for name in {*actual, *run.inputs} if actual.get(name) != run.inputs.get(name))
+    problem = f"has outdated hashes for {', '.join(names)}" if run.inputs else "is missing"
     raise InputError(
-        f"{field}.inputs", f"{problem}: `dsm study {run.study}` writes it, or write inputs: {json.dumps(found)}"
+        f"{field}.inputs", f"{problem}: `dsm study {run.study}` writes it, or write inputs: {json.dumps(actual)}"
     )

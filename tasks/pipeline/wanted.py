@@ -1,6 +1,6 @@
-"""What `--model` and `--benchmark` may name beside what params.yaml declares: a path, a hub id, a file of rows.
+"""Values of `--model` and `--benchmark` that params.yaml does not declare: a path, a hub id, a file of rows.
 
-Nothing is written here: the answer is the entry that params.yaml needs, pinned.
+This module writes nothing; it returns the pinned entry for params.yaml.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 from tasks.benchmarks import library
 from tasks.benchmarks.benchmark_spec import BenchmarkSpec, SplitRows
-from tasks.pipeline.settings import Settings
+from tasks.pipeline.settings import Settings, in_file
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import existing_path, sha256_file
 from tasks.sources.fetch import FIRST_SHARD
@@ -24,21 +24,21 @@ ROWS = (".jsonl", ".csv", ".parquet")
 
 @dataclass(frozen=True)
 class Wanted:
-    """A model or a benchmark that a command was given.
+    """A model or a benchmark that a command names.
 
     Attributes:
-        name: under which params.yaml has it, or will have it.
-        entry: what to add there; None where it is declared.
-        pins: fields of a declared one whose file has other bytes now, and their new values, by their path in the entry.
-        comment: what the pin in the entry is, for a reader of params.yaml.
-        told: what was recognised or decided, for the user, line by line.
+        name: its name in params.yaml, present or new.
+        entry: the new entry of params.yaml; None if it is declared.
+        pins: new hashes of a declared entry whose file has changed, by their path in the entry.
+        comment: on the pin, for params.yaml.
+        notes: lines for the user on what was recognised or decided.
     """
 
     name: str
     entry: dict[str, Any] | None = None
     pins: Mapping[tuple[str, ...], str] = field(default_factory=dict)
     comment: str = ""
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def wanted_model(text: str, settings: Settings, root: Path, taken: Collection[str] = ()) -> Wanted:
@@ -48,24 +48,27 @@ def wanted_model(text: str, settings: Settings, root: Path, taken: Collection[st
         taken: names that the same command adds.
 
     Raises:
-        InputError: it names nothing, or nothing that can be a model.
+        InputError: it does not exist or is not a model.
     """
-    if text in settings.models:
-        return Wanted(text)
+    if in_file(text) in settings.models:
+        return Wanted(in_file(text))
     path = root / Path(text).expanduser()
     if path.exists() or _is_a_path(text, (".gguf",)):
         return _local_model(text, settings, root, taken)
     if match := HUB_ID.fullmatch(text):
-        return _hub_model(match["id"], match["revision"], settings, taken)
+        try:
+            return _hub_model(match["id"], match["revision"], settings, taken)
+        except InputError as error:  # it may have been meant as a path
+            raise InputError(error.field, f"{text} is no directory or file here, and {error.problem}") from None
     raise InputError(
         "models",
-        f"{text!r} is not declared in params.yaml; there are {sorted(settings.models)}; it is no directory, .gguf file "
-        "or hub id such as org/name either",
+        f"{text!r} is not declared in params.yaml; there are {sorted(settings.models)}; it is not a directory, .gguf "
+        "file or hub id such as org/name either",
     )
 
 
 def _is_a_path(text: str, endings: tuple[str, ...]) -> bool:
-    """Whether the text can mean nothing but a path, so that a missing one is told as such."""
+    """Whether the text can only be a path, so that a missing file is reported as such."""
     return text.startswith((".", "/", "~")) or text.endswith(endings)
 
 
@@ -77,7 +80,7 @@ def _local_model(text: str, settings: Settings, root: Path, taken: Collection[st
             moved: dict[tuple[str, ...], str] = {}
             if model.source.sha256 != sha256:
                 moved["source", "sha256"] = sha256
-            return Wanted(name, pins=moved, told=_moved(f"models.{name}", moved))
+            return Wanted(name, pins=moved, notes=_moved(f"models.{name}", moved))
     source = {"kind": "path", "path": _as_written(text), "sha256": sha256}
     resolved = path.resolve()
     first = FIRST_SHARD.fullmatch(resolved.name)
@@ -91,7 +94,7 @@ def hash_of_model(path: Path, *, field: str) -> str:
     """The SHA-256 that pins a model directory or a GGUF file.
 
     Raises:
-        InputError: naming `field`; it is neither.
+        InputError: it is neither.
     """
     from tasks.models.hashing import sha256_directory
 
@@ -100,10 +103,10 @@ def hash_of_model(path: Path, *, field: str) -> str:
 
 
 def check_model_path(path: Path, *, field: str) -> None:
-    """Looks at what lies at the path, without reading weights.
+    """Checks the path without reading weights.
 
     Raises:
-        InputError: naming `field`; no directory with a configuration and safetensors weights, and no GGUF file.
+        InputError: it is neither a directory with a configuration and safetensors weights nor a GGUF file.
     """
     from tasks.models.weights import weight_files
 
@@ -125,12 +128,12 @@ def _hub_model(repository: str, revision: str | None, settings: Settings, taken:
     }
     if revision is None and declared:
         name, commit = next(iter(declared.items()))
-        return Wanted(name, told=(f"{repository} is {name} in params.yaml, at the commit {commit}",))
+        return Wanted(name, notes=(f"{repository} is {name} in params.yaml, at the commit {commit}",))
     found = None if revision and COMMIT.fullmatch(revision) else ask_hub(repository, revision, field="model")
     commit = found.commit if found else str(revision)
     for name, known in declared.items():
         if known == commit:
-            return Wanted(name, told=(f"{repository}@{revision} is {name} in params.yaml",))
+            return Wanted(name, notes=(f"{repository}@{revision} is {name} in params.yaml",))
     entry: dict[str, Any] = {"licence": found.licence} if found and found.licence else {}
     entry["source"] = {"kind": "hub", "id": repository, "revision": commit}
     names = [*_names(repository.split("/")), *_names([*repository.split("/"), commit[:7]])[1:]]
@@ -148,7 +151,7 @@ def wanted_benchmark(
         taken: names that the same command adds.
 
     Raises:
-        InputError: it names nothing, or a file whose columns are not recognised.
+        InputError: it does not exist, or the columns of the file are not recognised.
     """
     if text in settings.benchmarks:
         if data is not None:
@@ -160,21 +163,11 @@ def wanted_benchmark(
         if data is not None:
             raise InputError("data", "is for a benchmark of the library, not for a file of rows")
         return _file_of_rows(text, settings, root, taken)
-    raise InputError("benchmarks", undeclared_benchmark(text, settings.benchmarks))
-
-
-def undeclared_benchmark(text: str, declared: Iterable[str]) -> str:
-    """What is wrong with a name that is neither declared nor of the library."""
-    told = f"{text!r} is not declared in params.yaml; there are {sorted(declared)}"
-    try:
-        library.member(text, field="benchmarks")
-    except InputError as error:
-        return f"{told}; {error.problem}"
-    return f"{told}, and the library has it: `dsm run --benchmark {text}` adds it"
+    raise InputError("benchmarks", library.undeclared(text, settings.benchmarks))
 
 
 def spec_of(wanted: Wanted, settings: Settings) -> BenchmarkSpec:
-    """The benchmark, whether params.yaml has it or not."""
+    """The specification of the benchmark, declared or new."""
     if wanted.entry is None:
         return settings.benchmarks[wanted.name]
     entry = wanted.entry
@@ -182,10 +175,10 @@ def spec_of(wanted: Wanted, settings: Settings) -> BenchmarkSpec:
 
 
 def of_the_library(name: str, data: str | None, root: Path) -> dict[str, Any]:
-    """The entry of a benchmark of the library, with the limits that its file suggests.
+    """The entry of a benchmark of the library, with the limits of its file.
 
     Raises:
-        InputError: its rows cannot be had so.
+        InputError: its source is not available.
     """
     spec, _ = library.member(name, field="benchmarks")
     entry: dict[str, Any] = {"spec": name, "limits": dict(spec.limits)} | ({"data": data} if data else {})
@@ -206,19 +199,19 @@ def _file_of_rows(text: str, settings: Settings, root: Path, taken: Collection[s
     sha256 = sha256_file(path)
     for name, spec in settings.benchmarks.items():
         if (pins := _pins_of(spec, root, path, sha256)) is not None:
-            told = (f"{text} is {name} in params.yaml, which says how its columns are read",)
-            return Wanted(name, pins=pins, told=(*told, *_moved(f"benchmarks.{name}", pins)))
+            notes = (f"{text} is {name} in params.yaml, which says how its columns are read",)
+            return Wanted(name, pins=pins, notes=(*notes, *_moved(f"benchmarks.{name}", pins)))
     source = {"kind": "path", "path": _as_written(text), "sha256": sha256}
     found = recognise(read_rows(path, name=text, field="benchmark"), name=text, source=source)
     name = _free_name(
         _names([*path.resolve().parts[:-1], path.stem]), {*settings.benchmarks, *taken, *library.benchmark_names()}
     )
     comment = "guessed from the columns: prompt, options, labels and gold; look at them, and change what is wrong"
-    return Wanted(name, found.entry, comment=comment, told=tuple(found.told))
+    return Wanted(name, found.entry, comment=comment, notes=tuple(found.notes))
 
 
 def _pins_of(spec: BenchmarkSpec, root: Path, path: Path, sha256: str) -> dict[tuple[str, ...], str] | None:
-    """The hashes of a declared benchmark that the file moves; None if it is not made of the file."""
+    """The new hashes of a declared benchmark whose file has changed; None if it does not use the file."""
     found: dict[tuple[str, ...], str] | None = None
     for split in ("train", "test"):
         rows = getattr(spec, split)
@@ -240,7 +233,7 @@ def _is_same(root: Path, declared: str, path: Path) -> bool:
 
 
 def _as_written(text: str) -> str:
-    """A path as params.yaml will have it: a relative one stays relative to the project."""
+    """The path for params.yaml; a relative path stays relative to the project."""
     return os.path.normpath(text) if not text.startswith("~") else text
 
 
@@ -248,7 +241,7 @@ def _as_written(text: str) -> str:
 
 
 def _names(parts: Iterable[str]) -> list[str]:
-    """Names made of the last parts of a path, the shortest first: letters, digits, - and _, in lower case."""
+    """Names from the last parts of a path, the shortest first: lower-case letters, digits, - and _."""
     clean = [re.sub(r"[^a-z0-9_]+", "-", part.lower()).strip("-_") for part in parts]
     clean = [part for part in clean if part]
     return ["-".join(clean[-count:]) for count in range(1, len(clean) + 1)]

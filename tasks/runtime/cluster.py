@@ -18,9 +18,11 @@ from typing import Any
 
 from tasks.runtime import ray_watchdog
 from tasks.runtime.errors import InputError
+from tasks.runtime.work import groups_of, values_of
 
 ADDRESS = "RAY_ADDRESS"
 DEVICE = "DSM_DEVICE"
+PASSED_ON = (DEVICE, "DSM_MEMORY", "DSM_PIECES")  # variables that workers receive
 RETRIES = 3  # of a part whose worker died; a part that always kills its worker is given up
 OBJECT_STORE_BYTES = 78643200  # the minimum that Ray accepts; nothing large passes through it
 
@@ -51,8 +53,11 @@ class _Actor:
     def attribute(self, name: str) -> Any:
         return self._call(lambda worker: getattr(worker, name))
 
-    def compute(self, part: Any) -> Any:
-        return self._call(lambda worker: worker.compute(part))
+    def groups(self, parts: Sequence[Any]) -> Any:
+        return self._call(lambda worker: groups_of(worker, parts))
+
+    def compute(self, group: Sequence[Any]) -> Any:
+        return self._call(lambda worker: values_of(worker, group))
 
 
 class WorkStealingQueue:
@@ -95,20 +100,23 @@ class RayPool:
 
     def compute(self, parts: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         """Parts with their values, in the order in which they finish."""
-        queue = WorkStealingQueue(parts, len(self._actors))
+        if not parts:
+            return
+        groups = self._value(self._actors[0].groups.remote(parts), "groups")
+        queue = WorkStealingQueue(groups, len(self._actors))
         running: dict[Any, tuple[int, Any]] = {}
 
         def submit(number: int) -> None:
-            for part in queue.take(number):
-                running[self._actors[number].compute.remote(part)] = number, part
+            for group in queue.take(number):
+                running[self._actors[number].compute.remote(group)] = number, group
 
         for number in range(len(self._actors)):
             submit(number)
         while running:
             done, _ = self._ray.wait(list(running), num_returns=1)
-            number, part = running.pop(done[0])
+            number, group = running.pop(done[0])
             submit(number)  # before the driver writes to its journal
-            yield part, self._value(done[0], part)
+            yield from zip(group, self._value(done[0], group[0]), strict=True)
 
     def _value(self, reference: Any, wanted: Any) -> Any:
         try:
@@ -137,7 +145,9 @@ def ray_pool(make: Callable[[], Any], workers: int) -> Iterator[RayPool]:
         signal.signal(signal.SIGTERM, _exit)
         # Ray sets OMP_NUM_THREADS to the number of CPUs that an actor holds.
         resources = resources_per_worker([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
-        variables = {DEVICE: os.environ[DEVICE]} if DEVICE in os.environ else {}  # nodes have their own environment
+        variables = {
+            name: os.environ[name] for name in PASSED_ON if name in os.environ
+        }  # nodes have their own environment
         actor = ray.remote(_Actor).options(
             **resources, runtime_env={"env_vars": variables}, max_restarts=-1, max_task_retries=RETRIES
         )
@@ -148,8 +158,14 @@ def resources_per_worker(nodes: Sequence[Mapping[str, float]], workers: int) -> 
     """The resources of each worker: one GPU where there are GPUs and DSM_DEVICE is not cpu, else its share of the CPUs.
 
     Raises:
-        InputError: there are more workers than GPUs, or than CPUs.
+        InputError: there are more workers than GPUs, or than CPUs; or DSM_DEVICE names one GPU of several.
     """
+    name = os.environ.get(DEVICE) or ""
+    if name.startswith("cuda:"):
+        raise InputError(
+            DEVICE,
+            f"{name} is one GPU, but each worker holds one of its own: use cuda (CUDA_VISIBLE_DEVICES says which)",
+        )
     gpus = 0 if os.environ.get(DEVICE) == "cpu" else int(sum(node.get("GPU", 0) for node in nodes))
     if gpus:
         if workers > gpus:

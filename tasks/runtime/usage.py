@@ -26,14 +26,14 @@ def measure_usage() -> Iterator[dict[str, Any]]:
     `seconds`: the duration. `peak_gb`: the largest sampled resident memory of this process. `samples`: a list of
     [milliseconds since 1970, CPU use of the machine in per cent, memory in use on the machine in MB].
     """
-    found: dict[str, Any] = {"samples": [], "peak_gb": 0.0}
+    usage: dict[str, Any] = {"samples": [], "peak_gb": 0.0}
     stopped = threading.Event()
     process = psutil.Process()
 
     def sample() -> None:
-        found["peak_gb"] = max(found["peak_gb"], round(process.memory_info().rss / 1e9, 3))
+        usage["peak_gb"] = max(usage["peak_gb"], round(process.memory_info().rss / 1e9, 3))
         used = round(psutil.virtual_memory().used / 1e6, 1)
-        found["samples"].append([int(time.time() * 1000), psutil.cpu_percent(), used])
+        usage["samples"].append([int(time.time() * 1000), psutil.cpu_percent(), used])
 
     def run() -> None:
         while not stopped.wait(INTERVAL):
@@ -44,13 +44,13 @@ def measure_usage() -> Iterator[dict[str, Any]]:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        yield found
+        yield usage
     finally:
         stopped.set()
         thread.join()
-        if not found["samples"]:  # shorter than one interval
+        if not usage["samples"]:  # shorter than one interval
             sample()
-        found["seconds"] = round(time.monotonic() - started, 3)
+        usage["seconds"] = round(time.monotonic() - started, 3)
 
 
 @contextmanager
@@ -59,17 +59,17 @@ def peak_memory() -> Iterator[dict[str, float]]:
 
     Freed memory is returned to the system first. Without /proc it is the peak of the whole process.
     """
-    found = {"peak_gb": 0.0}
+    usage = {"peak_gb": 0.0}
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")  # resets the high-water mark
     try:
-        yield found
+        yield usage
     finally:
         status = Path("/proc/self/status")
         lines = status.read_text().splitlines() if status.exists() else []
         marks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
         peak = marks[0] if marks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        found["peak_gb"] = round(peak / 1e9, 2)
+        usage["peak_gb"] = round(peak / 1e9, 2)

@@ -1,6 +1,6 @@
-"""Step 2 of neuron semantic attribution (2503.01542): how strongly every neuron answers to every word.
+"""Step 2 of neuron semantic attribution (2503.01542): how strongly every neuron responds to every word.
 
-A neuron is a column of down_proj, and h = act(W_gate x) * W_up x is what enters it. The paper's score is open; here
+A neuron is a column of down_proj with the input h = act(W_gate x) * W_up x. The paper does not define the score; here
 
     a(n, w) = mean over the occurrences of w of |h_n| at the last sub-token of w                       (ours).
 
@@ -24,12 +24,12 @@ from tasks.semantics.words import RowWords
 
 @dataclass(frozen=True)
 class WordPositions:
-    """Where words stand in prompts.
+    """The positions of words in prompts.
 
     Attributes:
-        words: W of them.
+        words: W words.
         prompts: token ids.
-        marks: for each prompt, (number of a word, position of the last sub-token of one of its occurrences).
+        marks: for each prompt, pairs (index of a word, position of the last token of one of its occurrences).
     """
 
     words: list[str]
@@ -40,14 +40,19 @@ class WordPositions:
         """The same words in some of the prompts."""
         return WordPositions(self.words, [self.prompts[i] for i in rows], [self.marks[i] for i in rows])
 
+    def first(self, count: int) -> "WordPositions":
+        """The first words in the same prompts."""
+        marks = [[mark for mark in row if mark[0] < count] for row in self.marks]
+        return WordPositions(self.words[:count], self.prompts, marks)
+
 
 @dataclass(frozen=True)
 class WordActivations:
     """a(n, w) of every layer.
 
     Attributes:
-        mean: float32 [layers, W, width]; 0 for a word without an occurrence.
-        counts: of the occurrences, int64 [W].
+        mean: float32 [layers, W, width]; 0 for a word that does not occur.
+        counts: the numbers of occurrences, int64 [W].
     """
 
     mean: np.ndarray
@@ -55,40 +60,40 @@ class WordActivations:
 
 
 def word_positions(words: Sequence[str], prompts: Sequence[Sequence[int]], rows: Sequence[RowWords]) -> WordPositions:
-    """Where these words stand in the rows' own text."""
-    number = {word: i for i, word in enumerate(words)}
-    marks = [[(number[one.word], one.tokens[-1]) for one in row.occurrences if one.word in number] for row in rows]
+    """The positions of these words in the rows' own text."""
+    index = {word: i for i, word in enumerate(words)}
+    marks = [[(index[one.word], one.tokens[-1]) for one in row.occurrences if one.word in index] for row in rows]
     return WordPositions(list(words), [list(prompt) for prompt in prompts], marks)
 
 
 @torch.no_grad()
 def word_activations(
-    stack: DecoderStack, there: WordPositions, pruned: AbstractContextManager[Any] | None = None
+    stack: DecoderStack, positions: WordPositions, pruned: AbstractContextManager[Any] | None = None
 ) -> WordActivations:
-    """a(n, w) of the model inside the context `pruned`, or as it is.
+    """a(n, w) of the model inside the context `pruned`, or of the unpruned model.
+
+    Memory above the model: 4 bytes per layer, word and neuron, and one pack.
 
     Args:
-        pruned: a context in which the model is pruned in place, by hooks or by its weights, and at whose end it is as
-            it was (`tasks.method.silence.silenced`, `tasks.sparsity.weight_pruning.sparse`).
-
-    Memory above the model's: 4 bytes for each layer, word and neuron, and one pack.
+        pruned: a context in which the model is pruned in place and at whose end it is restored
+            (`tasks.method.silence.silenced`, `tasks.sparsity.weight_pruning.sparse`).
     """
-    used = [(prompt, marks) for prompt, marks in zip(there.prompts, there.marks, strict=True) if marks]
-    # What stands behind the last word does not change what is read.
+    used = [(prompt, marks) for prompt, marks in zip(positions.prompts, positions.marks, strict=True) if marks]
+    # Tokens after the last word do not change its activations.
     units = [
         [(prompt[: max(position for _, position in marks) + 1], sorted({position for _, position in marks}))]
         for prompt, marks in used
     ]
-    sums = torch.zeros(len(stack), len(there.words), stack.d_ff)
-    counts = np.zeros(len(there.words), dtype=np.int64)
+    sums = torch.zeros(len(stack), len(positions.words), stack.d_ff)
+    counts = np.zeros(len(positions.words), dtype=np.int64)
     with pruned or nullcontext():
         for packed in stack.pack(units) if units else []:
-            found = [
+            pairs = [
                 (word, packed.read_of[index, 0, position])
                 for index in packed.units
                 for word, position in used[index][1]
             ]
-            words, reads = (torch.tensor(column) for column in zip(*found, strict=True))
+            words, reads = (torch.tensor(column) for column in zip(*pairs, strict=True))
             np.add.at(counts, words.numpy(), 1)
             _add(stack, packed, sums, words, reads)
     mean = (sums / torch.from_numpy(counts).clamp(min=1)[:, None]).numpy()
@@ -96,11 +101,11 @@ def word_activations(
 
 
 def _add(stack: DecoderStack, packed: Pack, sums: Tensor, words: Tensor, reads: Tensor) -> None:
-    """Adds |h| of a pack's reads to the sums of their words."""
+    """Adds |h| at a pack's reads to the sums of their words."""
 
     def add(layer: int, _: Any, inputs: tuple[Tensor, ...]) -> None:
         hidden = inputs[0][0]
-        # The last layer runs on the reads alone. On the CPU, where the order of a sum is always the same.
+        # The last layer runs on the reads only. Sums are on the CPU, where their order is deterministic.
         at_reads = hidden if layer == len(stack) - 1 else hidden[packed.reads]
         sums[layer].index_add_(0, words, at_reads.abs().float().cpu()[reads])
 

@@ -1,5 +1,6 @@
-"""What Neuron Semantic Attribution finds out about a cell (2503.01542): the content of nsa.json."""
+"""The results of neuron semantic attribution for a cell (2503.01542): the content of nsa.json."""
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -27,46 +28,42 @@ from tasks.semantics.words import RowWords, contexts, occurrence_counts
 from tasks.sparsity.calibration import encode_prompts
 from tasks.sparsity.weight_pruning import sparse
 
-MINIMUM = 3  # occurrences in the rows
-CONTEXTS = 3  # of each word
-SPLITS = (0, 1, 2, 3, 4)  # seeds
+MINIMUM = 3  # occurrences of a word in the rows
+CONTEXTS = 3  # contexts of each word
+SPLITS = (0, 1, 2, 3, 4)  # seeds of the random halves
 
 
 def find_influences(
     run: NsaRun, loaded: Loaded, stack: DecoderStack, rows: Rows, own: list[RowWords], journal: Journal
 ) -> list[Influence | None]:
-    """Step 1, row by row: it takes most of the time, and a killed step goes on behind the last row that it finished."""
+    """Step 1, row by row. It takes most of the time; a killed step resumes after the last finished row."""
     date = rows.chat[0] or DATE
     with progress("nsa", len(own)) as advance:
         for number, (row, words) in enumerate(zip(rows.encoded, own, strict=True)):
             if str(number) not in journal.parts:
-                [found] = influential_words(loaded, stack, [row], [words], run.words, run.by, date=date)
-                journal.put(str(number), None if found is None else asdict(found))
+                [influence] = influential_words(loaded, stack, [row], [words], run.words, run.by, date=date)
+                journal.put(str(number), None if influence is None else asdict(influence))
             advance(1)
     parts = [journal.parts[str(number)] for number in range(len(own))]
     return [None if part is None else Influence(**part) for part in parts]
 
 
 def split_words(own: list[RowWords], examples: list[Influence | None]) -> tuple[list[str], list[str]]:
-    """The words that occur MINIMUM times: those influential in an example, by how many, and all others."""
+    """The words that occur MINIMUM times: those influential in an example, most examples first, and the others."""
     frequent = [word for word, count in occurrence_counts(own).items() if count >= MINIMUM]
     examples_of = _examples_of(examples)
     kept = sorted((word for word in frequent if word in examples_of), key=lambda word: (-examples_of[word], word))
     return kept, sorted(word for word in frequent if word not in examples_of)
 
 
-def _examples_of(examples: list[Influence | None]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for example in examples:
-        for word in example.words if example else []:
-            found[word] = found.get(word, 0) + 1
-    return found
+def _examples_of(examples: list[Influence | None]) -> Counter[str]:
+    return Counter(word for example in examples if example for word in example.words)
 
 
 def pruned_models(
     cell: Cell, run: NsaRun, recipe: Recipe, loaded: Loaded, stack: DecoderStack
 ) -> dict[str, AbstractContextManager[Any]]:
-    """Contexts in which the model is pruned: by the recipe, and by weights, calibrated on the adaptation set."""
+    """Contexts in which the model is pruned: by the recipe, and by weight pruning calibrated on the adaptation set."""
     prompts = encode_prompts(pd.DataFrame(read_jsonl(cell.samples)), loaded.tokenizer, stack.context)
     return {
         "pruned": silenced(stack, recipe),
@@ -85,6 +82,7 @@ def findings(
     base: WordActivations,
     after: dict[str, np.ndarray],
 ) -> dict[str, Any]:
+    """nsa.json without `stability`: the influential words `kept`, their neurons, and what each pruning silences."""
     n = len(kept)
     of_kept = {name: values[:, :n] for name, values in after.items()}
     ids, examples_of = rows.table["id"].tolist(), _examples_of(examples)
@@ -135,15 +133,13 @@ def _example(name: str, example: Influence) -> dict[str, Any]:
     }
 
 
-def of_first(there: WordPositions, count: int) -> list[list[tuple[int, int]]]:
-    return [[mark for mark in marks if mark[0] < count] for marks in there.marks]
-
-
-def stability(stack: DecoderStack, there: WordPositions) -> dict[str, Any]:
-    """Of the unpruned model's scores on random halves of the rows."""
+def stability(stack: DecoderStack, positions: WordPositions) -> dict[str, Any]:
+    """The rank correlation of the unpruned model's scores between random halves of the rows."""
     splits = []
     for seed in SPLITS:
-        first, second = (word_activations(stack, there.subset(half)) for half in halves(len(there.prompts), seed))
+        first, second = (
+            word_activations(stack, positions.subset(half)) for half in halves(len(positions.prompts), seed)
+        )
         rank, common = agreement(first, second)
         splits.append({"seed": seed, "spearman": None if np.isnan(rank) else rank, "words": common})
     ranks = [split["spearman"] for split in splits if split["spearman"] is not None]

@@ -1,10 +1,10 @@
-"""Step 1 of neuron semantic attribution (2503.01542): the words that an example's answer hangs on.
+"""Step 1 of neuron semantic attribution (2503.01542): the words that determine the answer to an example.
 
-The paper asks a large language model with a chain-of-thought prompt, which it does not give. The default here is ours:
-integrated gradients of the unpruned model's own answer, which any model has and which give the same words every time.
+The paper asks a large language model with a chain-of-thought prompt that is not published. The default here is ours:
+integrated gradients of the unpruned model's answer, which need no other model and are deterministic.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,13 +33,13 @@ QUESTION = (
 
 @dataclass(frozen=True)
 class Influence:
-    """The words that the answer to one example hangs on, the most influential first.
+    """The influential words of one example, the most influential first.
 
     Attributes:
-        words: at most as many as were asked for.
-        shares: of each, the sum of its tokens' attributions by the sum of the sizes of all tokens' (template and
-            punctuation too); None where a model named the words.
-        rough: the quadrature ended above its tolerance.
+        words: at most the requested number.
+        shares: for each word, the sum of its tokens' attributions divided by the sum of the absolute attributions of
+            all tokens (template and punctuation too); None if a model named the words.
+        rough: the quadrature did not reach its tolerance.
     """
 
     words: list[str]
@@ -54,20 +54,18 @@ def influential_words(
     words: Sequence[RowWords],
     count: int,
     by: By = "gradients",
-    advance: Callable[[int], None] = lambda rows: None,
     date: str = DATE,
 ) -> list[Influence | None]:
-    """The `count` most influential words of each row; None for one without a margin between two options.
+    """The `count` most influential words of each row; None for a row without a margin between two options.
 
     Args:
-        words: those of the rows that are not the template's.
-        by: `by_gradients` or `by_generation`.
-        advance: called with the number of rows done.
-        date: what the chat template is told by generation.
+        words: the rows' words outside the template.
+        by: selects `by_gradients` or `by_generation`.
+        date: of the chat template, for generation.
     """
     if by == "generation":
-        return by_generation(loaded, stack, words, count, advance, date)
-    return by_gradients(stack, rows, words, count, advance=advance)
+        return by_generation(loaded, stack, words, count, date)
+    return by_gradients(stack, rows, words, count)
 
 
 def by_gradients(
@@ -76,30 +74,28 @@ def by_gradients(
     words: Sequence[RowWords],
     count: int,
     rule: Rule = near_zero,
-    advance: Callable[[int], None] = lambda rows: None,
 ) -> list[Influence | None]:
-    """By integrated gradients of the input tokens (`tasks.explanation.input_attribution`), to what the model answers.
+    """By integrated gradients of the input tokens (`tasks.explanation.input_attribution`) for the model's answer.
 
     F is the margin of the answer over the model's second choice; only the row's own tokens move. A word's attribution
     is the sum over the tokens of all its occurrences in the row; a token with characters of two words counts for both.
-    Words are ordered by its size.
+    Words are ordered by its absolute value.
     """
-    found: list[Influence | None] = []
+    influences: list[Influence | None] = []
     for row, own, logprobs in zip(rows, words, answers_unedited(stack, rows).logprobs, strict=True):
         order = np.argsort(-logprobs[0], kind="stable")
         try:
             if len(order) < 2:
-                raise InputError("options", "a single one has no margin")
+                raise InputError("options", "a single option has no margin")
             wanted = contrast(row, int(order[0]), int(order[1]))
             integral = attribute_inputs(stack.model, wanted, rule, moved=own.own or None)
         except InputError as error:
             if error.field != "options":
                 raise
-            found.append(None)
+            influences.append(None)
         else:
-            found.append(_strongest(integral, own, count))
-        advance(1)
-    return found
+            influences.append(_strongest(integral, own, count))
+    return influences
 
 
 def _strongest(integral: Integral, own: RowWords, count: int) -> Influence:
@@ -117,41 +113,39 @@ def by_generation(
     stack: DecoderStack,
     words: Sequence[RowWords],
     count: int,
-    advance: Callable[[int], None] = lambda rows: None,
     date: str = DATE,
 ) -> list[Influence | None]:
-    """By what the model itself says when it is asked for the words, as in the paper; the question is ours.
+    """Asks the model itself for the words, as in the paper; the question is ours.
 
-    Greedy and at most NEW_TOKENS long, through the chat template where the tokenizer has one. Models of less than a few
-    billion parameters do this poorly: they repeat the first words of the text or name none, so that such a list says
-    more of the model's habits than of its answer.
+    Decoding is greedy, at most NEW_TOKENS long, with the chat template if the tokenizer has one. Models below a few
+    billion parameters do this poorly: they repeat the first words of the text or name no words, so the list says little
+    about the answer.
 
     Raises:
-        InputError: a row and the question are longer than the model's context, or as `encode_prompt`.
+        InputError: a row and the question are longer than the context, or as `encode_prompt`.
     """
     chat = date if getattr(loaded.tokenizer, "chat_template", None) else False
-    found: list[Influence | None] = []
+    influences: list[Influence | None] = []
     for own in words:
         question = QUESTION.replace("{prompt}", own.text)
         ids = encode_prompt(loaded.tokenizer, question, stack.context - NEW_TOKENS, chat=chat)
-        found.append(Influence(named_words(loaded.tokenizer.decode(_greedy(loaded, ids)), own)[:count]))
-        advance(1)
-    return found
+        influences.append(Influence(named_words(loaded.tokenizer.decode(_greedy(loaded, ids)), own)[:count]))
+    return influences
 
 
 def named_words(generation: str, own: RowWords) -> list[str]:
-    """The words of a generation that stand in the row and are not the template's, each once, in the order said."""
-    there = {one.word for one in own.occurrences}
-    said = (normalise(generation[start:end]) for start, end in word_spans(generation))
-    return [word for word in dict.fromkeys(said) if word in there]
+    """The words of a generation that occur in the row outside the template, each once, in order."""
+    row_words = {one.word for one in own.occurrences}
+    generated = (normalise(generation[start:end]) for start, end in word_spans(generation))
+    return [word for word in dict.fromkeys(generated) if word in row_words]
 
 
 @torch.no_grad()
 def _greedy(loaded: Loaded, ids: Sequence[int]) -> list[int]:
-    """The tokens with the largest logits, one after the other: `generate` would apply the model's own penalties."""
+    """Greedy decoding without the penalties of the model's generation config, which `generate` would apply."""
     ends = {loaded.tokenizer.eos_token_id}
-    said = getattr(loaded.model.generation_config, "eos_token_id", None)
-    ends |= set(said) if isinstance(said, list) else {said}
+    configured = getattr(loaded.model.generation_config, "eos_token_id", None)
+    ends |= set(configured) if isinstance(configured, list) else {configured}
     tokens: list[int] = []
     cache, new = None, torch.tensor([list(ids)], device=loaded.model.device)
     while len(tokens) < NEW_TOKENS:

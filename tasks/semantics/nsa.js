@@ -1,5 +1,5 @@
 "use strict";
-const found = JSON.parse(document.getElementById("data").textContent);
+const results = JSON.parse(document.getElementById("data").textContent);
 const byId = id => document.getElementById(id);
 const system = byId("system"), layer = byId("layer"), word = byId("word");
 const order = { words: ["lost", -1], neurons: ["s", -1] };
@@ -27,7 +27,7 @@ function at(values) {
 }
 
 function wordRows() {
-  return found.words.map((one, index) => {
+  return results.words.map((one, index) => {
     const after = one.systems[system.value];
     return {
       index, word: one.word, occurrences: one.occurrences, examples: one.examples, neurons: one.neurons,
@@ -39,13 +39,13 @@ function wordRows() {
 function neuronRows() {
   const wanted = word.value === "" ? null : Number(word.value);
   const rows = [];
-  for (const one of found.neurons) {
+  for (const one of results.neurons) {
     if (layer.value !== "" && one.layer !== Number(layer.value)) continue;
     const shown = wanted === null ? one.words[0] : one.words.find(entry => entry.word === wanted);
     if (!shown) continue;
     const after = shown.after[system.value];
     rows.push({
-      layer: one.layer, neuron: one.neuron, pruned: one.pruned, all: one.words, at: found.words[shown.word].word,
+      layer: one.layer, neuron: one.neuron, pruned: one.pruned, all: one.words, at: results.words[shown.word].word,
       s: shown.s, z: shown.z, before: shown.before, after, drop: shown.before > 0 ? 1 - after / shown.before : 0,
     });
   }
@@ -88,20 +88,20 @@ function showNeurons() {
   for (const row of rows.slice(0, 400)) {
     const line = element("tr"), name = element("td", row.neuron, "n"), answers = element("td", undefined, "answers-to");
     if (row.pruned) name.prepend(element("span", "pruned", "pill"), " ");
-    for (const entry of row.all) answers.append(element("span", found.words[entry.word].word + " " + number(entry.s)), " ");
+    for (const entry of row.all) answers.append(element("span", results.words[entry.word].word + " " + number(entry.s)), " ");
     line.append(element("td", row.layer, "n"), name, element("td", row.at),
       ...[row.s, row.z, row.before, row.after].map(value => element("td", number(value), "n")), element("td", percent(row.drop), "n"), answers);
     body.append(line);
   }
-  byId("count").textContent = rows.length + " of the " + found.neurons.length + " listed neurons" + (rows.length > 400 ? ", the first 400 shown" : "");
+  byId("count").textContent = rows.length + " of the " + results.neurons.length + " listed neurons" + (rows.length > 400 ? ", the first 400 shown" : "");
 }
 
 function showContexts() {
   const list = byId("contexts");
   list.replaceChildren();
-  byId("where").textContent = word.value === "" ? "Choose a word to see where it stands." : "“" + found.words[Number(word.value)].word + "” in the rows";
+  byId("where").textContent = word.value === "" ? "Choose a word to see its occurrences." : "“" + results.words[Number(word.value)].word + "” in the rows";
   if (word.value === "") return;
-  for (const [id, before, written, after] of found.words[Number(word.value)].contexts) {
+  for (const [id, before, written, after] of results.words[Number(word.value)].contexts) {
     const item = element("li");
     item.append(id + ": … " + before, element("b", written), after + " …");
     list.append(item);
@@ -117,11 +117,11 @@ function show() {
       if (head.dataset.key) head.setAttribute("aria-sort", head.dataset.key === key ? (sign > 0 ? "ascending" : "descending") : "none");
 }
 
-for (const [name, title] of Object.entries(found.names)) option(system, name, title);
+for (const [name, title] of Object.entries(results.names)) option(system, name, title);
 option(layer, "", "all layers");
-for (let index = 0; index < found.layers; index++) option(layer, index, "layer " + index);
+for (let index = 0; index < results.layers; index++) option(layer, index, "layer " + index);
 option(word, "", "all words");
-found.words.map((one, index) => [one.word, index]).sort((a, b) => a[0] < b[0] ? -1 : 1).forEach(([text, index]) => option(word, index, text));
+results.words.map((one, index) => [one.word, index]).sort((a, b) => a[0] < b[0] ? -1 : 1).forEach(([text, index]) => option(word, index, text));
 for (const select of [system, layer, word]) select.addEventListener("change", show);
 byId("reset").addEventListener("click", () => { layer.value = word.value = ""; show(); });
 for (const name of Object.keys(order))

@@ -1,4 +1,4 @@
-"""nsa.html: nsa.json for a reader to explore, in one file that needs nothing but itself."""
+"""nsa.html: nsa.json as a self-contained interactive page."""
 
 import base64
 import hashlib
@@ -14,11 +14,11 @@ LEVEL = 0.05
 NAMED = 5  # words in a sentence
 
 
-def render(found: dict[str, Any]) -> str:
-    """The page about nsa.json's content. Equal content gives equal text.
+def render(results: dict[str, Any]) -> str:
+    """The page for the content of nsa.json; it depends on the content alone.
 
-    The content stands in it as JSON without <, > and &, so that no text of a row can end the element it is in; the
-    page's policy runs no script but its own, which is named by its hash, and that writes text, never markup.
+    The content is embedded as JSON without <, > and &, so that no text of a row can end its element. The page's content
+    security policy allows only its own script, by hash, and this script writes text, never markup.
     """
     here = Path(__file__).parent
     script = (here / "nsa.js").read_text(encoding="utf-8")
@@ -27,29 +27,29 @@ def render(found: dict[str, Any]) -> str:
         templates(here)
         .get_template("nsa.html.j2")
         .render(
-            found=found,
+            results=results,
             script=Markup(script),
             digest=digest,
-            sentences=[sentence(found, name) for name in found["systems"]],
+            sentences=[sentence(results, name) for name in results["systems"]],
         )
     )
 
 
-def sentence(found: dict[str, Any], name: str) -> str:
-    """What one way of pruning does to the influential words; a difference is one at the 5 % level only."""
-    test = found["systems"][name]["permutation"]
-    told = "detectably more than" if test["p"] < LEVEL else "not detectably more than"
+def sentence(results: dict[str, Any], name: str) -> str:
+    """The effect of one kind of pruning on the influential words, tested at the 5 % level."""
+    test = results["systems"][name]["permutation"]
+    result = "detectably more than" if test["p"] < LEVEL else "not detectably more than"
     against = (
-        f"{told} at random words as frequent ({words.percent(round(test['random'], 3))}, {words.p_value(test['p'])})"
+        f"{result} at random words as frequent ({words.percent(round(test['random'], 3))}, {words.p_value(test['p'])})"
         if test["exchangeable"]
         else "and no other words are as frequent, to compare them with"
     )
-    title = found["names"][name][:1].upper() + found["names"][name][1:]
+    title = results["names"][name][:1].upper() + results["names"][name][1:]
     text = (
         f"{title}: at the {words.counted(test['chosen'], 'influential word')} activations drop by "
         f"{words.percent(round(test['mean'], 3))} on average, {against}"
     ).replace("-", "−")
-    most = [word for word in found["words"] if (word["systems"][name]["lost"] or 0) > 0.5]
+    most = [word for word in results["words"] if (word["systems"][name]["lost"] or 0) > 0.5]
     most.sort(key=lambda word: (-word["systems"][name]["lost"], word["word"]))
     if not most:
         return f"{text}; no word lost most of its neurons."

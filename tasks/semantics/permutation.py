@@ -1,4 +1,4 @@
-"""How far the findings may be believed: against random words of the same frequency, and on other halves of the rows."""
+"""Reliability of the findings: against random words of the same frequency, and between halves of the rows."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ PERMUTATIONS = 9999
 
 
 def frequency_strata(counts: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """The stratum of each word by its occurrences: 0 with 1, 1 with 2 or 3, 2 with 4 to 7, ..; within a factor of 2."""
+    """The stratum of each word by its occurrences: 0 for 1, 1 for 2 or 3, 2 for 4 to 7, and so on."""
     return np.asarray(np.floor(np.log2(np.asarray(counts))), dtype=np.int64)
 
 
@@ -24,11 +24,11 @@ def permutation_test(
     permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Is the mean value of the chosen words larger than that of random ones?
+    """Tests whether the mean value of the chosen words is larger than that of random words.
 
-    Each permutation draws from every stratum as many words as are chosen there, from all its words without
-    replacement: sets of the same size and frequency. One-sided p = (1 + how many of them have at least the chosen
-    words' mean) / (1 + permutations) (Phipson and Smyth 2010).
+    Each permutation draws from every stratum, without replacement, the number of words chosen there: a set of the same
+    size and frequencies. One-sided p = (1 + number of sets with at least the chosen words' mean) / (1 + permutations)
+    (Phipson and Smyth 2010).
 
     Args:
         values: [words].
@@ -36,12 +36,12 @@ def permutation_test(
         strata: [words].
 
     Returns:
-        `mean`: of the chosen words; `random`: of the random sets; `p`; `permutations`; `seed`; `chosen`, `words`: how
-        many; `exchangeable`: how many of the chosen have another word of their stratum that is not chosen. If none
-        has, all sets are the same and p is 1.
+        `mean` of the chosen words; `random`, the mean of the random sets; `p`; `permutations`; `seed`; `chosen` and
+        `words`, their numbers; `exchangeable`, the number of chosen words whose stratum has other words. If it is 0,
+        all sets are the same and p is 1.
 
     Raises:
-        ValueError: no word is chosen, or the arrays do not fit together.
+        ValueError: no word is chosen, or the shapes differ.
     """
     if not chosen.any() or not values.shape == chosen.shape == strata.shape:
         raise ValueError("values, choice and stratum of each word are needed, and at least one that is chosen")
@@ -55,7 +55,7 @@ def permutation_test(
         drawn = rng.random((permutations, int(inside.sum()))).argsort(1)[:, :number]
         sums += values[inside][drawn].sum(1)
     means, mean = sums / chosen.sum(), float(values[chosen].mean())
-    slack = 1e-12 * max(1.0, abs(mean))  # the same words, summed in another order, have the same mean
+    slack = 1e-12 * max(1.0, abs(mean))  # rounding: the order of a sum differs
     return {
         "mean": mean,
         "random": float(means.mean()),
@@ -69,7 +69,7 @@ def permutation_test(
 
 
 def halves(n: int, seed: int) -> tuple[list[int], list[int]]:
-    """n rows in two random halves, each ascending; of an odd number, the second has one more."""
+    """The indices of n rows in two random halves, each ascending; the second half may have one more."""
     order = np.random.default_rng(seed).permutation(n)
     return sorted(order[: n // 2].tolist()), sorted(order[n // 2 :].tolist())
 
@@ -77,11 +77,11 @@ def halves(n: int, seed: int) -> tuple[list[int], list[int]]:
 def agreement(first: WordActivations, second: WordActivations) -> tuple[float, int]:
     """Rank correlation (Spearman) of s(n, w) over the words that occur in both, mean over the neurons of all layers.
 
-    Of one neuron, s is a divided by a number, which leaves ranks as they are. A neuron that answers to all words alike
-    has no ranking and is left out.
+    For one neuron, s is a divided by a constant, so the ranks are the same. A neuron with equal values for all words is
+    left out.
 
     Returns:
-        The mean, NaN with less than three common words or no neuron left; and how many words are common.
+        The mean, NaN with fewer than three common words or without neurons; and the number of common words.
     """
     common = (first.counts > 0) & (second.counts > 0)
     if common.sum() < 3:

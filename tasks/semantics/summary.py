@@ -1,6 +1,6 @@
-"""What a person is shown of the activations: words, neurons and layers, before and after each way of pruning.
+"""Summaries of the activations by word, neuron and layer, before and after each kind of pruning.
 
-Long lists are rounded to four significant digits; the exact numbers stand in nsa.safetensors.
+Long lists are rounded to four significant digits; nsa.safetensors has the exact numbers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ WORDS_OF_A_NEURON = 5
 
 @dataclass(frozen=True)
 class Comparison:
-    """One way of pruning against the unpruned model, at the same words.
+    """One kind of pruning compared with the unpruned model, at the same words.
 
     Attributes:
         before, after: a(n, w), [layers, W, width].
@@ -42,68 +42,68 @@ class Comparison:
 def systems(
     base: np.ndarray, pruned: Mapping[str, np.ndarray], counts: npt.NDArray[np.int64], kept: int
 ) -> dict[str, dict[str, Any]]:
-    """Of each way of pruning: is the drop at influential words larger than at random ones, and what of each layer.
+    """For each kind of pruning: the permutation test of the drop at influential words, and summaries by layer.
 
     Args:
         base: a(n, w), [layers, W, width], the influential words first.
-        pruned: the same of each way of pruning.
+        pruned: the same for each kind of pruning.
         counts: occurrences, [W].
-        kept: how many words are influential.
+        kept: the number of influential words.
     """
     chosen = np.arange(len(counts)) < kept
-    found = {}
+    result = {}
     for name, after in pruned.items():
-        # Layer by layer: there may be many more random words than influential ones.
+        # Layer by layer to save memory: there may be many more random words than influential ones.
         by_layer = [drops.mean_drop(drops.drops(b[None], a[None]))[0] for b, a in zip(base, after, strict=True)]
         one = Comparison(base[:, :kept], after[:, :kept])
         s = meaning.shares(one.after)
-        found[name] = {
+        result[name] = {
             "permutation": permutation_test(np.mean(by_layer, axis=0), chosen, frequency_strata(counts)),
             "drop": rounded(drops.mean_drop(one.drop).mean(1)),
             "collapsed": rounded(one.collapsed.mean((1, 2))),
             "collapsed_everywhere": one.collapsed.all(1).sum(1).tolist(),
             "polysemantic": meaning.polysemantic(s).tolist(),
         }
-    return found
+    return result
 
 
 def words(base: np.ndarray, pruned: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Of each word: how many neurons have it, mean |h| by layer before and after, and what collapsed, by layer.
+    """For each word: the number of neurons that have it, and by layer mean |h| before and after and what collapsed.
 
     Args:
         base: a(n, w) of the influential words, [layers, W, width].
-        pruned: the same of each way of pruning.
+        pruned: the same for each kind of pruning.
     """
     has = meaning.having(meaning.shares(base))
-    found: list[dict[str, Any]] = [
+    result: list[dict[str, Any]] = [
         {"neurons": int(has[:, w].sum()), "before": rounded(base[:, w].mean(1)), "systems": {}}
         for w in range(base.shape[1])
     ]
     for name, after in pruned.items():
         one = Comparison(base, after)
         lost, dropped = drops.lost(one.collapsed, has), drops.mean_drop(one.drop)
-        for w, word in enumerate(found):
+        for w, word in enumerate(result):
             word["systems"][name] = {
                 "after": rounded(after[:, w].mean(1)),
                 "drop": rounded(dropped[:, w]),
                 "collapsed": rounded(one.collapsed[:, w].mean(1)),
                 "lost": None if np.isnan(lost[w]) else brief(lost[w]),
             }
-    return found
+    return result
 
 
 def neurons(
     base: np.ndarray, pruned: Mapping[str, np.ndarray], silenced: Sequence[tuple[int, int]]
 ) -> list[dict[str, Any]]:
-    """The neurons worth a look: those that rank highest for each word and in each layer, by s, and what they answer to.
+    """The neurons with the highest s for each word and in each layer, and the words that they respond to.
 
     Args:
         base: a(n, w) of the influential words, [layers, W, width].
-        pruned: the same of each way of pruning.
-        silenced: (layer, neuron) of those that the recipe prunes.
+        pruned: the same for each kind of pruning.
+        silenced: (layer, neuron) of the neurons that the recipe prunes.
 
     Returns:
-        By layer and neuron: whether it is pruned, and of its words number, s, z, activation before and after.
+        By layer and neuron: whether it is pruned, and for each of its words index, s, z, activation before and after.
     """
     s, z = meaning.shares(base), meaning.z_scores(base)
     wanted: dict[tuple[int, int], set[int]] = {}
@@ -124,13 +124,13 @@ def neurons(
             "after": {name: brief(after[layer, w, neuron]) for name, after in pruned.items()},
         }
 
-    found = []
+    result = []
     for (layer, neuron), also in sorted(wanted.items()):
         top = meaning.words_of(s, layer, neuron, WORDS_OF_A_NEURON)
         order = [*top, *sorted(also - set(top), key=lambda w: -s[layer, w, neuron])]
         entries = [of_word(layer, neuron, w) for w in order]
-        found.append({"layer": layer, "neuron": neuron, "pruned": (layer, neuron) in gone, "words": entries})
-    return found
+        result.append({"layer": layer, "neuron": neuron, "pruned": (layer, neuron) in gone, "words": entries})
+    return result
 
 
 def brief(value: float) -> float:

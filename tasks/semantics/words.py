@@ -1,7 +1,7 @@
-"""The words of a benchmark's rows: where each stands in the text, and which tokens of the prompt it is made of.
+"""The words of a benchmark's rows: their positions in the text and their tokens in the prompt.
 
-A word is a run of letters, their marks and digits, joined by single apostrophes and hyphens, without regard to case.
-Text that is written without spaces gives runs of several words.
+A word is a sequence of letters, marks and digits, joined by single apostrophes and hyphens; case is ignored. In scripts
+without spaces one sequence has several words.
 """
 
 import re
@@ -27,7 +27,7 @@ class Occurrence:
     Attributes:
         word: in lower case.
         start, end: of its characters in the row's text.
-        tokens: positions in the prompt of the tokens it has characters in, ascending.
+        tokens: positions in the prompt of the tokens with its characters, ascending.
     """
 
     word: str
@@ -38,11 +38,11 @@ class Occurrence:
 
 @dataclass(frozen=True)
 class RowWords:
-    """A row's text as the model reads it, and what of it is not the template's.
+    """A row's text as the model reads it, and its part outside the template.
 
     Attributes:
-        own: positions in the prompt between the ends that all prompts share.
-        occurrences: of the words.
+        own: positions in the prompt between the first and last tokens that all prompts share.
+        occurrences: of the words outside the template.
     """
 
     text: str
@@ -52,38 +52,37 @@ class RowWords:
 
 def word_spans(text: str) -> list[tuple[int, int]]:
     """Start and end of every word of a text, from left to right."""
-    # One character for each: Python's \w leaves out the vowel signs of Indic scripts and of Thai.
+    # Letters, marks and digits as "w": Python's \w omits the vowel signs of Indic scripts and Thai.
     shape = "".join("w" if unicodedata.category(character)[0] in "LMN" else character for character in text)
-    return [found.span() for found in _RUN.finditer(shape)]
+    return [match.span() for match in _RUN.finditer(shape)]
 
 
 def normalise(text: str) -> str:
-    """The text as words are compared."""
+    """The text for comparisons of words: casefolded, with straight apostrophes."""
     return text.casefold().replace("’", "'")
 
 
 def own_words(rows: Rows, tokenizer: Any) -> list[RowWords]:
-    """The words of each row without the template's.
+    """The words of each row outside the template.
 
-    The template is what all prompts share at their ends, token by token, and any word that stands in every row: a
-    template may have text between the row's fields, and a word of all rows tells none from another. Of a single row
-    all words are its own.
+    The template is the first and last tokens that all prompts share, and any word that occurs in every row: a template
+    may have text between the row's fields, and such a word does not distinguish rows. A single row has no template.
 
     Raises:
-        InputError: the tokenizer does not say which characters a token is made of.
+        InputError: the tokenizer does not give the characters of its tokens.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise InputError("tokenizer", "does not tell the characters of its tokens; a tokenizer.json is needed")
+        raise InputError("tokenizer", "does not give the characters of its tokens; a tokenizer.json is needed")
     prompts = [row.prompt for row in rows.encoded]
     head, tail = template_ends(prompts)
-    found = []
+    result = []
     for prompt, ids, chat in zip(rows.table["prompt"], prompts, rows.chat, strict=True):
         text, occurrences = _read(tokenizer, prompt, ids, chat)
         own = range(head, len(ids) - tail)
-        found.append(RowWords(text, own, [one for one in occurrences if any(token in own for token in one.tokens)]))
-    rows_with = Counter(word for row in found for word in {one.word for one in row.occurrences})
-    everywhere = {word for word, count in rows_with.items() if 1 < len(found) == count}
-    return [replace(row, occurrences=[one for one in row.occurrences if one.word not in everywhere]) for row in found]
+        result.append(RowWords(text, own, [one for one in occurrences if any(token in own for token in one.tokens)]))
+    rows_with = Counter(word for row in result for word in {one.word for one in row.occurrences})
+    everywhere = {word for word, count in rows_with.items() if 1 < len(result) == count}
+    return [replace(row, occurrences=[one for one in row.occurrences if one.word not in everywhere]) for row in result]
 
 
 def _read(tokenizer: Any, prompt: str, ids: Sequence[int], chat: Chat) -> tuple[str, list[Occurrence]]:
@@ -93,7 +92,7 @@ def _read(tokenizer: Any, prompt: str, ids: Sequence[int], chat: Chat) -> tuple[
         return text, []
     read = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)
     if read["input_ids"][: len(ids)] != list(ids):
-        raise InputError("prompt", f"the tokenizer cuts it in another way than before: {text[:60]!r}")
+        raise InputError("prompt", f"the tokenizer splits it differently than before: {text[:60]!r}")
     offsets = read["offset_mapping"][: len(ids)]
     occurrences = []
     for start, end in word_spans(text):
@@ -104,14 +103,16 @@ def _read(tokenizer: Any, prompt: str, ids: Sequence[int], chat: Chat) -> tuple[
 
 
 def occurrence_counts(rows: Sequence[RowWords]) -> Counter[str]:
-    """How often each word stands in the rows."""
+    """The number of occurrences of each word in the rows."""
     return Counter(one.word for row in rows for one in row.occurrences)
 
 
 def contexts(rows: Sequence[RowWords], word: str, count: int) -> list[tuple[int, str, str, str]]:
-    """The first `count` places of a word: number of the row, text before, the word as written, text after."""
-    places = [(number, row.text, one) for number, row in enumerate(rows) for one in row.occurrences if one.word == word]
+    """The first `count` occurrences of a word: index of the row, text before, the word as written, text after."""
+    occurrences = [
+        (number, row.text, one) for number, row in enumerate(rows) for one in row.occurrences if one.word == word
+    ]
     return [
         (number, text[max(0, one.start - AROUND) : one.start], text[one.start : one.end], text[one.end :][:AROUND])
-        for number, text, one in places[:count]
+        for number, text, one in occurrences[:count]
     ]

@@ -196,6 +196,14 @@ def _some(wanted: str, files: list[str], count: int = 5) -> str:
     return f"it holds {len(files)} files, such as {', '.join(ordered[:count])}"
 
 
+def hub_errors() -> tuple[type[Exception], ...]:
+    """The exceptions of the hub's library where something cannot be had."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # Its bases are OSError and that of its HTTP client, which a connection that cannot be made raises.
+    return (*HfHubHTTPError.__bases__, ValueError)
+
+
 def hub_snapshot(source: HubSource, *, field: str) -> Path:
     """The directory, in huggingface_hub's cache, with a model's files at the pinned commit, without pickled weights.
 
@@ -203,7 +211,6 @@ def hub_snapshot(source: HubSource, *, field: str) -> Path:
         InputError: the hub cannot be reached, or the model or commit does not exist.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         # * also matches slashes. Folders and consolidated files hold the same weights again.
@@ -214,7 +221,7 @@ def hub_snapshot(source: HubSource, *, field: str) -> Path:
             ignore_patterns=["*/*", "consolidated*"],
         )
         return Path(snapshot)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except hub_errors() as error:
         raise InputError(field, f"cannot get {source.id} from the hub: {error}") from None
 
 
@@ -225,11 +232,10 @@ def hub_head(source: HubSource, *, field: str) -> str:
         InputError: the hub cannot be reached, or the data set does not exist.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return str(HfApi().dataset_info(source.id).sha)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except hub_errors() as error:
         raise InputError(field, f"cannot ask the hub for {source.id}: {error}") from None
 
 
@@ -242,10 +248,9 @@ def hub_rows(source: HubSource, *, field: str) -> list[dict[str, Any]]:
     if source.split is None:
         raise InputError(f"{field}.split", "is missing: name the split of the data set, such as train")
     from datasets import load_dataset
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         rows = load_dataset(source.id, source.config, split=source.split, revision=source.revision)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except hub_errors() as error:
         raise InputError(field, f"cannot get {source.id} from the hub: {error}") from None
     return list(rows)

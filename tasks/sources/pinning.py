@@ -1,11 +1,11 @@
-"""What pins a source on its first use: the commit of a repository on the hub, the SHA-256 of a local file."""
+"""Pins of a source at its first use: the commit of a repository on the hub, the SHA-256 of a local file."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.runtime.errors import InputError
-from tasks.sources.fetch import FIRST_SHARD, sha256_joined, shard_names
+from tasks.sources.fetch import FIRST_SHARD, hub_errors, sha256_joined, shard_names
 
 HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -14,36 +14,35 @@ LATER_SHARD = re.compile(r".*-\d{5}-of-\d{5}\.gguf", re.DOTALL)
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model on the hub: the commit that a revision stands for now, and the licence that its card names ("": none)."""
+    """A model on the hub: the present commit of a revision, and the licence in its model card, if any."""
 
     commit: str
     licence: str
 
 
 def ask_hub(repository: str, revision: str | None, *, field: str) -> HubModel:
-    """Asks the hub which commit of a model's repository a branch or tag is; None: the default branch.
+    """The present commit of a branch or tag of a model's repository; None means the default branch.
 
     Raises:
-        InputError: naming `field`; the hub cannot be reached, or has no such model or revision.
+        InputError: the hub cannot be reached, or the model or revision does not exist.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        found = HfApi().model_info(repository, revision=revision)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+        info = HfApi().model_info(repository, revision=revision)
+    except hub_errors() as error:
         raise InputError(field, f"cannot ask the hub for {repository}: {error}") from None
-    if not COMMIT.fullmatch(found.sha or ""):
-        raise InputError(field, f"the hub names no commit of {repository}")
-    licence = found.card_data.get("license") if found.card_data else None
-    return HubModel(str(found.sha), licence if isinstance(licence, str) else "")
+    if not COMMIT.fullmatch(info.sha or ""):
+        raise InputError(field, f"the hub gives no commit of {repository}")
+    licence = info.card_data.get("license") if info.card_data else None
+    return HubModel(str(info.sha), licence if isinstance(licence, str) else "")
 
 
 def sha256_of_gguf(path: Path, *, field: str) -> str:
-    """SHA-256 of a GGUF file; of the first shard of a split one, of all shards one after the other.
+    """SHA-256 of a GGUF file; for the first shard of a split model, of all shards concatenated.
 
     Raises:
-        InputError: naming `field`; another shard than the first, or one is missing beside it.
+        InputError: it is a shard other than the first, or another shard is missing.
     """
     if LATER_SHARD.fullmatch(path.name) and not FIRST_SHARD.fullmatch(path.name):
         raise InputError(field, f"{path} is a shard of a split model; name the first one (-00001-of-..)")

@@ -1,1 +1,1 @@
-"""Weight pruning, one-shot and layer by layer: magnitude, Wanda, RIA, SparseGPT; recipes, calibration, perplexity."""
+"""One-shot weight pruning: magnitude, Wanda, RIA, SparseGPT; recipes, calibration sets, perplexity."""

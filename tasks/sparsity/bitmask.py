@@ -1,4 +1,4 @@
-"""Masks as bits: eight weights a byte, rows one after the other, the first weight in the highest bit."""
+"""Masks as bits: eight weights per byte in row-major order, the first weight in the highest bit."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """uint8 [ceil(d_out d_in / 8)] on the CPU, of a boolean [d_out, d_in]; the last byte is filled up with zeros."""
+    """uint8 [ceil(d_out d_in / 8)] on the CPU, of a boolean [d_out, d_in]; the last byte is padded with zeros."""
     return torch.from_numpy(np.packbits(mask.cpu().numpy()))
 
 

@@ -1,4 +1,4 @@
-"""Calibration sets: n sequences of token ids drawn from texts, or made of a benchmark's prompts."""
+"""Calibration sets: sequences of token ids from texts or from a benchmark's prompts."""
 
 import random
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from tasks.benchmarks.table import chat_column
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_jsonl, sha256_json
 
-DOCUMENT = 2000  # characters from which a text counts as a long one
+DOCUMENT = 2000  # characters; a longer text counts as a document
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration sequences and where they come from.
+    """Calibration sequences and their origin.
 
     Attributes:
         name: of the texts, such as "c4".
         sequences: token ids.
-        length: L, the tokens of a sequence; of one made of whole prompts the most that it may have.
+        length: tokens of a sequence; the maximum for sequences of whole prompts.
         seed: of the draw.
     """
 
@@ -34,17 +34,17 @@ class Calibration:
 
     @property
     def sha256(self) -> str:
-        """Of the token ids: what the statistics depend on, however the texts were cut into files."""
+        """Hash of the token ids."""
         return sha256_json(self.sequences)
 
 
 def read_texts(path: Path) -> list[str]:
-    """Texts in a file: `text` of each row of a JSONL file, else the lines of a text file, blank ones as "".
+    """The texts of a file: `text` of each row of a JSONL file, else the lines of a text file, blank lines as "".
 
-    That is how the rows of WikiText-2 look on the hub: a line with its line feed each.
+    Lines keep their line feed, as the rows of WikiText-2 on the hub.
 
     Raises:
-        InputError: not there, not UTF-8, not JSONL with a `text` in every row, or empty.
+        InputError: the file does not exist, is not UTF-8, is not JSONL with a `text` in every row, or has no texts.
     """
     try:
         if path.suffix == ".jsonl":
@@ -55,7 +55,7 @@ def read_texts(path: Path) -> list[str]:
     except OSError as error:
         raise InputError(str(path), error.strerror or "cannot be read") from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(str(path), "is not UTF-8 text, or not JSON lines with a `text` in each") from None
+        raise InputError(str(path), "is not UTF-8 text, or not JSONL with a `text` in every row") from None
     if not texts or not all(isinstance(text, str) for text in texts):
         raise InputError(str(path), "has no texts")
     return texts
@@ -64,13 +64,13 @@ def read_texts(path: Path) -> list[str]:
 def from_documents(
     tokenizer: Any, texts: Sequence[str], *, name: str, count: int, length: int, seed: int
 ) -> Calibration:
-    """`count` windows of `length` tokens, each from another document that is longer: C4.
+    """`count` windows of `length` tokens, each from a different document that is longer, as for C4.
 
-    The documents are gone through in random order. The published code draws them with replacement from the first file
-    of C4; here a smaller file gives no window of a document twice.
+    The documents are tried in random order. The published code draws them with replacement from the first file of C4;
+    here a document is used at most once.
 
     Raises:
-        InputError: too few documents are longer than `length` tokens, or a token is not one of the model's.
+        InputError: too few documents are longer than `length` tokens, or a token has no embedding.
     """
     _check(count, length)
     rng = random.Random(seed)
@@ -83,15 +83,15 @@ def from_documents(
         if len(sequences) == count:
             return Calibration(name, sequences, length, seed)
     raise InputError(
-        "calibration", f"{name} has {len(sequences)} documents of more than {length} tokens; {count} are asked for"
+        "calibration", f"{name} has {len(sequences)} documents of more than {length} tokens; {count} are needed"
     )
 
 
 def from_stream(tokenizer: Any, texts: Sequence[str], *, name: str, count: int, length: int, seed: int) -> Calibration:
-    """`count` windows of `length` tokens from anywhere in the texts joined by spaces, as published for WikiText-2.
+    """`count` windows of `length` tokens at random positions of the texts joined by spaces, as for WikiText-2.
 
     Raises:
-        InputError: the texts together are not longer than `length` tokens, or a token is not one of the model's.
+        InputError: the joined texts are not longer than `length` tokens, or a token has no embedding.
     """
     _check(count, length)
     ids = tokenizer(" ".join(texts))["input_ids"]
@@ -103,7 +103,7 @@ def from_stream(tokenizer: Any, texts: Sequence[str], *, name: str, count: int, 
 
 
 def from_texts(tokenizer: Any, texts: Sequence[str], *, name: str, count: int, length: int, seed: int) -> Calibration:
-    """`from_documents` where more than a quarter of the texts are long ones, as in C4, else `from_stream`.
+    """`from_documents` if more than a quarter of the texts are documents, as in C4, else `from_stream`.
 
     Raises:
         InputError: as either.
@@ -116,16 +116,16 @@ def from_texts(tokenizer: Any, texts: Sequence[str], *, name: str, count: int, l
 def from_prompts(
     prompts: Sequence[Sequence[int]], *, name: str, count: int, length: int, seed: int, fewer: bool = False
 ) -> Calibration:
-    """`count` sequences of whole prompts one after the other, each with as many as fit into `length` tokens.
+    """`count` sequences of concatenated whole prompts, each with as many as fit into `length` tokens.
 
-    The prompts are taken in random order, none twice, and one that is longer than `length` is left out.
+    The prompts are taken in random order without replacement. Prompts longer than `length` are left out.
 
     Args:
         prompts: token ids (`tasks.benchmarks.encoding.encode_prompt`).
-        fewer: where the prompts are used up before, as many sequences as they fill.
+        fewer: allow fewer sequences than `count` if there are too few prompts.
 
     Raises:
-        InputError: the prompts are used up before, or fill none.
+        InputError: there are too few prompts.
     """
     _check(count, length)
     rng = random.Random(seed)
@@ -151,7 +151,7 @@ def from_prompts(
 
 
 def encode_prompts(table: pd.DataFrame, tokenizer: Any, context: int) -> list[list[int]]:
-    """Token ids of the prompts of a benchmark's rows, as `tasks.benchmarks.table.encode_rows` has them.
+    """Token ids of the prompts of a benchmark's rows, without their options.
 
     Raises:
         InputError: a prompt is empty, or longer than the model's context.

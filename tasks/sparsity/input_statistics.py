@@ -1,4 +1,4 @@
-"""What a calibration pass leaves behind of the inputs of a linear layer: their squared norms, or their Hessian."""
+"""Statistics of the inputs of linear layers in a calibration pass: squared norms or the Hessian."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,26 +8,26 @@ from torch import Tensor, nn
 
 
 class InputStatistics:
-    """Sums over the calibration sequences of the inputs of some linear layers, in float32 or, if they are, float64.
+    """Sums over the calibration sequences, in float32, or float64 for float64 inputs.
 
     Args:
-        linears: the layers by name.
-        products: gather X X^T, else only its diagonal.
+        linears: the linear layers by name.
+        products: sum X X^T instead of only its diagonal.
 
     Attributes:
-        sequences: by name, how many sequences have passed; a sequence is one call.
+        sequences: the number of sequences (calls) by layer name.
     """
 
     def __init__(self, linears: dict[str, nn.Linear], *, products: bool):
         self._linears = linears
         self._products = products
         self._sums: dict[str, Tensor] = {}
-        self._last: tuple[Tensor, Tensor] | None = None  # q, k and v have the same input, and gate and up
+        self._last: tuple[Tensor, Tensor] | None = None  # q, k and v share their input, and so do gate and up
         self.sequences: dict[str, int] = dict.fromkeys(linears, 0)
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
-        """In this context whatever passes through the linear layers is added."""
+        """A context in which the inputs of the linear layers are added to the sums."""
         handles = [
             linear.register_forward_pre_hook(lambda _, inputs, name=name: self._add(name, inputs[0]))
             for name, linear in self._linears.items()

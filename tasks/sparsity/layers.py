@@ -1,8 +1,8 @@
-"""The walk: decoder layer after decoder layer, each pruned on what the pruned layers before it give.
+"""Layer-by-layer pruning: each decoder layer is pruned on the outputs of the pruned layers before it.
 
-The calibration sequences pass the unpruned layer once while the statistics of its linear layers are gathered; then all
-of them are pruned; then the sequences pass it again, and what comes out enters the next layer. Embeddings, norms and
-the output embedding stay as they are, tied or not.
+The calibration sequences pass the unpruned layer once to gather the statistics of its linear layers. Then these are
+pruned, and the sequences pass the layer again to give the inputs of the next layer. Embeddings, norms and the output
+embedding do not change, tied or not.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ class Layers:
         linears: for each decoder layer, its linear layers by their name in the model.
 
     Raises:
-        InputError: the model has no decoder layers, or some with matrices that are not those of linear layers.
+        InputError: the model has no decoder layers, or a layer has a matrix outside of linear layers.
     """
 
     def __init__(self, model: Any):
@@ -36,39 +36,39 @@ class Layers:
         names = {id(module): name for name, module in model.named_modules()}
         self.linears: list[dict[str, nn.Linear]] = []
         for layer in self.layers:
-            found = {names[id(m)]: m for m in layer.modules() if isinstance(m, nn.Linear)}
-            known = {id(linear.weight) for linear in found.values()}
+            linears = {names[id(m)]: m for m in layer.modules() if isinstance(m, nn.Linear)}
+            known = {id(linear.weight) for linear in linears.values()}
             for name, parameter in layer.named_parameters():
                 if parameter.dim() > 1 and id(parameter) not in known:
                     raise InputError(
-                        "model", f"{kind}: {name} is a weight of no linear layer; such layers are not supported"
+                        "model", f"{kind}: {name} is not the weight of a linear layer; such layers are not supported"
                     )
-            self.linears.append(found)
+            self.linears.append(linears)
 
     def all_linears(self) -> dict[str, nn.Linear]:
-        """Those of all decoder layers, by name, from the first layer to the last."""
-        return {name: linear for found in self.linears for name, linear in found.items()}
+        """The linear layers of all decoder layers by name, in the order of the layers."""
+        return {name: linear for linears in self.linears for name, linear in linears.items()}
 
     @torch.no_grad()
     def walk(self, sequences: Sequence[Sequence[int]], *, products: bool) -> Iterator[tuple[int, InputStatistics]]:
-        """Yields each layer's number and statistics; the caller prunes the layer before it asks for the next one.
+        """Yields each layer's index and statistics; the caller prunes the layer before it takes the next one.
 
-        Holds the residuals of all calibration tokens (tokens x d_model), and one layer's statistics: per linear layer
-        d_in numbers, or d_in^2 with `products`. Sequences pass one by one, so that none is padded.
+        Memory: the residuals of all calibration tokens (tokens x d_model) and the statistics of one decoder layer (d_in
+        numbers per linear layer, or d_in^2 with `products`). Sequences run one by one, without padding.
 
         Raises:
-            InputError: no sequences, an empty one, or one that is longer than the model's context; or a linear layer
-                that takes no part in a forward pass.
+            InputError: there are no sequences, one is empty or longer than the context, or a linear layer is not used
+                in a forward pass.
         """
         self._check(sequences)
-        hidden, arguments = self._entering(sequences)
+        hidden, arguments = self._first_inputs(sequences)
         for index, layer in enumerate(self.layers):
             statistics = InputStatistics(self.linears[index], products=products)
             with statistics.gathering(), Products():
                 for x in hidden:
                     layer(x, **arguments[x.shape[1]][index])
             if unused := [name for name, count in statistics.sequences.items() if not count]:
-                raise InputError("model", f"{unused[0]} takes no part in a forward pass")
+                raise InputError("model", f"{unused[0]} is not used in a forward pass")
             yield index, statistics
             if index < len(self.layers) - 1:
                 with Products():
@@ -78,16 +78,16 @@ class Layers:
 
     def _check(self, sequences: Sequence[Sequence[int]]) -> None:
         if not sequences or not all(map(len, sequences)):
-            raise InputError("calibration", "needs at least one sequence, and no empty one")
+            raise InputError("calibration", "needs at least one sequence, and none may be empty")
         context = getattr(self._body.config, "max_position_embeddings", None)
         longest = max(map(len, sequences))
         if context is not None and longest > context:
             raise InputError("calibration", f"has a sequence of {longest} tokens; the model's context has {context}")
 
-    def _entering(self, sequences: Sequence[Sequence[int]]) -> tuple[list[Tensor], dict[int, list[Arguments]]]:
-        """What enters layer 0 of each sequence, [1, T, d_model], and the arguments of each layer by length T.
+    def _first_inputs(self, sequences: Sequence[Sequence[int]]) -> tuple[list[Tensor], dict[int, list[Arguments]]]:
+        """The input of layer 0 for each sequence, [1, T, d_model], and the arguments of each layer by length T.
 
-        The model itself makes both, with layers that hand on what they are given.
+        Both come from the model itself, with layers that return their input.
         """
         device = next(self._body.parameters()).device
         hidden: list[Tensor] = []

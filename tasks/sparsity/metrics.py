@@ -1,9 +1,9 @@
-"""Scores of single weights, and which of them a sparsity removes. Tensors only.
+"""Scores of single weights, and the masks of the weights that a sparsity removes. Tensors only.
 
-A mask is a boolean [d_out, d_in] that is true where a weight is removed. Every selection removes the weights with the
-smallest scores and an exact number of them: among equal scores the one that comes first in its group goes first. The
-published code of magnitude pruning, RIA and SparseGPT instead removes every weight whose score is at most the one at
-sorted position int(s n), which is one weight more, and as many more as there are ties.
+A mask is boolean [d_out, d_in] and true where a weight is removed. Every selection removes an exact number of weights,
+those with the smallest scores; of equal scores the first in its group is removed first. The published code of magnitude
+pruning, RIA and SparseGPT instead removes every weight whose score is at most the one at sorted position int(s n): one
+weight more, and more with ties.
 """
 
 from fractions import Fraction
@@ -18,7 +18,7 @@ RIA_POWER = 0.5  # a in RIA's formula, the value of its paper and of its code
 
 
 class NOfM(NamedTuple):
-    """N:M sparsity: of every m consecutive inputs of an output, n weights are kept (2:4, 4:8)."""
+    """N:M sparsity: n of every m consecutive weights of a row are kept (2:4, 4:8)."""
 
     n: int
     m: int
@@ -34,7 +34,7 @@ def check_target(target: Target) -> None:
     """Raises InputError unless the target is a sparsity in (0, 1) or an N:M with 0 < n < m."""
     if isinstance(target, NOfM):
         if not 0 < target.n < target.m:
-            raise InputError("sparsity", f"{target}: of m weights, n from 1 to m - 1 are kept")
+            raise InputError("sparsity", f"{target}: n:m needs 0 < n < m")
     elif not 0 < target < 1:
         raise InputError("sparsity", f"{target} is not between 0 and 1")
 
@@ -58,8 +58,7 @@ def ria(weight: Tensor, squared_norms: Tensor) -> Tensor:
     """(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) ||X_j||_2^a, [d_out, d_in].
 
     "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models" (Zhang et al., ICLR 2024).
-    Without the channel permutation that its paper adds for N:M. A row or column of zeros, where the formula is 0/0,
-    counts as 0.
+    Without the channel permutation of the paper for N:M. 0/0, for a row or column of zeros, is 0.
 
     Args:
         weight: [d_out, d_in].
@@ -72,28 +71,28 @@ def ria(weight: Tensor, squared_norms: Tensor) -> Tensor:
 
 
 def removed(sparsity: float, n: int) -> int:
-    """int(sparsity * n) of the sparsity as it is written: 29 for 0.29 and 100, whose product as floats is less."""
+    """int(sparsity * n) in decimal arithmetic: 29 for 0.29 and 100, whose float product is below 29."""
     return int(Fraction(str(float(sparsity))) * n)
 
 
 def smallest(score: Tensor, count: int) -> Tensor:
-    """Mask of the `count` smallest along the last dimension, of equal ones the first. Same shape as `score`."""
+    """Mask of the `count` smallest along the last dimension, the first of equal ones. Same shape as `score`."""
     order = score.sort(dim=-1, stable=True).indices[..., :count]
     return torch.zeros_like(score, dtype=torch.bool).scatter_(-1, order, True)
 
 
 def by_row(score: Tensor, sparsity: float) -> Tensor:
-    """int(s d_in) weights of every output: the comparison group of Wanda (section 3)."""
+    """Removes int(s d_in) weights of every row: the comparison group of Wanda (section 3)."""
     return smallest(score, removed(sparsity, score.shape[1]))
 
 
 def by_matrix(score: Tensor, sparsity: float) -> Tensor:
-    """int(s d_out d_in) weights of the whole matrix: magnitude pruning and RIA."""
+    """Removes int(s d_out d_in) weights of the whole matrix: magnitude pruning and RIA."""
     return smallest(score.flatten(), removed(sparsity, score.numel())).view_as(score)
 
 
 def by_group(score: Tensor, pattern: NOfM) -> Tensor:
-    """m - n weights of every m consecutive inputs of an output.
+    """Removes m - n of every m consecutive weights of a row.
 
     Raises:
         InputError: m does not divide the number of inputs.
@@ -103,6 +102,6 @@ def by_group(score: Tensor, pattern: NOfM) -> Tensor:
 
 
 def check_groups(inputs: int, pattern: NOfM) -> None:
-    """Raises InputError unless groups of m fill so many inputs."""
+    """Raises InputError unless m divides the number of inputs."""
     if inputs % pattern.m:
         raise InputError("sparsity", f"{pattern} needs layers with a multiple of {pattern.m} inputs, not {inputs}")

@@ -1,4 +1,4 @@
-"""Perplexity of a text, as the code of SparseGPT and Wanda measures it on WikiText-2."""
+"""Perplexity of a text as in the code of SparseGPT and Wanda for WikiText-2."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Perplexity:
 
     @property
     def tokens(self) -> int:
-        """How many tokens were predicted."""
+        """The number of predicted tokens."""
         return len(self.losses) * (self.window - 1)
 
     @property
@@ -40,8 +40,8 @@ class Perplexity:
 
     @property
     def stderr(self) -> float:
-        """Standard error of `loss` over the windows; NaN for a single one. Neighbouring windows are of one article, so
-        it is rather too small. That of `ppl` is about `ppl` times as large."""
+        """Standard error of `loss` over the windows; NaN for a single one. It is rather too small, since neighbouring
+        windows are from the same article. The standard error of `ppl` is about `ppl` times as large."""
         n = len(self.losses)
         return float(self.losses.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
@@ -50,18 +50,18 @@ class Perplexity:
 def perplexity(loaded: Loaded, tokens: Sequence[int], window: int) -> Perplexity:
     """exp of the mean negative log-likelihood over non-overlapping windows of a stream of token ids.
 
-    Every window is read on its own, and what does not fill one at the end is left out. For WikiText-2 the published
-    stream is that of the test split's rows joined by two line feeds.
+    Windows are independent; an incomplete last window is left out. For WikiText-2 the published stream is the rows of
+    the test split joined by two line feeds.
 
     Raises:
-        InputError: a window of less than two tokens or more than the model's context, or a text shorter than one.
+        InputError: the window has fewer than 2 tokens or more than the context, or the text is shorter than a window.
     """
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", 2**31)
     if not 2 <= window <= context:
-        raise InputError("window", f"{window} tokens; from 2 up to the model's context, {context}, are possible")
+        raise InputError("window", f"must be from 2 to the model's context of {context} tokens, not {window}")
     count = len(tokens) // window
     if not count:
-        raise InputError("text", f"has {len(tokens)} tokens, less than a window of {window}")
+        raise InputError("text", f"has {len(tokens)} tokens, fewer than a window of {window}")
     windows = torch.tensor(list(tokens[: count * window]), device=loaded.model.device).view(count, window)
     losses = []
     with Products():

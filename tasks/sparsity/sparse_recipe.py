@@ -1,9 +1,8 @@
-"""A sparse model as data: a JSON recipe, and a safetensors file of masks beside it.
+"""A sparse model as data: a JSON recipe and a safetensors file of masks.
 
-Magnitude, Wanda and RIA only remove weights: the masks, one bit a weight, make the model from its base. SparseGPT also
-moves the weights it keeps, and running it again on other hardware, or with another number of threads, would give other
-last digits and soon other masks. So of SparseGPT the kept weights are stored too, which makes that file as large as
-the kept part of the pruned matrices.
+Magnitude, Wanda and RIA only remove weights, so the masks (one bit per weight) and the base model give the sparse
+model. SparseGPT also changes the remaining weights. Repeating it on other hardware or with another number of threads
+would give different last digits and then different masks, so the remaining weights are stored too.
 """
 
 from pathlib import Path
@@ -27,11 +26,11 @@ from tasks.sparsity.metrics import NOfM
 from tasks.sparsity.weight_pruning import Method, Report
 
 RECIPE, MASKS = "sparse.json", "masks.safetensors"
-SIZE_LIMIT = 16 << 20  # bytes of the recipe; a line for each matrix of the deepest model fills less than one
+SIZE_LIMIT = 16 << 20  # bytes of the recipe; the largest models need less than 1 MiB
 
 
 class CalibrationSet(Strict):
-    """The sequences that the statistics are of; `length` in tokens, `sha256` of their token ids."""
+    """The calibration sequences; `length` in tokens, `sha256` of their token ids."""
 
     name: str
     sha256: Sha256
@@ -41,7 +40,7 @@ class CalibrationSet(Strict):
 
 
 class Matrix(Strict):
-    """A pruned matrix: its shape, and how many weights the mask removes."""
+    """A pruned matrix: its shape and the number of removed weights."""
 
     rows: Count
     columns: Count
@@ -70,9 +69,9 @@ class SparseRecipe(Strict):
     @model_validator(mode="after")
     def _one_target(self) -> "SparseRecipe":
         if (self.sparsity is None) == (self.n_of_m is None):
-            raise ValueError("one of sparsity and n_of_m is needed")
+            raise ValueError("either sparsity or n_of_m is needed")
         if (self.calibration is None) != (self.method == "magnitude"):
-            raise ValueError("all methods but magnitude have a calibration set")
+            raise ValueError("all methods except magnitude need a calibration set, and magnitude has none")
         return self
 
 
@@ -82,8 +81,8 @@ def write_recipe(
     """Writes sparse.json and masks.safetensors for a model that `prune_weights` has just pruned.
 
     Args:
-        base_sha256: of the model before (`tasks.models.hashing.sha256_directory`).
-        calibration: whose sequences it was pruned with; of magnitude it is left out.
+        base_sha256: of the unpruned model (`tasks.models.hashing.sha256_directory`).
+        calibration: the calibration set; ignored for magnitude.
     """
     tensors: dict[str, Tensor] = {}
     linears = Layers(loaded.model).all_linears()
@@ -100,7 +99,7 @@ def write_recipe(
         method=report.method,
         sparsity=None if isinstance(report.target, NOfM) else report.target,
         n_of_m=report.target if isinstance(report.target, NOfM) else None,
-        calibration=None if report.method == "magnitude" or calibration is None else _described(calibration),
+        calibration=None if report.method == "magnitude" or calibration is None else _calibration_set(calibration),
         matrices={
             name: Matrix(rows=m.shape[0], columns=m.shape[1], removed=m.removed, sparsity=m.sparsity)
             for name, m in report.matrices.items()
@@ -115,12 +114,12 @@ def read_sparse_recipe(directory: Path) -> SparseRecipe:
     """The recipe in a directory.
 
     Raises:
-        InputError: not there, not a recipe, or its masks are not the ones it was written with.
+        InputError: the recipe does not exist or is invalid, or the masks do not match its hash.
     """
     path = directory / RECIPE
     try:
         if path.stat().st_size > SIZE_LIMIT:
-            raise InputError(str(path), f"has {path.stat().st_size} bytes; {SIZE_LIMIT} are the limit")
+            raise InputError(str(path), f"has {path.stat().st_size} bytes; the limit is {SIZE_LIMIT}")
         recipe = SparseRecipe.model_validate_json(path.read_bytes(), strict=True)
         actual = sha256_file(directory / MASKS)
     except OSError as error:
@@ -136,15 +135,14 @@ def read_sparse_recipe(directory: Path) -> SparseRecipe:
 
 @torch.no_grad()
 def apply_recipe(loaded: Loaded, model_dir: Path, directory: Path) -> SparseRecipe:
-    """Prunes a model in place as the recipe in `directory` says, to the weights of the pruned model bit for bit.
+    """Prunes a model in place by the recipe in `directory`, to the weights of the pruned model bit for bit.
 
     Args:
         loaded: the unpruned model, as `tasks.models.loading.load` gives it.
-        model_dir: where it was loaded from.
+        model_dir: the directory of the model.
 
     Raises:
-        InputError: see `read_sparse_recipe`; or the recipe is for another model (by hash), whose matrices differ. The
-            model is unchanged then.
+        InputError: as `read_sparse_recipe`, or the recipe is for another model. The model is then unchanged.
     """
     recipe = read_sparse_recipe(directory)
     actual = sha256_directory(model_dir)
@@ -153,7 +151,7 @@ def apply_recipe(loaded: Loaded, model_dir: Path, directory: Path) -> SparseReci
     linears = Layers(loaded.model).all_linears()
     shapes = {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
     if shapes != {name: (matrix.rows, matrix.columns) for name, matrix in recipe.matrices.items()}:
-        raise InputError("model", f"{model_dir} has other linear layers than the recipe")
+        raise InputError("model", f"{model_dir} does not have the linear layers of the recipe")
     try:
         with safe_open(directory / MASKS, framework="pt") as file:
             _check_contents(file, recipe, directory / MASKS)
@@ -183,7 +181,7 @@ def _apply(file: Any, name: str, linear: nn.Linear, *, kept: bool) -> None:
     weight.masked_fill_(mask, 0)
 
 
-def _described(calibration: Calibration) -> CalibrationSet:
+def _calibration_set(calibration: Calibration) -> CalibrationSet:
     return CalibrationSet(
         name=calibration.name,
         sha256=calibration.sha256,

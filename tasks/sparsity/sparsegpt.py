@@ -1,8 +1,8 @@
 """SparseGPT (Frantar, Alistarh 2023, arXiv 2301.00774): masks and updates of the kept weights from the inputs' Hessian.
 
 Removing weights from a row w of W changes the layer's outputs by ||X^T (w - w')||^2 over the calibration tokens, a
-quadratic with Hessian H = 2 X X^T that all rows share. The columns are gone through from left to right; what removing
-a weight costs is made good, as far as it can be, by those to the right of it (the optimal brain surgeon's update).
+quadratic with Hessian H = 2 X X^T that all rows share. Columns are processed from left to right; the weights to the
+right of a removed one are updated to compensate for it (optimal brain surgeon).
 """
 
 import torch
@@ -12,15 +12,15 @@ from tasks.runtime.errors import InputError
 from tasks.sparsity.metrics import NOfM, Target, check_groups, removed, smallest
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
-BLOCK = 128  # columns whose mask is chosen together, and whose updates reach the later ones together
+BLOCK = 128  # columns whose mask is chosen together and whose updates are applied to later columns together
 
 
 def prune(weight: Tensor, hessian: Tensor, target: Target) -> tuple[Tensor, Tensor]:
     """Mask and new weights, both [d_out, d_in]; removed weights are zero.
 
-    Algorithm 1 of the paper, with one mask for all rows of a block of columns, as in its code: int(s d_out d_in)
-    weights go in all, and each block takes its share of them. An input that is never active is set to zero first, so
-    a row may hold more zeros than the mask.
+    Algorithm 1 of the paper, with the mask chosen over all rows of a block of columns, as in its code. int(s d_out
+    d_in) weights are removed in total, and each block has its share. The weights of an input that is never active are
+    set to zero first, so the result may have more zeros than the mask.
 
     Args:
         weight: [d_out, d_in], float32 or float64; not changed.
@@ -53,18 +53,18 @@ def prune(weight: Tensor, hessian: Tensor, target: Target) -> tuple[Tensor, Tens
             errors[:, j] = part[:, j] * mask[:, start + j] / u[j, j]
             part[:, j:].addr_(errors[:, j], u[j, j:], alpha=-1)
         weight[:, end:] -= errors @ factor[start:end, end:]
-    return mask, weight.masked_fill_(mask, 0)  # what the update leaves of a removed weight is rounding
+    return mask, weight.masked_fill_(mask, 0)  # the update leaves rounding errors in removed weights
 
 
 def saliency(weight: Tensor, factor: Tensor) -> Tensor:
-    """W_ij^2 / U_jj^2, [d_out, columns]: U_jj^2 is [H^-1]_jj with the columns left of j taken out (section 3.2)."""
+    """W_ij^2 / U_jj^2, [d_out, columns]: U_jj^2 is [H^-1]_jj without the columns left of j (section 3.2)."""
     return weight**2 / factor.diagonal() ** 2
 
 
 def damped(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """H + 0.01 mean(diag H) I in float64, with 1 for an input that is never active, and which inputs those are [d_in].
+    """H + 0.01 mean(diag H) I in float64, with 1 on the diagonal of inputs that are never active; their mask [d_in].
 
-    In float64 because what follows inverts H: inputs of a few large features leave condition numbers near 1e5.
+    In float64, since H is inverted: inputs with a few large features have condition numbers near 1e5.
     """
     hessian = hessian.double()
     dead = hessian.diagonal() == 0
@@ -73,10 +73,10 @@ def damped(hessian: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def inverse_factor(hessian: Tensor) -> Tensor:
-    """The upper triangular U with H^-1 = U^T U, [d_in, d_in]: row j is that of the j-th step of the elimination.
+    """The upper triangular U with H^-1 = U^T U, [d_in, d_in]: row j belongs to the j-th step of the elimination.
 
-    H = R R^T with R upper triangular is a Cholesky factorisation of H from its last row upwards, and U = R^-1: one
-    factorisation, and no inverse of H that would have to be factorised again.
+    H = R R^T with upper triangular R is a Cholesky factorisation of H from the last row upwards, and U = R^-1. So H^-1
+    need not be computed and factorised.
 
     Raises:
         InputError: H is not positive definite.

@@ -1,6 +1,6 @@
-"""The entry: prune the weights of a loaded model in place, for good or for the time of a context."""
+"""Prunes the weights of a loaded model in place, permanently or inside a context."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -19,17 +19,17 @@ from tasks.sparsity.metrics import NOfM, Target
 
 Method = Literal["magnitude", "wanda", "ria", "sparsegpt"]
 METHODS: tuple[Method, ...] = get_args(Method)
-NeuronsByLayer = Mapping[int, Sequence[int]]  # neurons by decoder layer
+NeuronsByLayer = Mapping[int, Sequence[int]]  # neurons of each decoder layer
 
 
 @dataclass(frozen=True)
 class PrunedMatrix:
-    """What was removed from a weight matrix.
+    """The pruning of a weight matrix.
 
     Attributes:
         shape: (d_out, d_in).
-        removed: how many weights the mask removes.
-        mask: one bit a weight (`tasks.sparsity.bitmask`).
+        removed: the number of removed weights.
+        mask: one bit per weight (`tasks.sparsity.bitmask`).
     """
 
     shape: tuple[int, int]
@@ -43,7 +43,7 @@ class PrunedMatrix:
 
 @dataclass(frozen=True)
 class Report:
-    """What `prune_weights` did. `matrices` by the name of the linear layer in the model."""
+    """The result of `prune_weights`. `matrices` by the name of the linear layer in the model."""
 
     method: Method
     target: Target
@@ -51,7 +51,7 @@ class Report:
 
     @property
     def sparsity(self) -> float:
-        """Of all pruned matrices together."""
+        """The sparsity of all pruned matrices together."""
         sizes = sum(rows * columns for rows, columns in (matrix.shape for matrix in self.matrices.values()))
         return sum(matrix.removed for matrix in self.matrices.values()) / sizes
 
@@ -65,47 +65,49 @@ def prune_weights(
 ) -> Report:
     """Prunes all linear layers inside the decoder layers, in place.
 
-    A `DecoderStack` that was made before keeps bfloat16 copies of weights; make a new one afterwards.
+    A `DecoderStack` keeps bfloat16 copies of weights; make a new one afterwards.
 
-    Memory above the model: one bit for each of its weights, what one layer's matrix and its scores take, and, but for
-    magnitude, the residuals and statistics of `Layers.walk`.
+    Memory above the model: one bit per weight, one matrix and its scores, and, except for magnitude, the residuals and
+    statistics of `Layers.walk`.
 
     Args:
-        sequences: token ids of the calibration sequences; magnitude does not look at them.
-        target: the part of the weights to remove, or N:M.
-        spared: neurons (rows of gate_proj and up_proj, columns of down_proj) of which no weight is removed. Others go
-            in their place, but for Wanda's rows of gate_proj and up_proj, each of which stands alone: there, less
-            than `target` is removed. Not with SparseGPT, nor with N:M.
+        sequences: token ids of the calibration sequences; magnitude does not use them.
+        target: the fraction of the weights to remove, or N:M.
+        spared: neurons (rows of gate_proj and up_proj, columns of down_proj) whose weights are not removed. Other
+            weights are removed instead, except for Wanda in gate_proj and up_proj, where each row has its own quota:
+            there, less than `target` is removed. Not for SparseGPT and N:M.
 
     Raises:
-        InputError: a target that is not possible, in general or for this model, or see `Layers` and `Layers.walk`. What
-            fails in the middle of the walk (inputs that are not finite) leaves the layers before it pruned; `sparse`
-            restores them.
+        InputError: the target is not possible, or as `Layers` and `Layers.walk`. After an error during the walk (such
+            as inputs that are not finite) the layers before it stay pruned; `sparse` restores them.
+
+    Example:
+        >>> loaded = load(Path("data/models/smollm2-135m-instruct"))
+        >>> prune_weights(loaded, [], "magnitude", 0.5).sparsity
+        0.5
     """
     metrics.check_target(target)
     if spared and (method == "sparsegpt" or isinstance(target, NOfM)):
-        raise InputError("spared", "neurons can be spared by magnitude, wanda and ria at a sparsity only")
+        raise InputError("spared", "neurons can be spared only by magnitude, wanda and ria, and not with N:M")
     layers = Layers(loaded.model)
     if isinstance(target, NOfM):
         for linear in layers.all_linears().values():
             metrics.check_groups(linear.in_features, target)
     matrices: dict[str, PrunedMatrix] = {}
-    if method == "magnitude":
-        for index, linears in enumerate(layers.linears):
-            for name, linear in linears.items():
-                matrices[name] = _pruned(linear, name, None, method, target, (spared or {}).get(index, ()))
-    else:
-        for index, statistics in layers.walk(sequences, products=method == "sparsegpt"):
-            for name, linear in layers.linears[index].items():
-                matrices[name] = _pruned(linear, name, statistics, method, target, (spared or {}).get(index, ()))
+    walk: Iterable[tuple[int, InputStatistics | None]] = enumerate([None] * len(layers.linears))
+    if method != "magnitude":
+        walk = layers.walk(sequences, products=method == "sparsegpt")
+    for index, statistics in walk:
+        for name, linear in layers.linears[index].items():
+            matrices[name] = _pruned(linear, name, statistics, method, target, (spared or {}).get(index, ()))
     return Report(method, target, matrices)
 
 
 @contextmanager
 def restored(loaded: Loaded) -> Iterator[None]:
-    """At the end of this context the linear layers of the decoder have the weights of its beginning, bit for bit.
+    """A context at whose end the weights of the decoder's linear layers are restored, bit for bit.
 
-    Keeps a copy of these weights on their device: the model's memory once more, but for its embeddings.
+    Keeps a copy of these weights on their device: as much memory as the model without its embeddings.
     """
     kept = [(linear.weight, linear.weight.clone()) for linear in Layers(loaded.model).all_linears().values()]
     try:
@@ -124,7 +126,7 @@ def sparse(
     target: Target,
     spared: NeuronsByLayer | None = None,
 ) -> Iterator[Report]:
-    """`prune_weights` for the time of a context. Memory: see `restored`."""
+    """`prune_weights` inside a context. Memory: see `restored`."""
     with restored(loaded):
         yield prune_weights(loaded, sequences, method, target, spared)
 
@@ -156,7 +158,7 @@ def _pruned(
 
 
 def _exempt(name: str, weight: Tensor, neurons: Sequence[int]) -> Tensor:
-    """Mask of the weights of these neurons, [d_out, d_in]: none in a linear layer that is not part of the MLP."""
+    """Mask of the weights of these neurons, [d_out, d_in]; all False in linear layers outside the MLP."""
     mask = torch.zeros_like(weight, dtype=torch.bool)
     if not neurons:
         return mask

@@ -1,1 +1,1 @@
-"""The steps of the pipeline: each reads settings and inputs of a cell, calls the library, and writes outputs."""
+"""The steps of the pipeline. Each reads settings and inputs of a cell, calls the library, and writes outputs."""

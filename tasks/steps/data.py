@@ -1,4 +1,4 @@
-"""data: fetch a benchmark's rows, render its prompts and split them."""
+"""data: fetch a benchmark's rows, render the prompts and split them."""
 
 from tasks.benchmarks.prepare import prepare
 from tasks.pipeline.cell import Cell

@@ -1,4 +1,4 @@
-"""explain: what the pruned neurons did, and what else pruning changed: explanation.json and a page of it."""
+"""explain: the roles of the pruned neurons and the effects of pruning, in explanation.json and explanation.html."""
 
 import pandas as pd
 
@@ -18,11 +18,11 @@ def explain(cell: Cell) -> None:
     """Writes explanation.json and explanation.html from the cell's scores, recipe and predictions.
 
     Raises:
-        InputError: one of these is not there, or the predictions are not those of the test rows.
+        InputError: one of these does not exist, or the predictions are not those of the test rows.
     """
     for path in (cell.scores, cell.pruned, cell.predictions, cell.test):
         if not path.exists():
-            raise InputError(cell.name, f"{path.name} is not there; the cell's earlier steps have not run")
+            raise InputError(cell.name, f"{path.name} does not exist; run the cell's earlier steps first")
     of = made_of(cell.scores, cell.pruned, cell.predictions, cell.test)
     recipe, predictions = read_recipe(cell.pruned), pd.read_parquet(cell.predictions)
     loaded = load(cell.model_dir)
@@ -31,7 +31,7 @@ def explain(cell: Cell) -> None:
     if table["id"].tolist() != predictions["id"].tolist():
         raise InputError(cell.name, "predictions.parquet has other rows than the test split; run evaluate again")
     rows = encode_rows(table, loaded.tokenizer, stack.context)
-    found = {
+    results = {
         "model": cell.model,
         "benchmark": cell.benchmark,
         "layer": recipe.layer,
@@ -45,8 +45,8 @@ def explain(cell: Cell) -> None:
         "calibration": calibration_section(predictions),
         "bias": bias_section(cell, recipe, loaded, stack, rows, predictions),
     }
-    page = render(found, cell.benchmark_spec.prompt).encode()
-    write_page(cell, "explanation.json", found, of, {"explanation.html": page})
+    page = render(results, cell.benchmark_spec.prompt).encode()
+    write_page(cell, "explanation.json", results, of, {"explanation.html": page})
 
 
 if __name__ == "__main__":

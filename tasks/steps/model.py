@@ -1,4 +1,4 @@
-"""Step `model`: a source in params.yaml becomes a plain Hugging Face directory, stored once."""
+"""model: fetch a model and store it as a plain Hugging Face directory."""
 
 import tempfile
 from pathlib import Path
@@ -13,7 +13,7 @@ from tasks.runtime.files import replacing
 
 
 def store(cell: Cell) -> None:
-    """Writes data/models/<model>/; refuses a model whose neurons the method cannot prune before anything is stored."""
+    """Writes data/models/<model>/, after a check that the method can prune the model."""
     field = f"models.{cell.model}.source"
     with tempfile.TemporaryDirectory() as work, replacing(cell.model_dir) as target:
         write_model(cell.model_spec.source, target, field=field, root=cell.root, work=Path(work))
@@ -23,4 +23,4 @@ def store(cell: Cell) -> None:
 
 
 if __name__ == "__main__":
-    run_step(store, description="Fetch a model and store it as a plain Hugging Face directory.")
+    run_step(store, description=__doc__)

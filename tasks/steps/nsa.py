@@ -1,4 +1,4 @@
-"""nsa: which words the neurons answer to, and which of them pruning silences: nsa.json, its activations and a page."""
+"""nsa: which words neurons respond to and which pruning silences, in nsa.json, nsa.safetensors and nsa.html."""
 
 import json
 from typing import Any
@@ -18,8 +18,8 @@ from tasks.pipeline.step import run_step
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import sha256_file
 from tasks.runtime.journal import Journal, journal_key
-from tasks.semantics.activations import WordPositions, word_activations, word_positions
-from tasks.semantics.findings import MINIMUM, find_influences, findings, of_first, pruned_models, split_words, stability
+from tasks.semantics.activations import word_activations, word_positions
+from tasks.semantics.findings import MINIMUM, find_influences, findings, pruned_models, split_words, stability
 from tasks.semantics.nsa_page import render
 from tasks.semantics.words import own_words
 
@@ -28,12 +28,12 @@ def nsa(cell: Cell) -> None:
     """Writes nsa.json, nsa.safetensors and nsa.html from the cell's recipe, adaptation set and test rows.
 
     Raises:
-        InputError: one of these is not there, the cell does not stand under `nsa` in params.yaml, or no influential
-            word occurs often enough.
+        InputError: one of these does not exist, the cell is not under `nsa` in params.yaml, or no influential word
+            occurs often enough.
     """
     for path in (cell.test, cell.samples, cell.pruned):
         if not path.exists():
-            raise InputError(cell.name, f"{path.name} is not there; the cell's earlier steps have not run")
+            raise InputError(cell.name, f"{path.name} does not exist; run the cell's earlier steps first")
     run = _run(cell)
     of = made_of(cell.samples, cell.pruned, cell.test)
     recipe = read_recipe(cell.pruned)
@@ -46,13 +46,13 @@ def nsa(cell: Cell) -> None:
     kept, others = split_words(own, examples)
     if not kept:
         raise InputError(cell.name, f"no influential word occurs {MINIMUM} times in the {len(own)} rows")
-    there = word_positions([*kept, *others], [row.prompt for row in rows.encoded], own)
-    base = word_activations(stack, there)
-    ways = pruned_models(cell, run, recipe, loaded, stack)
-    after = {name: word_activations(stack, there, way).mean for name, way in ways.items()}
-    found = findings(cell, run, recipe, rows, own, examples, kept, base, after)
-    found["stability"] = stability(stack, WordPositions(kept, there.prompts, of_first(there, len(kept))))
-    _write(cell, found, of, kept, {"a": base.mean} | {f"a_{name}": values for name, values in after.items()})
+    positions = word_positions([*kept, *others], [row.prompt for row in rows.encoded], own)
+    base = word_activations(stack, positions)
+    contexts = pruned_models(cell, run, recipe, loaded, stack)
+    after = {name: word_activations(stack, positions, context).mean for name, context in contexts.items()}
+    results = findings(cell, run, recipe, rows, own, examples, kept, base, after)
+    results["stability"] = stability(stack, positions.first(len(kept)))
+    _write(cell, results, of, kept, {"a": base.mean} | {f"a_{name}": values for name, values in after.items()})
     journal.remove()
 
 
@@ -68,19 +68,19 @@ def _inputs(cell: Cell, run: NsaRun) -> list[Any]:
 
 
 def _write(
-    cell: Cell, found: dict[str, Any], of: dict[str, str], kept: list[str], activations: dict[str, np.ndarray]
+    cell: Cell, results: dict[str, Any], of: dict[str, str], kept: list[str], activations: dict[str, np.ndarray]
 ) -> None:
     header = {
         "words": kept,
         "model_sha256": recorded_hash(cell.model_dir),
         "samples_sha256": of[cell.samples.name],
         "pruned_sha256": of[cell.pruned.name],
-        "rows": found["rows"],
+        "rows": results["rows"],
     }
     tensors = {name: np.ascontiguousarray(values[:, : len(kept)]) for name, values in activations.items()}
-    # One key: the format does not fix the order of several, and the bytes must not change from run to run.
+    # One key, since the order of several keys is not fixed and the bytes must not change from run to run.
     saved = save(tensors, metadata={"header": json.dumps(header, sort_keys=True)})
-    write_page(cell, "nsa.json", found, of, {"nsa.safetensors": saved, "nsa.html": render(found).encode()})
+    write_page(cell, "nsa.json", results, of, {"nsa.safetensors": saved, "nsa.html": render(results).encode()})
 
 
 if __name__ == "__main__":

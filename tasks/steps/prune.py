@@ -1,4 +1,4 @@
-"""prune: choose (layer, fraction) from the grid and write the recipe, which is the pruned model."""
+"""prune: choose (layer, fraction) from the grid and write the recipe, the pruned model."""
 
 import pandas as pd
 

@@ -1,4 +1,4 @@
-"""The step `report`: everything known about a cell in one HTML file, readable offline."""
+"""report: all results of a cell in one HTML file, readable offline."""
 
 from tasks.evidence.cell_report import render
 from tasks.pipeline.cell import Cell
@@ -10,7 +10,7 @@ def report(cell: Cell) -> None:
     """Writes report.html from the cell's other files.
 
     Raises:
-        InputError: one of them is not there.
+        InputError: one of them does not exist.
     """
     write_text(cell.report, render(cell))
 

@@ -1,4 +1,4 @@
-"""sample: draw the adaptation set, the few train rows that the method may look at."""
+"""sample: draw the adaptation set, the few train rows that the method uses."""
 
 import json
 
@@ -12,19 +12,19 @@ from tasks.runtime.files import write_jsonl
 
 
 def sample(cell: Cell) -> None:
-    """Writes the `adaptation.size` rows of the train split with the smallest seeded hashes of what they ask.
+    """Writes the `adaptation.size` rows of the train split with the smallest seeded hashes of prompt and options.
 
-    With `selection: correct` or `wrong`, those that the unpruned model gets right or wrong, in the same order. Rows
-    that are added to the split or removed change the set by no more than their number.
+    With `selection: correct` or `wrong`, only rows that the unpruned model answers correctly or wrongly. Adding or
+    removing k rows of the split changes at most k rows of the set.
 
     Raises:
-        InputError: as `draw`; or a test row that `evaluate` or `transfer` will read does not fit the model.
+        InputError: as `draw`; or a test row for `evaluate` or `transfer` does not fit the model.
     """
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
     limits = cell.benchmark_spec.limits
     tested = read_split(cell.test, max(limits.test, limits.transfer))
-    encode_rows(tested, loaded.tokenizer, stack.context, warn=False)  # not hours later, in `evaluate` or `transfer`
+    encode_rows(tested, loaded.tokenizer, stack.context, warn=False)  # fails now instead of hours later
     chosen = draw(read_split(cell.train), stack, loaded.tokenizer, cell.settings.adaptation)
     write_jsonl(cell.samples, json.loads(chosen.to_json(orient="records")))
 

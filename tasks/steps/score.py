@@ -1,4 +1,4 @@
-"""score: the score of every neuron on the adaptation set, by default by integrated gradients."""
+"""score: the scores of all neurons on the adaptation set, by default by integrated gradients."""
 
 import sys
 from functools import partial
@@ -23,7 +23,7 @@ from tasks.runtime.work import run_parts, worker_pool
 def score(cell: Cell) -> None:
     """Writes scores, completeness gaps and node counts of every layer; warns where the integral did not converge.
 
-    The scores are signed; the header's `ranking` says how to order them (`Scores.ranked`).
+    The scores are signed; the header's `ranking` gives their order (`Scores.ranked`).
     """
     settings = cell.settings.attribution
     header = {
@@ -45,13 +45,13 @@ def score(cell: Cell) -> None:
 
 
 def _warn(scores: Scores, settings: Attribution) -> None:
-    """Names the layers whose integral did not converge. NaN, of scores that are not an integral, compares as false."""
+    """Warns about layers whose integral did not converge. NaN, for scores without an integral, compares as false."""
     if settings.method != "integrated_gradients" or scores.stability is None:
         return
-    rough = scores.relative_error > settings.tolerance
-    unsettled = ~rough & (scores.stability < settings.stability)
+    large_gap = scores.relative_error > settings.tolerance
+    unsettled = ~large_gap & (scores.stability < settings.stability)
     for what, where in (
-        ("completeness gap over attribution.tolerance", rough),
+        ("completeness gap over attribution.tolerance", large_gap),
         ("ranking below attribution.stability", unsettled),
     ):
         if where.any():

@@ -20,7 +20,7 @@ from tasks.runtime.work import run_parts, worker_pool
 
 
 def search(cell: Cell) -> None:
-    """Writes the grid. Its labels are those of the adaptation set; no test row is seen."""
+    """Writes the grid. It uses the labels of the adaptation set and no test row."""
     settings, scores = cell.settings.search, read_scores(cell.scores)
     inputs = [recorded_hash(cell.model_dir), *map(sha256_file, (cell.samples, cell.scores))]
     with worker_pool(partial(adaptation_grid, cell)) as workers:

@@ -1,4 +1,4 @@
-"""sparsify: prune the weights of all layers by one of the methods of `tasks.sparsity`: sparse.json and its masks."""
+"""sparsify: prune the weights of all layers by a method of `tasks.sparsity`, in sparse.json and masks.safetensors."""
 
 from pathlib import Path
 
@@ -22,10 +22,10 @@ def sparsify(cell: Cell, key: str) -> None:
     """Writes data/sparse/<key>/: the recipe and the masks of one entry of `sparse` in params.yaml.
 
     Args:
-        cell: of its benchmark nothing is read.
+        cell: its benchmark is not used.
 
     Raises:
-        InputError: no such entry, or its calibration set cannot be had.
+        InputError: the entry or its calibration set does not exist.
     """
     if key not in cell.settings.sparse:
         raise InputError("sparse", f"{key!r} is not in params.yaml: `dsm sparsify` adds it")
@@ -41,17 +41,17 @@ def sparsify(cell: Cell, key: str) -> None:
 
 
 def _calibration(cell: Cell, key: str, run: SparseRun, loaded: Loaded) -> Calibration:
-    """Of a file of texts, or of the train prompts of a benchmark's directory."""
+    """The calibration set from a file of texts or from the train prompts in a benchmark's directory."""
     path = existing_path(run.calibration, field=f"sparse.{key}.calibration", root=cell.root)
     count, length, seed = run.sequences, run.length, run.seed
     if not path.is_dir():
-        # As params.yaml has it: the recipe must not depend on where the project lies.
+        # The name is from params.yaml: the recipe must not depend on the project's directory.
         texts, name = read_texts(path), "/".join(Path(run.calibration).parts[-2:])
         return from_texts(loaded.tokenizer, texts, name=name, count=count, length=length, seed=seed)
     split = path / "train.parquet"
     if not split.is_file():
         raise InputError(f"sparse.{key}.calibration", f"{path} has no train.parquet; name a file, or data/benchmarks/B")
-    # Prompts of more than `length` tokens are left out, and the walk refuses a `length` above the model's context.
+    # `from_prompts` drops longer prompts, and `Layers.walk` refuses a `length` above the model's context.
     prompts = encode_prompts(read_split(split, count * PROMPTS), loaded.tokenizer, 2**31)
     return from_prompts(prompts, name=path.name, count=count, length=length, seed=seed, fewer=True)
 

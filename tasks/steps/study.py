@@ -1,4 +1,4 @@
-"""study: one of the experiments around the method, on one cell; see tasks/studies."""
+"""study: one of the experiments of tasks/studies on one cell."""
 
 import time
 from functools import partial
@@ -23,10 +23,10 @@ from tasks.studies.context import Record, StudyContext
 def study(cell: Cell, name: str) -> None:
     """Writes data/studies/<study>/<model>/<benchmark>/: result.json and plot.svg.
 
-    Unlike what the other steps write it holds seconds, so two runs of it differ in bytes.
+    Unlike other outputs it holds durations, so the bytes differ between runs.
     """
     run = _run(cell, name)
-    what = STUDIES[name]
+    definition = STUDIES[name]
     settings = cell.settings
     check_inputs(run, settings, cell.root)
     inputs = [
@@ -43,12 +43,12 @@ def study(cell: Cell, name: str) -> None:
         parts = workers.attribute("parts")
         with progress(name, len(parts)) as advance:
             values = run_parts(workers, parts, journal, advance)
-    records = what.finish([Record(**record) for value in values.values() for record in value["records"]])
+    records = definition.finish([Record(**record) for value in values.values() for record in value["records"]])
     result = {
         "study": name,
         "model": cell.model,
         "benchmark": cell.benchmark,
-        "unit": what.unit,
+        "unit": definition.unit,
         "settings": run.model_dump(exclude_unset=True, exclude={"inputs"}),
         "adapted with": _changed(settings),
         "seconds": round(sum(value["seconds"] for value in values.values()), 1),
@@ -57,12 +57,12 @@ def study(cell: Cell, name: str) -> None:
     with replacing(cell.study(name)) as target:
         target.mkdir()
         write_json(target / "result.json", result)
-        write_text(target / "plot.svg", plot(result, x=what.x))
+        write_text(target / "plot.svg", plot(result, x=definition.x))
     journal.remove()
 
 
 def _changed(settings: Settings) -> dict[str, Any]:
-    """What an adaptation was done with where it is not the default, and the fractions of the grid."""
+    """The settings of the adaptation that are not defaults, and the fractions of the grid."""
     sections = (settings.adaptation, settings.attribution, settings.search)
     return {key: value for section in sections for key, value in section.model_dump(exclude_defaults=True).items()}
 

@@ -23,13 +23,13 @@ from tasks.runtime.work import run_parts, worker_pool
 
 
 def transfer(cell: Cell) -> None:
-    """Writes the grid on test rows and how it compares with that of the adaptation set. Nothing is chosen by it."""
+    """Writes the grid on test rows and its comparison with the grid on the adaptation set. Nothing is chosen by it."""
     limit = cell.benchmark_spec.limits.transfer
     if not limit:
         write_parquet(cell.transfer_grid, empty_grid())
         write_json(cell.transfer, {"n": 0})
         return
-    search = Search(fractions=cell.settings.search.fractions)  # every pair, whatever the search looked at
+    search = Search(fractions=cell.settings.search.fractions)  # every pair, whatever the search strategy
     scores = read_scores(cell.scores)
     inputs = [recorded_hash(cell.model_dir), *map(sha256_file, (cell.test, cell.scores)), search.fractions, limit]
     with worker_pool(partial(test_grid, cell)) as workers:

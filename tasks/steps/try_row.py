@@ -1,4 +1,4 @@
-"""try_row: what base and pruned model of a cell answer to a row that somebody types, for `dsm try`; no stage of DVC."""
+"""try_row: the answers of a cell's base and pruned model to a typed row, for `dsm try`; not a stage of DVC."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from tasks.benchmarks.asking import ask, fields_asked, read_row, read_value
 from tasks.benchmarks.encoding import encode
@@ -28,7 +29,7 @@ class Pair:
     """The two models of a finished cell, which share the weights of the base.
 
     Raises:
-        InputError: the cell is not finished, or its recipe is for another model than the one that is stored.
+        InputError: the cell is not finished, or its recipe is for another model than the stored one.
     """
 
     def __init__(self, cell: Cell):
@@ -43,22 +44,21 @@ class Pair:
         self.stack = DecoderStack(self.loaded.model)
 
     def answer(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The probability of each option, among the options, and the words with which either model goes on."""
+        """The probability of each option among the options, and the continuation by each model."""
         prompt, options = ask(self.spec, row)
         encoded = encode(self.loaded.tokenizer, prompt, options, self.stack.context, chat=self.spec.chat)
         sets = [np.array([], dtype=np.int64), np.array(self.recipe.neurons, dtype=np.int64)]
         answers = answers_without(self.stack, [encoded], self.recipe.layer, sets, projection=self.recipe.projection)
         logprobs = answers.logprobs[0].astype(np.float64)
-        shares = np.exp(logprobs - logprobs.max(-1, keepdims=True))
-        shares /= shares.sum(-1, keepdims=True)
+        probabilities = softmax(logprobs, axis=-1)
         said = [self._says(encoded.prompt)]
         with silenced(self.loaded.model, self.recipe):
             said.append(self._says(encoded.prompt))
-        found: dict[str, Any] = {"prompt": prompt, "options": options}
+        answer: dict[str, Any] = {"prompt": prompt, "options": options}
         for i, name in enumerate(SYSTEMS):
             best = options[int(logprobs[i].argmax())]
-            found[name] = {"option": best, "probabilities": shares[i].tolist(), "says": said[i]}
-        return found
+            answer[name] = {"option": best, "probabilities": probabilities[i].tolist(), "says": said[i]}
+        return answer
 
     def _says(self, prompt: list[int]) -> str:
         ids = torch.tensor([prompt], device=self.stack.device)
@@ -67,17 +67,17 @@ class Pair:
         return str(self.loaded.tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True))
 
 
-def as_lines(found: dict[str, Any]) -> list[str]:
+def as_lines(answer: dict[str, Any]) -> list[str]:
     """The answers as a small table; a star marks the option that a model chooses."""
-    width = max(len(repr(option)) for option in ["option", *found["options"]])
+    width = max(len(repr(option)) for option in ["option", *answer["options"]])
     lines = [f"{'option':<{width}}  {'base':>7}    {'pruned':>7}"]
-    for i, option in enumerate(found["options"]):
+    for i, option in enumerate(answer["options"]):
         cells = [
-            f"{found[name]['probabilities'][i]:7.3f} {'*' if found[name]['option'] == option else ' '}"
+            f"{answer[name]['probabilities'][i]:7.3f} {'*' if answer[name]['option'] == option else ' '}"
             for name in SYSTEMS
         ]
         lines.append(f"{option!r:<{width}}  {cells[0]}  {cells[1]}".rstrip())
-    return lines + [f"{name} goes on: {found[name]['says']!r}" for name in SYSTEMS]
+    return lines + [f"{name} goes on: {answer[name]['says']!r}" for name in SYSTEMS]
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -108,8 +108,8 @@ def _typed(fields: list[str]) -> dict[str, Any] | None:
 
 
 def _show(pair: Pair, row: dict[str, Any], *, as_json: bool) -> None:
-    found = pair.answer(row)
-    print(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(as_lines(found)), flush=True)
+    answer = pair.answer(row)
+    print(json.dumps(answer, ensure_ascii=False) if as_json else "\n".join(as_lines(answer)), flush=True)
 
 
 if __name__ == "__main__":

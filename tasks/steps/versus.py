@@ -1,4 +1,4 @@
-"""versus: a changed model beside its base on the test rows of any benchmark, for `dsm evaluate`; no stage of DVC."""
+"""versus: compare a changed model with its base on test rows, for `dsm evaluate`; not a stage of DVC."""
 
 import argparse
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import pandas as pd
 from tasks.benchmarks.prepare import prepare
 from tasks.benchmarks.scoring import Answers, answers_unedited, answers_without, per_character
 from tasks.benchmarks.table import Rows, encode_rows, exact_matches, read_split
-from tasks.evidence.statistics import mcnemar, paired_interval, standard_error
+from tasks.evidence.statistics import mcnemar, standard_error
 from tasks.models.loading import Loaded, load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.settings import Settings, load_settings
@@ -28,35 +28,40 @@ NOTHING = np.array([], dtype=np.int64)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one model gets right on n rows, bool [n] each: the most probable option, per character, in words."""
+    """Correctness of one model on n rows, bool [n] each: most probable option, the same per character, exact match."""
 
     right: npt.NDArray[np.bool_]
     normed: npt.NDArray[np.bool_]
     exact: npt.NDArray[np.bool_]
 
     def summary(self) -> dict[str, float]:
-        n, found = len(self.right), {}
+        n, values = len(self.right), {}
         for name, hits in (("accuracy", self.right), ("acc_norm", self.normed), ("exact_match", self.exact)):
-            found[name] = float(hits.mean())
-            found[f"{name}_stderr"] = standard_error(found[name], n)
-        return found
+            values[name] = float(hits.mean())
+            values[f"{name}_stderr"] = standard_error(values[name], n)
+        return values
 
 
-def test_rows(wanted: str | None, settings: Settings, root: Path, limit: int | None) -> tuple[str, pd.DataFrame]:
-    """The name of a benchmark and its test rows: those of the pipeline where it has it, else made for this."""
+def rows_for(wanted: str | None, settings: Settings, root: Path, limit: int | None) -> tuple[str, pd.DataFrame]:
+    """The name of a benchmark and its test rows: those of the pipeline if it has them, else prepared now."""
     text = wanted or next(iter(settings.pipeline.benchmarks), None)
     if text is None:
         raise InputError("benchmark", "is missing: the model does not say for which it was made; name one")
-    found = wanted_benchmark(text, settings, root)
-    spec = spec_of(found, settings)
-    stored = root / "data" / "benchmarks" / found.name / "test.parquet"
-    if found.entry is None and not found.pins and found.name in settings.pipeline.benchmarks and stored.is_file():
-        return found.name, read_split(stored, limit or spec.limits.test)
-    return found.name, prepare(found.name, spec, root).test.head(limit or spec.limits.test)
+    benchmark = wanted_benchmark(text, settings, root)
+    spec = spec_of(benchmark, settings)
+    stored = root / "data" / "benchmarks" / benchmark.name / "test.parquet"
+    if (
+        benchmark.entry is None
+        and not benchmark.pins
+        and benchmark.name in settings.pipeline.benchmarks
+        and stored.is_file()
+    ):
+        return benchmark.name, read_split(stored, limit or spec.limits.test)
+    return benchmark.name, prepare(benchmark.name, spec, root).test.head(limit or spec.limits.test)
 
 
 def compare(sides: Sides, table: pd.DataFrame) -> dict[str, Any]:
-    """Both models on the same rows: accuracies, exact match, and what a paired test says of the differences."""
+    """Both models on the same rows: accuracies, exact match, and paired tests of the differences."""
     systems: dict[str, Outcome] = {}
     if sides.base is not None:
         loaded = load(sides.base)
@@ -81,14 +86,14 @@ def compare(sides: Sides, table: pd.DataFrame) -> dict[str, Any]:
         stack = DecoderStack(loaded.model)
         rows = encode_rows(table, loaded.tokenizer, stack.context, warn=sides.base is None)
         systems["model"] = _outcome(loaded, rows, answers_unedited(stack, rows.encoded), 0)
-    found: dict[str, Any] = {"n": len(table), "systems": {name: one.summary() for name, one in systems.items()}}
+    results: dict[str, Any] = {"n": len(table), "systems": {name: one.summary() for name, one in systems.items()}}
     if "base" in systems:
         pairs = {"accuracy": "right", "acc_norm": "normed", "exact_match": "exact"}
-        found["model_vs_base"] = {
-            name: _paired(getattr(systems["model"], field), getattr(systems["base"], field))
+        results["model_vs_base"] = {
+            name: mcnemar(getattr(systems["model"], field), getattr(systems["base"], field))
             for name, field in pairs.items()
         }
-    return found
+    return results
 
 
 def _outcome(loaded: Loaded, rows: Rows, answers: Answers, which: int) -> Outcome:
@@ -104,22 +109,16 @@ def _outcome(loaded: Loaded, rows: Rows, answers: Answers, which: int) -> Outcom
     )
 
 
-def _paired(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    found = mcnemar(first, second)
-    both, neither = int(np.sum(first & second)), int(np.sum(~first & ~second))
-    return found | {"interval": list(paired_interval(both, found["only_first"], found["only_second"], neither))}
-
-
 def main(arguments: argparse.Namespace, root: Path) -> None:
     settings = load_settings(root)
     sides = find_sides(arguments.model, arguments.base, settings, root)
-    name, table = test_rows(arguments.benchmark or sides.benchmark, settings, root, arguments.limit)
-    found = compare(sides, table) | {
+    name, table = rows_for(arguments.benchmark or sides.benchmark, settings, root, arguments.limit)
+    results = compare(sides, table) | {
         "model": sides.name,
-        "base": None if sides.base is None else str(sides.base),
+        "base": None if sides.base is None else str(sides.base).removeprefix(f"{root}/"),
         "benchmark": name,
     }
-    write_json(arguments.out, found)
+    write_json(arguments.out, results)
 
 
 if __name__ == "__main__":

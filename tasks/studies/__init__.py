@@ -1,1 +1,1 @@
-"""What 2507.09185 and its reviewers measured, and what they left open: one study each, on any declared cell."""
+"""Studies: experiments of 2507.09185 and of its reviewers, and open questions, on any declared cell."""

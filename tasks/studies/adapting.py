@@ -1,4 +1,4 @@
-"""Studies that adapt again with other settings: seeds, selection, projections, attributions."""
+"""Studies that adapt with other settings: seeds, selection, projections, attributions."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ Variant = tuple[Adaptation, Attribution]
 
 
 def variants(context: StudyContext) -> dict[str, Variant]:
-    """The adaptations of a study by name, beside the unpruned model."""
+    """The adaptations of a study by label, without the unpruned model."""
     adaptation, attribution = context.settings.adaptation, context.settings.attribution
     run = context.run
     if run.study == "seeds":
@@ -30,7 +30,7 @@ def variants(context: StudyContext) -> dict[str, Variant]:
     return {label: (adaptation, with_changes(attribution, **change)) for label, change in ATTRIBUTIONS.items()}
 
 
-# Every attribution there is but path `single`, whose one forward pass for each neuron takes days.
+# All attributions except path `single`, whose forward pass per neuron would take days.
 ATTRIBUTIONS: dict[str, dict[str, Any]] = {
     "integrated gradients, one layer (default)": {},
     "the paper's rule: right Riemann sum, 20 steps": {"quadrature": "riemann_right", "steps": 20},
@@ -46,7 +46,7 @@ ATTRIBUTIONS: dict[str, dict[str, Any]] = {
 
 
 def with_changes(settings: Any, **change: Any) -> Any:
-    """The settings with some fields changed, checked again."""
+    """The settings with some fields changed and validated."""
     return type(settings).model_validate(settings.model_dump() | change)
 
 
@@ -61,14 +61,14 @@ def compute(context: StudyContext, part: str) -> list[Record]:
     try:
         recipe, seconds = context.adapt(*variants(context)[part])
     except InputError as error:
-        # Too few rows of a kind, or a target on options that all begin with the same token: the others still tell.
+        # Too few rows of a kind, or options that begin with the same token: the other variants are still computed.
         return [Record(part, None, more={"not possible": str(error)})]
     return [context.pruned_record(part, recipe, seconds)]
 
 
 def by_size(records: list[Record]) -> list[Record]:
-    """Mean accuracy and standard deviation over the seeds of each size, behind the single ones of study `seeds`."""
-    found = []
+    """Adds the mean accuracy and standard deviation over the seeds of each size to the records of study `seeds`."""
+    means = []
     for size in dict.fromkeys(record.label.split(" ")[0] for record in records if "seed" in record.label):
         values = [
             record.value
@@ -78,5 +78,5 @@ def by_size(records: list[Record]) -> list[Record]:
         if len(values) > 1:
             label = f"{size} examples, mean of {len(values)} seeds"
             spread = round(float(np.std(values, ddof=1)), 4)
-            found.append(Record(label, float(np.mean(values)), more={"deviation between seeds": spread}))
-    return records + found
+            means.append(Record(label, float(np.mean(values)), more={"deviation between seeds": spread}))
+    return records + means

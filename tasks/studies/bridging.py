@@ -1,7 +1,7 @@
-"""Both papers together: weight pruning that spares neurons, and DSM pruning on top of it. Study `bridge`; ours.
+"""Study `bridge`, ours: weight pruning that spares neurons, and DSM pruning after weight pruning.
 
-The neurons to spare are those that neuron semantic attribution (tasks.semantics) links to the task. Only the examples
-of the adaptation set are looked at, without their labels.
+The spared neurons are those that neuron semantic attribution (tasks.semantics) links to the task. It uses the examples
+of the adaptation set without their labels.
 """
 
 import numpy as np
@@ -50,13 +50,13 @@ def compute(context: StudyContext, part: str) -> list[Record]:
 
 
 def linked(context: StudyContext) -> NeuronsByLayer:
-    """Of each layer, the neurons that answer most to the words that the answers hang on.
+    """For each layer, the neurons that respond most to the influential words.
 
-    A neuron's link is the mean of its a(n, w) over the words of the examples, each with the weight of its influence
-    (the size of its attributions in all examples), by the plain mean.
+    The score of a neuron is the mean of a(n, w) over the words of the examples, weighted by influence (the sum of the
+    absolute attributions in all examples), divided by the unweighted mean.
 
     Raises:
-        InputError: no word of the adaptation set has an influence.
+        InputError: no word of the adaptation set is influential.
     """
     rows, stack = context.samples, context.stack
     own = own_words(rows, context.loaded.tokenizer)
@@ -68,7 +68,7 @@ def linked(context: StudyContext) -> NeuronsByLayer:
                 influence[word] += abs(share)
     weight = np.array(list(influence.values()))
     if not weight.any():
-        raise InputError("bridge", "no word of the examples has an influence on the answers")
+        raise InputError("bridge", "no word of the examples influences the answers")
     a = word_activations(stack, word_positions(words, [row.prompt for row in rows.encoded], own)).mean.astype(
         np.float64
     )
@@ -80,7 +80,7 @@ def linked(context: StudyContext) -> NeuronsByLayer:
 def _weights(
     context: StudyContext, label: str, spared: NeuronsByLayer, recipe: Recipe | None = None, *, anew: bool = False
 ) -> Record:
-    """Weights pruned on the cell's own train prompts, and then perhaps the neurons of a recipe."""
+    """Weight pruning on the cell's train prompts, then pruning of the recipe's neurons, if any."""
     calibration = calibration_set(context, OWN)
     base = context.correct(context.base)
     with sparse(context.loaded, calibration.sequences, METHOD, SPARSITY, spared) as report:

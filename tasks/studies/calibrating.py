@@ -1,11 +1,11 @@
-"""How much does weight pruning depend on its calibration set (2503.01542)? Study `calibration`.
+"""Study `calibration`: how much does weight pruning depend on its calibration set (2503.01542)?
 
-Every method x sparsity x calibration set on the cell's test rows, beside the unpruned model. The calibration sets are
-texts given by path (WikiText-2, C4), the cell's own train prompts (`own`), and those of other benchmarks. DSM pruning
-stands in the same table, adapted anew on each of several draws of its examples: they are its calibration sets.
+Every method x sparsity x calibration set on the cell's test rows, with the unpruned model. The calibration sets are
+text files (WikiText-2, C4), the cell's train prompts (`own`), and those of other benchmarks. DSM pruning is in the
+same table, on several draws of its examples as calibration sets.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from tasks.benchmarks.scoring import Answers, answers_unedited
 from tasks.runtime.files import existing_path
@@ -20,7 +20,7 @@ PROMPTS = 32  # train prompts read for each sequence
 
 
 def parts(context: StudyContext) -> list[str]:
-    """`method|sparsity|set`, magnitude looks at no set; `DSM|seed`."""
+    """`method|sparsity|set`, with the set `none` for magnitude; `DSM|seed`."""
     run = context.run
     sets = [*run.texts, OWN, *run.benchmarks]
     weights = [
@@ -40,35 +40,36 @@ def compute(context: StudyContext, part: str) -> list[Record]:
     if part.startswith(DSM):
         return [_dsm(context, int(part.split("|")[1]))]
     method, sparsity, name = part.split("|")
-    found = None if name == "none" else calibration_set(context, name)
-    with sparse(context.loaded, found.sequences if found else [], _method(method), float(sparsity)):
+    calibration = None if name == "none" else calibration_set(context, name)
+    sequences = calibration.sequences if calibration else []
+    with sparse(context.loaded, sequences, cast(Method, method), float(sparsity)):
         answers = answers_unedited(context.stack, context.test.encoded)
-    told = f"{name}, {len(found.sequences)} × {found.length}" if found else "none"
-    more = {"method": method, "sparsity": float(sparsity), "calibration set": told} | _answered(context, answers)
+    described = f"{name}, {len(sequences)} × {calibration.length}" if calibration else "none"
+    more = {"method": method, "sparsity": float(sparsity), "calibration set": described} | _answered(context, answers)
     label = f"{method}, {float(sparsity):.0%}, {name}"
     return [accuracy_record(label, context.correct(answers), context.correct(context.base), group=method, **more)]
 
 
 def _dsm(context: StudyContext, seed: int) -> Record:
     adaptation = context.settings.adaptation.model_copy(update={"seed": seed})
-    told = f"{adaptation.size} examples, seed {seed}"
-    more: dict[str, Any] = {"method": "DSM pruning", "sparsity": "", "calibration set": told}
+    draw = f"{adaptation.size} examples, seed {seed}"
+    more: dict[str, Any] = {"method": "DSM pruning", "sparsity": "", "calibration set": draw}
     recipe, seconds = context.adapt(adaptation)
     answers = context.answers(recipe)
     right, base = context.correct(answers), context.correct(context.base)
     more |= pair_columns(recipe, seconds) | _answered(context, answers)
-    return accuracy_record(f"DSM pruning, {told}", right, base, group="DSM pruning", **more)
+    return accuracy_record(f"DSM pruning, {draw}", right, base, group="DSM pruning", **more)
 
 
 def _answered(context: StudyContext, answers: Answers) -> dict[str, Any]:
-    """What tells calibration sets apart where accuracy does not: the options predicted, and the mean gold margin."""
+    """Finer measures than accuracy: the predicted options, and the mean gold margin."""
     margin = float(answers.margins(context.test.gold)[0].mean())
     return {"answers": counts(answers), "margin": round(margin, 4)}
 
 
 def spreads(records: list[Record]) -> list[Record]:
-    """The records, the last one of each method and sparsity with the spread of accuracy over the calibration sets."""
-    found: list[Record] = []
+    """Adds the spread of accuracy over the calibration sets to the last record of each method and sparsity."""
+    result: list[Record] = []
     for record in records:
         key = record.more.get("method"), record.more.get("sparsity")
         same = [r for r in records if (r.more.get("method"), r.more.get("sparsity")) == key]
@@ -76,20 +77,15 @@ def spreads(records: list[Record]) -> list[Record]:
         if key[0] and len(values) > 1 and record is same[-1]:
             spread = round(max(values) - min(values), 3)
             record = Record(**vars(record) | {"more": record.more | {"spread over sets": spread}})
-        found.append(record)
-    return found
-
-
-def _method(name: str) -> Method:
-    methods: dict[str, Method] = {"magnitude": "magnitude", "wanda": "wanda", "ria": "ria", "sparsegpt": "sparsegpt"}
-    return methods[name]
+        result.append(record)
+    return result
 
 
 def calibration_set(context: StudyContext, name: str) -> Calibration:
-    """The calibration set of this name, its first draw (seed 0).
+    """The calibration set of this name, drawn with seed 0.
 
     Raises:
-        InputError: its texts or prompts are too few.
+        InputError: there are too few texts or prompts.
     """
     run, tokenizer, count = context.run, context.loaded.tokenizer, context.run.sequences
     if name in run.texts:

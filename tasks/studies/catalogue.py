@@ -1,4 +1,4 @@
-"""The studies by name: how each is computed. What each asks stands in tasks/evidence/studies.yaml."""
+"""The studies by name and how each is computed. Their questions are in tasks/evidence/studies.yaml."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from tasks.studies import adapting, bridging, calibrating, comparing, costs, cro
 from tasks.studies.context import Record, StudyContext
 
 
-def _one(context: StudyContext) -> list[str]:
+def _single(context: StudyContext) -> list[str]:
     return ["all"]
 
 
@@ -16,37 +16,36 @@ class Study:
     """A study.
 
     Attributes:
-        compute: the records of a part; parts can be computed in any order.
-        parts: names of the parts.
+        compute: gives the records of a part; parts can be computed in any order.
+        parts: gives the names of the parts.
         finish: makes the table of all records.
-        unit: what `value` is.
-        x: the name of the numeric axis, for studies whose records have an `x`.
+        unit: of `Record.value`.
+        x: the label of the numeric axis, for studies whose records have an `x`.
     """
 
     compute: Callable[[StudyContext, str], list[Record]]
-    parts: Callable[[StudyContext], list[str]] = _one
+    parts: Callable[[StudyContext], list[str]] = _single
     finish: Callable[[list[Record]], list[Record]] = list
     unit: str = "accuracy"
     x: str = ""
 
 
-def _whole(compute: Callable[[StudyContext], list[Record]]) -> Callable[[StudyContext, str], list[Record]]:
+def _single_part(compute: Callable[[StudyContext], list[Record]]) -> Callable[[StudyContext, str], list[Record]]:
     return lambda context, part: compute(context)
 
 
 STUDIES = {
     "compare": Study(comparing.compute, comparing.parts, comparing.over_seeds),
-    "fractions": Study(_whole(pruning.fractions), x="fraction of the layer's neurons"),
+    "fractions": Study(_single_part(pruning.fractions), x="fraction of the layer's neurons"),
     "seeds": Study(adapting.compute, adapting.parts, adapting.by_size),
     "selection": Study(adapting.compute, adapting.parts),
     "projections": Study(adapting.compute, adapting.parts),
     "attributions": Study(adapting.compute, adapting.parts),
-    "layers": Study(_whole(pruning.layers)),
-    "transfer": Study(_whole(pruning.transfer)),
-    "timing": Study(_whole(costs.timing), unit="seconds an example"),
-    "multilingual": Study(crossing.compute, crossing.parts),
-    "domains": Study(crossing.compute, crossing.parts),
-    "generation": Study(_whole(pruning.generation), unit="exact match"),
+    "layers": Study(_single_part(pruning.layers)),
+    "transfer": Study(_single_part(pruning.transfer)),
+    "timing": Study(_single_part(costs.timing), unit="seconds an example"),
+    "cross_benchmark": Study(crossing.compute, crossing.parts),
+    "generation": Study(_single_part(pruning.generation), unit="exact match"),
     "calibration": Study(calibrating.compute, calibrating.parts, calibrating.spreads),
     "bridge": Study(bridging.compute, bridging.parts),
 }

@@ -1,4 +1,4 @@
-"""The table that pruning stands in: every system on the same rows, with what it needed."""
+"""Study `compare`: pruning and other systems on the same rows, with their costs."""
 
 import time
 from typing import Any
@@ -12,21 +12,21 @@ from tasks.runtime.usage import peak_memory
 from tasks.studies.context import Record, StudyContext, accuracy_record, counts
 from tasks.studies.systems import systems
 
-SEARCHED = ("pruned", "random", "random_searched")  # layer and fraction, by the grid
-SEEDED = ("random", "random_searched")  # drawn once for each of evaluation.control_seeds
+SEARCHED = ("pruned", "random", "random_searched")  # choose layer and fraction by the grid
+SEEDED = ("random", "random_searched")  # one draw for each of evaluation.control_seeds
 
 
 def parts(context: StudyContext) -> list[str]:
     """`system` or `system seed`."""
     seeds = context.settings.evaluation.control_seeds
-    found = ["base", "pruned"]
+    names = ["base", "pruned"]
     for name in context.run.systems:
-        found += [f"{name} {seed}" for seed in seeds] if name in SEEDED else [name]
-    return found
+        names += [f"{name} {seed}" for seed in seeds] if name in SEEDED else [name]
+    return names
 
 
 def compute(context: StudyContext, part: str) -> list[Record]:
-    """Fits one system and lets it answer the test rows."""
+    """Fits one system and evaluates it on the test rows."""
     name, _, seed = part.partition(" ")
     test, samples = context.test, context.samples
     selection_rows = test if context.run.protocol == "published" else samples
@@ -56,7 +56,7 @@ def compute(context: StudyContext, part: str) -> list[Record]:
 
 
 def _chosen_on(name: str, settings: dict[str, Any], samples: Rows, selection_rows: Rows) -> str:
-    """The rows on which layer, fraction or strength were chosen; nothing for a system that chooses none."""
+    """The rows on which layer, fraction or strength were chosen; empty for a system without such settings."""
     if "accuracy when chosen" in settings and selection_rows is not samples:
         return f"{len(selection_rows.gold)} test rows"
     searched = name in SEARCHED or "accuracy when chosen" in settings
@@ -68,12 +68,12 @@ def _short(value: Any) -> str:
 
 
 def over_seeds(records: list[Record]) -> list[Record]:
-    """The draws of a seeded system as one row: mean accuracy, its binomial error, the range of p."""
-    found: list[Record] = []
+    """Merges the draws of a seeded system into one row: mean accuracy, its binomial error, the range of p."""
+    result: list[Record] = []
     for name in dict.fromkeys(record.group for record in records):
         draws = [record for record in records if record.group == name]
         if name not in SEEDED or len(draws) < 2:
-            found += draws
+            result += draws
             continue
         values = [record.value for record in draws if record.value is not None]
         mean, n = float(np.mean(values)), draws[0].n
@@ -84,5 +84,5 @@ def over_seeds(records: list[Record]) -> list[Record]:
             "chosen": f"{len(draws)} draws, accuracy {min(values):.3f} to "
             f"{max(values):.3f}, p {min(ps):.2g} to {max(ps):.2g}",
         }
-        found.append(Record(name, mean, standard_error(mean, n or 1), n, None, group=name, more=more))
-    return found
+        result.append(Record(name, mean, standard_error(mean, n or 1), n, None, group=name, more=more))
+    return result

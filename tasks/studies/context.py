@@ -1,4 +1,4 @@
-"""What all studies share: the cell's model and rows, an adaptation with other settings, and a record of an accuracy."""
+"""What all studies share: the cell's model and rows, adaptation with other settings, and records of results."""
 
 import time
 from collections.abc import Sequence
@@ -33,14 +33,14 @@ class Record:
 
     Attributes:
         label: what was varied.
-        value: an accuracy, or what `Table.unit` of the study says; None: not possible on this
-            benchmark, and `more` tells why.
-        stderr: of the value, None where it has none.
-        n: test rows.
-        p: exact McNemar test against the unpruned model on the same rows; None where there is no such pair.
-        x: where on a numeric axis it stands; None: a row of a dot plot.
-        group: the line or colour it belongs to.
-        more: further columns, as they are shown.
+        value: in the unit of the study (`Study.unit`); None if not possible on this benchmark, with the reason in
+            `more`.
+        stderr: standard error of the value, if there is one.
+        n: the number of test rows.
+        p: exact McNemar test against the unpruned model on the same rows, if there is such a pair.
+        x: the position on a numeric axis; None for a dot plot.
+        group: the line or colour in the plot.
+        more: further columns of the table.
     """
 
     label: str
@@ -57,7 +57,7 @@ class Record:
 
 
 class StudyContext:
-    """The model, the train split and the test rows of a cell, each read when it is first needed."""
+    """The model, the train split and the test rows of a cell, each read at its first use."""
 
     def __init__(self, cell: Cell, run: StudyRun):
         self.cell = cell
@@ -92,10 +92,10 @@ class StudyContext:
         return answers_unedited(self.stack, self.test.encoded)
 
     def rows_of(self, benchmark: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Train and test rows of another benchmark, from its source: they need no stage of their own."""
+        """Train and test rows of another benchmark, from its source, without a stage of DVC."""
         if benchmark not in self._others:
-            found = prepare(benchmark, self.settings.benchmarks[benchmark], self.cell.root)
-            self._others[benchmark] = found.train, found.test
+            prepared = prepare(benchmark, self.settings.benchmarks[benchmark], self.cell.root)
+            self._others[benchmark] = prepared.train, prepared.test
         return self._others[benchmark]
 
     def encoded(self, table: pd.DataFrame) -> Rows:
@@ -109,13 +109,13 @@ class StudyContext:
         attribution: Attribution | None = None,
         train: pd.DataFrame | None = None,
     ) -> tuple[Recipe, float | None]:
-        """Sample, score, search and choose as the steps do. What equals the cell's own settings is read from the cell.
+        """Samples, scores, searches and chooses as the steps do. With the cell's settings its recipe is returned.
 
         Args:
-            train: another train split than the cell's.
+            train: a train split other than the cell's.
 
         Returns:
-            The recipe, and the seconds that it took; None where it is the cell's own.
+            The recipe, and the duration in seconds; None for the cell's recipe.
         """
         adaptation = adaptation or self.settings.adaptation
         attribution = attribution or self.settings.attribution
@@ -124,7 +124,7 @@ class StudyContext:
             return self.recipe, None
         started = time.monotonic()
         table = draw(self.train if train is None else train, self.stack, self.loaded.tokenizer, adaptation)
-        found = adapt(
+        adapted = adapt(
             self.stack,
             self.loaded.tokenizer,
             table,
@@ -132,20 +132,20 @@ class StudyContext:
             search=self.settings.search,
             precision=self.settings.precision.search,
         )
-        return found.recipe, time.monotonic() - started
+        return adapted.recipe, time.monotonic() - started
 
     @cached_property
     def recipe(self) -> Recipe:
-        """What the cell's own steps chose."""
+        """The recipe of the cell's steps."""
         return read_recipe(self.cell.pruned)
 
     @cached_property
     def scores(self) -> Scores:
-        """The cell's own scores."""
+        """The cell's scores."""
         return read_scores(self.cell.scores)
 
     def search(self, rows: Rows) -> Recipe:
-        """The choice that the cell's own scores and settings make on these rows."""
+        """The recipe that the cell's scores and search settings choose on these rows."""
         grid, _ = search_rows(self.stack, rows, self.scores, self.settings.search, self.settings.precision.search)
         return make_recipe(grid, self.scores)
 
@@ -157,9 +157,9 @@ class StudyContext:
         return answers_without(self.stack, rows, recipe.layer, [np.array(recipe.neurons)], projection=recipe.projection)
 
     def correct(self, answers: Answers, rows: Rows | None = None) -> npt.NDArray[np.bool_]:
-        """Which rows the first model got right, bool [n]."""
-        found: npt.NDArray[np.bool_] = answers.predicted()[0] == np.array((rows or self.test).gold)
-        return found
+        """Which rows the first model answers correctly, bool [n]."""
+        correct: npt.NDArray[np.bool_] = answers.predicted()[0] == np.array((rows or self.test).gold)
+        return correct
 
     def base_record(self) -> Record:
         return accuracy_record("unpruned", self.correct(self.base), None)
@@ -171,9 +171,9 @@ class StudyContext:
 
 
 def pair_columns(recipe: Recipe, seconds: float | None = None) -> dict[str, Any]:
-    """Further columns of a record: the chosen pair, and the seconds of its scores and search."""
-    found: dict[str, Any] = {"layer": recipe.layer, "fraction": recipe.fraction}
-    return found | ({} if seconds is None else {"seconds": round(seconds, 1)})
+    """Further columns of a record: layer and fraction, and the seconds of scores and search, if measured."""
+    columns: dict[str, Any] = {"layer": recipe.layer, "fraction": recipe.fraction}
+    return columns | ({} if seconds is None else {"seconds": round(seconds, 1)})
 
 
 def counts(answers: Answers) -> str:
@@ -185,7 +185,7 @@ def counts(answers: Answers) -> str:
 def accuracy_record(
     label: str, right: npt.NDArray[np.bool_], base: npt.NDArray[np.bool_] | None, **more: Any
 ) -> Record:
-    """The record of an accuracy on n rows, against the unpruned model where `base` says what that got right."""
+    """The record of an accuracy on n rows, with p against the unpruned model if `base` has its correct rows."""
     n, accuracy = len(right), float(right.mean())
     x, group = more.pop("x", None), more.pop("group", "")
     p = None if base is None else mcnemar(right, base)["p"]

@@ -1,4 +1,4 @@
-"""What the method costs: seconds an example of the scores, of one step of fine-tuning, and of the search."""
+"""Study `timing`: seconds per example of the scores, of one step of fine-tuning, and of the search."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tasks.studies.context import Record, StudyContext
 
 
 def timing(context: StudyContext) -> list[Record]:
-    """Wall seconds on this machine, each measured once on the cell's adaptation set after a warm-up pass."""
+    """Wall-clock seconds on this machine, measured once on the cell's adaptation set after a warm-up pass."""
     rows, attribution = context.samples, context.settings.attribution
     number = len(rows.gold)
     table = pd.DataFrame(read_jsonl(context.cell.samples))
@@ -33,17 +33,17 @@ def timing(context: StudyContext) -> list[Record]:
                 parameter.grad = None
 
     layers, tokenizer, search = len(context.stack), context.loaded.tokenizer, context.settings.search
-    way = "" if search.strategy == "exhaustive" else f", {search.strategy}"
-    whole: list[tuple[str, Callable[[], object]]] = [
+    strategy = "" if search.strategy == "exhaustive" else f", {search.strategy}"
+    timed: list[tuple[str, Callable[[], object]]] = [
         ("fine-tuning, forward and backward", fine_tune),
         ("scores, the paper's rule (20 steps)", lambda: score_rows(context.stack, tokenizer, table, fixed)),
         ("scores, as configured", lambda: score_rows(context.stack, tokenizer, table, attribution)),
-        (f"search, {layers} layers × {len(search.fractions)} fractions{way}",
+        (f"search, {layers} layers × {len(search.fractions)} fractions{strategy}",
          lambda: context.search(rows)),
     ]  # fmt: skip
     fine_tune()
     records = []
-    for label, run in whole:
+    for label, run in timed:
         started = time.monotonic()
         run()
         seconds = time.monotonic() - started

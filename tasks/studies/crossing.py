@@ -1,4 +1,4 @@
-"""Pruned on one benchmark, evaluated on others: `multilingual` (languages of one benchmark) and `domains`."""
+"""Study `cross_benchmark`: pruned on one benchmark, evaluated on others, such as other languages of it."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from tasks.studies.context import Record, StudyContext, accuracy_record, pair_co
 
 
 def parts(context: StudyContext) -> list[str]:
-    """One part for each benchmark that is pruned on; it is evaluated on all of them."""
+    """One part for each benchmark; the model pruned on it is evaluated on all."""
     return [context.cell.benchmark, *context.run.benchmarks]
 
 

@@ -1,4 +1,4 @@
-"""Studies on the cell's own scores: fractions, several layers, free answers, and the transfer check."""
+"""Studies on the cell's scores: fractions, several layers, free answers, and the transfer check."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ ROUNDS = 4  # of `layers`
 
 
 def fractions(context: StudyContext) -> list[Record]:
-    """Accuracy against the fraction of the chosen layer that is silenced, by score and at random (seed 0)."""
+    """Accuracy by the fraction of the chosen layer that is silenced, by score and at random (seed 0)."""
     recipe = context.recipe
     scores = context.scores.ranked[recipe.layer]
     by_score = [prominent_neurons(scores, fraction) for fraction in FRACTIONS]
@@ -30,22 +30,22 @@ def fractions(context: StudyContext) -> list[Record]:
     )
     right = answers.predicted() == np.array(context.test.gold)
     base = context.correct(context.base)
-    found = [accuracy_record("unpruned", base, None, x=0.0, group="by score")]
+    records = [accuracy_record("unpruned", base, None, x=0.0, group="by score")]
     for group, rows in (("by score", right[: len(by_score)]), ("at random", right[len(by_score) :])):
         for fraction, row in zip(FRACTIONS, rows, strict=True):
             more = {"chosen": "yes"} if group == "by score" and fraction == recipe.fraction else {}
-            found.append(accuracy_record(f"{fraction:.0%}, {group}", row, base, x=fraction, group=group, **more))
-    return found
+            records.append(accuracy_record(f"{fraction:.0%}, {group}", row, base, x=fraction, group=group, **more))
+    return records
 
 
 def layers(context: StudyContext) -> list[Record]:
-    """Several layers pruned together, greedily: the search is done again with what was chosen before silenced.
+    """Several layers pruned together, greedily: each search runs with the previous choices silenced.
 
-    Scores stay those of the unpruned model. It stops when the examples gain nothing more, in accuracy or margin, or
-    after four rounds.
+    Scores are those of the unpruned model. It stops after four rounds, or when neither accuracy nor margin on the
+    examples improves.
     """
     stack, rows, base = context.stack, context.samples, context.correct(context.base)
-    found = [context.base_record()]
+    records = [context.base_record()]
     chosen: list[Recipe] = []
     for number in range(ROUNDS):
         with silenced(stack, *chosen):
@@ -57,10 +57,10 @@ def layers(context: StudyContext) -> list[Record]:
                 break
             chosen.append(recipe)
             right = context.correct(answers_unedited(stack, context.test.encoded))
-        told = ", ".join(f"{one.layer} ({one.fraction:.0%})" for one in chosen)
-        more = {"layers": told, "on the examples": round(after[0], 3)}
-        found.append(accuracy_record(f"{number + 1} {'layer' if not number else 'layers'}", right, base, **more))
-    return found
+        pairs = ", ".join(f"{one.layer} ({one.fraction:.0%})" for one in chosen)
+        more = {"layers": pairs, "on the examples": round(after[0], 3)}
+        records.append(accuracy_record(f"{number + 1} {'layer' if not number else 'layers'}", right, base, **more))
+    return records
 
 
 def _rank(answers: Answers, rows: Rows) -> tuple[float, float]:
@@ -69,10 +69,10 @@ def _rank(answers: Answers, rows: Rows) -> tuple[float, float]:
 
 
 def generation(context: StudyContext) -> list[Record]:
-    """Free answers: the pair is chosen, and the models compared, by exact match of what the model says of itself.
+    """Free answers: choice and comparison are by exact match of the greedily decoded answer.
 
-    Teacher forcing tells it: greedy decoding gives the right option if and only if each of its tokens is the most
-    probable one behind those before it.
+    Teacher forcing suffices: greedy decoding gives the right option if and only if each of its tokens is the most
+    probable one after those before it.
     """
     samples, test = context.samples, context.test
 
@@ -86,35 +86,33 @@ def generation(context: StudyContext) -> list[Record]:
     by_exact_match = make_recipe(grid, context.scores, by="exact_match")
     best = by_exact_match.trail[0].best
     before = exact_matches(context.loaded.tokenizer, test, context.base, 0)
-    found = [accuracy_record("unpruned", before, None)]
+    records = [accuracy_record("unpruned", before, None)]
     for label, recipe, more in (
         ("chosen by exact match", by_exact_match, {"on the examples": round(best, 3)}),
         ("chosen by option accuracy (the cell's)", context.recipe, {}),
     ):
         right = exact_matches(context.loaded.tokenizer, test, context.answers(recipe), 0)
-        found.append(accuracy_record(label, right, before, **pair_columns(recipe) | more))
-    return found
+        records.append(accuracy_record(label, right, before, **pair_columns(recipe) | more))
+    return records
 
 
 def transfer(context: StudyContext) -> list[Record]:
-    """Appendix D: does the grid on the examples rank like the grid on test rows? From the cell's transfer step.
+    """Appendix D: does the grid on the examples rank like the grid on test rows? Reads the cell's transfer step.
 
     Raises:
         InputError: the cell has no transfer check.
     """
-    found = read_json(context.cell.transfer)
-    if not found["n"]:
-        raise InputError(
-            f"benchmarks.{context.cell.benchmark}.limits.transfer", "is 0: the cell has no transfer check to tell of"
-        )
-    n, rho = found["n"], found["spearman"]
-    told = {
-        "Spearman": "flat" if rho is None else f"{rho:.2f} (p = {found['spearman_p']:.2g})",
-        "percentile": f"{found['percentile']:.0f} %",
+    check = read_json(context.cell.transfer)
+    if not check["n"]:
+        raise InputError(f"benchmarks.{context.cell.benchmark}.limits.transfer", "is 0: the cell has no transfer check")
+    n, rho = check["n"], check["spearman"]
+    ranks = {
+        "Spearman": "flat" if rho is None else f"{rho:.2f} (p = {check['spearman_p']:.2g})",
+        "percentile": f"{check['percentile']:.0f} %",
     }
-    records = [Record("unpruned", found["base_accuracy"], standard_error(found["base_accuracy"], n), n)]
-    for label, key, more in (("chosen on the examples", "chosen", told), ("best on the test rows", "best", {})):
-        pair = found[key]
+    records = [Record("unpruned", check["base_accuracy"], standard_error(check["base_accuracy"], n), n)]
+    for label, key, more in (("chosen on the examples", "chosen", ranks), ("best on the test rows", "best", {})):
+        pair = check[key]
         more = {"layer": pair["layer"], "fraction": pair["fraction"]} | more
         records.append(Record(label, pair["accuracy"], standard_error(pair["accuracy"], n), n, more=more))
     return records

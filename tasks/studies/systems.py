@@ -1,4 +1,4 @@
-"""The systems by the names that `studies` in params.yaml gives them."""
+"""The systems of study `compare` by name."""
 
 from tasks.comparison.caa import caa
 from tasks.comparison.calibrated import calibrated
@@ -14,7 +14,7 @@ from tasks.sparsity.weight_pruning import METHODS
 
 
 def systems(cell: Cell) -> dict[str, System]:
-    """Every system for this cell, whose adaptation has been made."""
+    """All systems for this cell, after its adaptation."""
     recipe, settings = read_recipe(cell.pruned), cell.settings
     examples = recipe.adaptation.n
     return {

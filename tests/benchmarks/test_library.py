@@ -2,12 +2,10 @@
 
 import ast
 import datetime
-import importlib.util
 import os
 from collections import Counter
 from pathlib import Path
 
-import jinja2
 import pytest
 import yaml
 
@@ -19,6 +17,7 @@ from tasks.pipeline.settings import parse_settings
 from tasks.runtime.errors import InputError
 from tasks.sources.fetch import fetch_file
 from tasks.sources.kinds import LocalSource, WheelSource
+from tests.benchmarks.lm_eval_tasks import harness_task, harness_value
 from tests.cells import settings
 
 LIMITS = {"test": 10, "transfer": 0}
@@ -41,8 +40,10 @@ def spec_of(name, **fields):
 
 def test_the_library_has_what_it_should():
     assert library.spec_names() == [
-        *("arc_challenge", "arc_easy", "balanced_copa", "boolq", "commonsenseqa", "copa", "logiqa", "mmlu"),
-        *("openbookqa", "piqa", "rotten_tomatoes", "scitail", "siqa", "sst2", "sst5", "subj", "xcopa", "xnli"),
+        *("amazon", "anli", "arc_challenge", "arc_easy", "balanced_copa", "boolq", "cb", "commonsenseqa", "copa", "cr"),
+        *("hellaswag", "imdb", "logiqa", "mmlu", "mrpc", "multirc", "openbookqa", "paws", "piqa", "qqp"),
+        *("rotten_tomatoes", "rte", "scitail", "siqa", "sst2", "sst5", "storycloze", "stsb", "subj", "truthful_qa"),
+        *("tweet_eval", "wic", "winogrande", "xcopa", "xnli"),
     ]
     members = Counter(name.partition("-")[0] for name in NAMES)
     assert (members["xnli"], members["xcopa"], members["mmlu"]) == (15, 11, 57 + 4)
@@ -86,12 +87,13 @@ def test_a_line_in_params():
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ({"spec": "xnli"}, "spec: xnli is a family; name one of its languages, such as xnli-ar, xnli-bg, xnli-de"),
+        ({"spec": "xnli"}, "spec: xnli is a group; name one of its languages, such as xnli-ar, xnli-bg, xnli-de"),
         ({"spec": "xnli-xy"}, "spec: no benchmark 'xnli-xy' in the library; did you mean "),
         ({"spec": "mmlu-anatmy"}, "spec: no benchmark 'mmlu-anatmy' in the library; did you mean mmlu-anatomy"),
         ({"spec": "../params"}, "spec: no benchmark '../params' in the library; `dsm benchmarks ls` lists all"),
         ({"spec": "sst5", "template": "harness"}, "template: sst5 has no 'harness'; there are ['sadi']"),
-        ({"spec": "piqa", "source": "local"}, "source: piqa has no source 'local'; there are ['hub', 'wheel']"),
+        ({"spec": "cb", "source": "wheel"}, "source: cb has no source 'wheel'; there are ['hub', 'local']"),
+        ({"spec": "amazon"}, "data: is missing: name the directory with the benchmark's files"),
         ({"spec": "sst2", "source": "local"}, "data: is missing: name the directory with the benchmark's files"),
         ({"spec": "sst2", "source": "hub", "data": "x"}, "data: is for local files, but source is 'hub'"),
         ({"spec": "siqa", "source": "hub"}, "revision: is missing: no commit of lighteval/siqa is known here"),
@@ -302,12 +304,87 @@ SADI["rotten_tomatoes"] += ((" negative", " positive"),)
 SADI["arc_challenge"] = SADI["arc_easy"]
 SADI["xcopa-zh"] = SADI["copa"]
 SADI["balanced_copa"] = ({**SADI["copa"][0], "id": 7}, *SADI["copa"][1:])
+SENTENCES = {"sentence1": "One ran.", "sentence2": "One walked.", "label": 1}
+SAME = "Do the two sentences mean the same thing? Please confirm with 'yes' or 'no'.\n\nSentence 1: One ran.\n\n"
+SAME += "Sentence 2: One walked.\n\nAnswer:"
+SADI |= {
+    "mrpc": (SENTENCES, SAME, (" No", " Yes")),
+    "paws": (SENTENCES, SAME, (" No", " Yes")),
+    "stsb": ({**SENTENCES, "label": 4.2}, SAME, (" No", " Yes")),
+    "qqp": (
+        {"question1": "Who ran?", "question2": "Who walked?", "label": 0},
+        "Do the two questions ask the same thing? Please confirm with 'yes' or 'no'.\n\nQuestion 1: Who ran?\n\n"
+        "Question 2: Who walked?\n\nAnswer:",
+        (" No", " Yes"),
+    ),
+    "wic": (
+        {**SENTENCES, "word": "one", "start1": 0, "end1": 3, "start2": 0, "end2": 3},
+        "Does the word 'one' have the same meaning in the two sentences? Please confirm with 'yes' or 'no'.\n\n"
+        "Sentence 1: One ran.\n\nSentence 2: One walked.\n\nAnswer:",
+        (" No", " Yes"),
+    ),
+    "rte": (
+        SENTENCES,
+        "Answer whether the hypothesis is more likely to be true or false based on the given premise.\n"
+        "Premise: One ran.\nHypothesis: One walked.\nAnswer:",
+        (" True", " False"),
+    ),
+    "cb": (*SADI["xnli-en"][:2], (" True", " False", " unclusive")),
+    "anli-r3": SADI["xnli-en"],
+    "multirc": (
+        {"paragraph": "One ran.", "question": "Who ran?", "answer": "One", "label": 1},
+        "Is the answer to the question right according to the passage? Please confirm with 'yes' or 'no'.\n\n"
+        "Passage: One ran.\n\nQuestion: Who ran?\n\nProposed answer: One\n\nAnswer:",
+        (" No", " Yes"),
+    ),
+    "hellaswag": (
+        {"ctx": "[header] How to run [title] Run. he", "endings": ["w", "x", "y", "[step] z  z"], "label": "3"},
+        "How to run. Run. he\nQuestion: What is a possible continuation for the story given the following options?\n"
+        "A: w B: x C: y D: z z\nAnswer:",
+        (" A", " B", " C", " D"),
+    ),
+    "winogrande": (
+        {"sentence": "The _ ran.", "option1": "cat", "option2": "mat", "answer": "1"},
+        "Please fill in the blanks. Write A or B as the answer.\n\nSentence: The _ ran.\nA. cat\nB. mat\nAnswer:",
+        (" A", " B"),
+    ),
+    "storycloze": (
+        {f"input_sentence_{i}": f"Part {i}." for i in range(1, 5)}
+        | {"sentence_quiz1": "x.", "sentence_quiz2": "y.", "answer_right_ending": 2},
+        "Part 1. Part 2. Part 3. Part 4.\nQuestion: What is a possible continuation for the story given the following "
+        "options?\nA: x. B: y.\nAnswer:",
+        (" A", " B"),
+    ),
+    "imdb": (
+        {"text": "so dull .", "label": 0},
+        SADI["sst2"][1].replace("this sentence", "this review"),
+        (" negative", " positive"),
+    ),
+    "cr": ({"text": "so dull .", "label": 0, "label_text": "negative"}, SADI["sst2"][1], (" negative", " positive")),
+    "tweet_eval": (
+        {"text": "so dull .", "label": 2},
+        "Consider the sentiment expression in this tweet and respond briefly with 'positive', 'neutral', or "
+        "'negative'.\n\nso dull .\n\nAnswer:",
+        (" negative", " neutral", " positive"),
+    ),
+    "amazon": (
+        {"title": "dull", "content": "so dull .", "label": 0},
+        SADI["sst5"][1].replace("this sentence", "this review").replace("so dull", "dull\nso dull"),
+        SADI["sst5"][2],
+    ),
+    "truthful_qa": SADI["arc_easy"],  # its train rows are of ARC; those of test are below
+}
 GOLD = {"boolq": 1, "xnli-en": 2, "mmlu-anatomy": 3, "arc_easy": 1, "arc_challenge": 1, "scitail": 1}
+GOLD |= {"mrpc": 1, "paws": 1, "stsb": 1, "wic": 1, "rte": 1, "cb": 2, "anli-r3": 2, "multirc": 1}
+GOLD |= {"hellaswag": 3, "storycloze": 1, "tweet_eval": 2, "truthful_qa": 1}
 GOLD |= {"commonsenseqa": 1, "piqa": 1, "openbookqa": 1, "siqa": 2, "logiqa": 3}
 
 
+WHEELS = ("rotten_tomatoes", "commonsenseqa", "piqa", "openbookqa", "siqa", "logiqa")  # rows above are as there
+
+
 def rendered(name, template, row):
-    local = "local" in library.member(name, field="b")[0].sources and name != "rotten_tomatoes"
+    local = name not in WHEELS
     spec = spec_of(name, template=template, **({"data": "rows"} if local else {}))
     assert isinstance(spec.train.source, LocalSource) == local
     return examples([row], spec, "train", field="b").examples[0]
@@ -367,51 +444,13 @@ HARNESS |= {
 }
 
 
-REVISION = {"siqa": {"revision": "0" * 40}}  # the library knows none
-
-
 @pytest.mark.parametrize("name", HARNESS)
 def test_the_harness_prompt_is_that_of_lm_evaluation_harness(name):
-    package = importlib.util.find_spec("lm_eval")
-    if package is None:
-        pytest.skip("needs lm_eval 0.4.13 installed")
     file, row = HARNESS[name]
-    config = harness_config(Path(package.submodule_search_locations[0]) / "tasks" / file)
-    local = "local" in library.member(name, field="b")[0].sources
-    line = {"data": "x"} if local else {"source": "hub", **REVISION.get(name, {})}
-    found = examples([row], spec_of(name, template="harness", **line), "train", field="b").examples[0]
+    config = harness_task(file)
+    found = examples([row], spec_of(name, template="harness", data="x"), "train", field="b").examples[0]
     assert found.prompt == config.get("description", "") + harness_value(config["doc_to_text"], row)
     choices = harness_value(config["doc_to_choice"], row)
     choices = ast.literal_eval(choices) if isinstance(choices, str) else choices
     delimiter = config.get("target_delimiter", " ")
     assert list(found.options) == [f"{delimiter}{choice}" for choice in choices]
-
-
-def harness_config(path):
-    """A task of lm-evaluation-harness: its YAML file over the files that it includes; functions are theirs."""
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    def function(loader, node):
-        module, _, name = loader.construct_scalar(node).rpartition(".")
-        spec = importlib.util.spec_from_file_location(module, path.parent / f"{module}.py")
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-        return getattr(loaded, name)
-
-    Loader.add_constructor("!function", function)
-    config = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    return (harness_config(path.parent / config["include"]) if "include" in config else {}) | config
-
-
-def harness_value(value, row):
-    """A function of the row, the name of a column, or a Jinja template, rendered as the harness renders one."""
-    if callable(value):
-        return value(row)
-    if isinstance(value, list):
-        return value
-    if value in row:
-        return row[value]
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    return environment.from_string(value).render(**row)

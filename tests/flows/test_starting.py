@@ -100,7 +100,7 @@ def test_a_directory_with_files_keeps_them(project: Path) -> None:
     (project / "work" / ".gitignore").write_text("*.tmp\n/data/\n")
     assert call("init", "work")[0] == 0
     assert (project / "work" / "README.md").read_text() == "mine\n"
-    assert (project / "work" / ".gitignore").read_text().splitlines()[:3] == ["*.tmp", "/data/", "/mlflow.db*"]
+    assert (project / "work" / ".gitignore").read_text().splitlines()[:3] == ["*.tmp", "/data/", "/metrics/"]
 
 
 def test_a_stage_is_stale_when_its_code_has_changed_and_only_then(
@@ -131,6 +131,12 @@ def test_a_stage_is_stale_when_its_code_has_changed_and_only_then(
         InputError, match=r"^dvc.yaml: is of another version of dsm \(steps-data is unknown\); `dsm init "
     ):
         code_text(work)
+
+
+def test_the_metrics_of_the_default_cell_fit_a_screen(finished_root: Path) -> None:
+    header, line = dvc(finished_root, "metrics", "show").splitlines()
+    assert header.split() == ["Path", "base", "p", "pruned"]
+    assert len(line.replace("tiny-reviews", "smollm2-135m-instruct-rotten_tomatoes").rstrip()) <= 80
 
 
 def test_a_checkout_has_no_such_file(project: Path) -> None:

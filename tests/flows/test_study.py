@@ -37,8 +37,8 @@ def test_a_study_is_added_once_and_nothing_else_changes(project: Path) -> None:
 def test_a_line_that_would_be_wrong_is_not_written(project: Path) -> None:
     write_cell(project)
     before = (project / "params.yaml").read_bytes()
-    with pytest.raises(InputError, match="needs some beside reviews"):
-        list_study(project, "domains", "tiny", "reviews")
+    with pytest.raises(InputError, match="needs some besides reviews"):
+        list_study(project, "cross_benchmark", "tiny", "reviews")
     code, out, err = call("study", "magic")
     assert (code, out) == (2, "")
     assert err.startswith("error: study: 'magic' is none of compare, fractions, ")
@@ -156,5 +156,5 @@ def test_explain_needs_a_finished_cell(project: Path) -> None:
         patch.chdir(root)
         code, _, err = call("explain")
     assert code == 2
-    assert "is not there; the cell's earlier steps have not run" in err.splitlines()[-1]
+    assert "does not exist; run the cell's earlier steps first" in err.splitlines()[-1]
     assert not (root / "data" / "cells").exists()

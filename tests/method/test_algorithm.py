@@ -16,6 +16,7 @@ from tasks.method.recipe import Recipe
 from tasks.method.silence import Neurons, silence, silenced
 from tasks.models.gated import PROJECTIONS
 from tasks.models.stack import DecoderStack
+from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
 from tests.comparison.fit_data import assert_untouched, fit_data, state
 from tests.tiny import FAMILIES, rows, save_tiny, tiny_model, tiny_tokenizer
@@ -49,7 +50,7 @@ def test_in_flight_and_in_the_weights_give_the_same_logits(family, projection):
     [packed] = stack.pack([[(sequence, [len(sequence) - 1])]])
     neurons = np.random.default_rng(0).choice(stack.width(projection), 9, replace=False)
     for layer in range(len(stack)):
-        [in_flight] = stack.logits_without(stack.clean(packed), layer, [np.sort(neurons)], projection)
+        [in_flight] = logits_without(stack, stack.clean(packed), layer, [np.sort(neurons)], projection)
         naive = copy.deepcopy(model)
         rows(naive, layer, projection)[torch.tensor(neurons)] = 0
         with silenced(model, Neurons(layer, neurons, projection)):

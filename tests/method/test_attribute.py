@@ -7,6 +7,7 @@ import torch
 from tasks.method.attribute import Attributor, assemble, describe
 from tasks.method.options import Attribution
 from tasks.method.targets import TARGETS
+from tasks.models.memory import Room
 from tasks.models.stack import DecoderStack
 from tasks.runtime.errors import InputError
 from tasks.runtime.journal import Journal
@@ -57,7 +58,7 @@ def test_single_is_what_zeroing_one_row_of_the_weights_takes_away(model, layer, 
 def test_single_in_small_batches_is_the_same(monkeypatch):
     model = tiny_model("llama")
     expected = all_scores(model, path="single")
-    monkeypatch.setattr("tasks.method.ablation.forward_tokens", lambda model: 30)
+    monkeypatch.setattr(Room, "forward_tokens", property(lambda room: 30))
     torch.testing.assert_close(all_scores(model, path="single"), expected, atol=1e-12, rtol=0)
 
 

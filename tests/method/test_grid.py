@@ -7,7 +7,7 @@ import torch
 
 from tasks.benchmarks.encoding import encode
 from tasks.benchmarks.scoring import answers_unedited, answers_without
-from tasks.method.grid import UNPRUNED, Grid, assemble, every_pair, parts_of
+from tasks.method.grid import EACH, UNPRUNED, Grid, assemble, every_pair, parts_of
 from tasks.method.neurons import count, top_neurons
 from tasks.models.stack import DecoderStack
 from tasks.runtime.journal import Journal
@@ -72,7 +72,7 @@ def test_each_option_equals_a_naive_forward():
     model = tiny_model("llama", torch.float32)
     stack = DecoderStack(model)
     silenced = np.arange(0, 48, 3)
-    answers = answers_without(stack, ROWS, 1, [silenced], advance=nothing)
+    answers = answers_without(stack, ROWS, 1, [silenced])
     model.model.layers[1].mlp.gate_proj.weight[torch.tensor(silenced)] = 0
     for row, found in zip(ROWS, answers.logprobs, strict=True):
         np.testing.assert_allclose(found[0], naive(model, row), atol=1e-4)
@@ -82,7 +82,7 @@ def test_each_option_equals_a_naive_forward():
 def test_silencing_nothing_is_bit_identical_to_the_base(layer):
     stack = DecoderStack(tiny_model("llama", torch.float32))
     base = answers_unedited(stack, ROWS)
-    edited = answers_without(stack, ROWS, layer, [np.array([], dtype=int)], advance=nothing)
+    edited = answers_without(stack, ROWS, layer, [np.array([], dtype=int)])
     for first, second in zip(base.logprobs, edited.logprobs, strict=True):
         assert first.tobytes() == second.tobytes()
 
@@ -91,15 +91,16 @@ def test_a_killed_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
     model = tiny_model("llama", torch.float32)
     whole, scores = run(model, tmp_path, "whole")
     calls = []
-    silenced = DecoderStack.logits_without
+    silenced = DecoderStack.leaving_without
 
-    def dies_at_the_second(self, residuals, index, *rest):
+    def dies_at_the_second(self, index, *rest):
         calls.append(index)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return silenced(self, residuals, index, *rest)
+        return silenced(self, index, *rest)
 
-    monkeypatch.setattr(DecoderStack, "logits_without", dies_at_the_second)
+    monkeypatch.setattr(DecoderStack, "leaving_without", dies_at_the_second)
+    monkeypatch.setitem(EACH, "float32", 1)
     with pytest.raises(KeyboardInterrupt):
         run(model, tmp_path, "killed", scores)
     resumed, _ = run(model, tmp_path, "killed", scores)

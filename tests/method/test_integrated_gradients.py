@@ -8,6 +8,7 @@ from tasks.method.integrated_gradients import LayerPath, layer_scores
 from tasks.method.options import Attribution
 from tasks.method.quadrature import allowed, gauss_legendre
 from tasks.models.stack import DecoderStack
+from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
 from tests.method.oracles import (
     FAMILIES,
@@ -127,11 +128,11 @@ def test_a_row_of_gate_a_row_of_up_and_a_column_of_down_are_one_neuron(model, la
     [packed] = stack.pack([[(prompt, [len(prompt) - 1])] for prompt in PROMPTS])
     order = torch.tensor([packed.read_of[unit, 0, len(PROMPTS[unit]) - 1] for unit in range(3)])
     for projection in ("gate_proj", "up_proj"):
-        [edited] = stack.logits_without(stack.clean(packed), layer, [torch.tensor(rows).numpy()], projection)
+        [edited] = logits_without(stack, stack.clean(packed), layer, [torch.tensor(rows).numpy()], projection)
         torch.testing.assert_close(edited[0, order], found[0], atol=1e-10, rtol=0)
     with zeroed(model, [layer], "down_proj", [3, 7]):
         expected = torch.stack([logits(model, prompt) for prompt in PROMPTS])
-    [edited] = stack.logits_without(stack.clean(packed), layer, [torch.tensor([3, 7]).numpy()], "down_proj")
+    [edited] = logits_without(stack, stack.clean(packed), layer, [torch.tensor([3, 7]).numpy()], "down_proj")
     torch.testing.assert_close(edited[0, order], expected, atol=1e-10, rtol=0)
 
 
@@ -183,7 +184,7 @@ def test_infinite_logits_are_refused():
     model = tiny_model("llama")
     model.lm_head.weight[3] = float("inf")
     with pytest.raises(InputError, match="NaN or infinite"):
-        LayerPath(_unchecked(model), PROMPTS)
+        LayerPath(_unchecked(model), PROMPTS).at_one()
 
 
 def _unchecked(model):
@@ -195,7 +196,7 @@ def _unchecked(model):
 
 def test_equal_prompts_are_refused():
     with pytest.raises(InputError, match="the same"):
-        LayerPath(DecoderStack(tiny_model("llama")), [[1, 2], [1, 2]])
+        LayerPath(DecoderStack(tiny_model("llama")), [[1, 2], [1, 2]]).at_one()
 
 
 def test_no_weight_is_changed(model):

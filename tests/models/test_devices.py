@@ -9,6 +9,7 @@ import torch
 from accelerate import cpu_offload, dispatch_model
 
 from tasks.models.stack import DecoderStack
+from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
 from tests.tiny import FAMILIES, tiny_model
 
@@ -22,7 +23,7 @@ def everything(model: Any) -> list[torch.Tensor]:
     residuals = stack.clean(packed)
     found = [residuals.logits]
     for layer in range(len(stack)):
-        found += stack.logits_without(residuals, layer, SETS)
+        found += logits_without(stack, residuals, layer, SETS)
         scale = torch.full((2, stack.d_ff), 0.5, requires_grad=True)
         logits = stack.scaled(residuals, layer, scale)
         found += [logits.detach(), *torch.autograd.grad(logits.max(), scale)]

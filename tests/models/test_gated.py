@@ -20,6 +20,7 @@ from transformers import (
 
 from tasks.models.gated import PROJECTIONS
 from tasks.models.stack import DecoderStack
+from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
 from tests.tiny import FAMILIES, SIZES, rows, tiny_model
 
@@ -44,7 +45,7 @@ def test_every_edit_of_every_projection_equals_edited_weights(family, projection
     scale[0, 1, silent] = 0
     everywhere = stack.scaled_everywhere(residuals, scale, projection)[0]
     one = stack.scaled(residuals, 1, scale[:, 1], projection)[0]
-    [silenced] = next(stack.logits_without(residuals, 1, [silent], projection))
+    [silenced] = next(logits_without(stack, residuals, 1, [silent], projection))
     rows(model, 1, projection)[torch.tensor(silent)] = 0
     order = [packed.read_of[unit, 0, len(s) - 1] for unit, s in enumerate(SEQUENCES)]
     for logits in (everywhere, one, silenced):

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.models.memory import Room
 from tasks.models.products import Products, linear
 from tasks.models.stack import DecoderStack
+from tasks.models.sweep import logits_without
 from tests.tiny import FAMILIES, tiny_model
 
 SEQUENCES = [[1, 2, 3, 9, 9], [1, 2, 3, 4], [1, 2, 7, 7, 7, 7]]
@@ -32,7 +34,7 @@ def test_only_linear_layers_are_redirected():
 def logits(stack, precision, sets, index=0):
     [packed] = stack.pack([[(sequence, [len(sequence) - 1])] for sequence in SEQUENCES])
     residuals = stack.clean(packed, precision)
-    return residuals.logits, torch.cat(list(stack.logits_without(residuals, index, sets)))
+    return residuals.logits, torch.cat(list(logits_without(stack, residuals, index, sets)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -51,6 +53,6 @@ def test_how_many_edits_run_at_once_does_not_matter(copies, monkeypatch):
     stack = DecoderStack(tiny_model("gemma3"))
     sets = [np.arange(n) for n in (3, 9, 20)]
     _, whole = logits(stack, "float32", sets)
-    monkeypatch.setattr("tasks.models.stack.forward_tokens", lambda model: 12 * copies)
+    monkeypatch.setattr(Room, "forward_tokens", property(lambda room: 12 * copies))
     _, parts = logits(stack, "float32", sets)
     torch.testing.assert_close(parts, whole, atol=1e-12, rtol=0)

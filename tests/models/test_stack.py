@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from tasks.models.memory import Room
 from tasks.models.stack import DecoderStack
+from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
 from tests.tiny import FAMILIES, SIZES, VOCABULARY, rows, tiny_model
 
@@ -65,9 +67,9 @@ def test_silenced_runs_equal_a_padded_batch_of_the_model_with_zeroed_rows(family
     tokens = data.draw(st.sampled_from([1, 10, 1000]))
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.models.stack.forward_tokens", lambda model: tokens)
+        patch.setattr(Room, "forward_tokens", property(lambda room: tokens))
         for packed in stack.pack(units, max_tokens=data.draw(st.sampled_from([1, 12, 512]))):
-            logits = torch.cat(list(stack.logits_without(stack.clean(packed), layer, sets)))
+            logits = torch.cat(list(logits_without(stack, stack.clean(packed), layer, sets)))
             found |= {unit: logits[:, read] for (unit, _, _), read in packed.read_of.items()}
 
     side, length = data.draw(st.sampled_from(["left", "right"])), max(map(len, sequences))
@@ -142,6 +144,6 @@ def test_a_family_that_the_view_does_not_reproduce_is_refused(monkeypatch):
     norm = model.model.norm
     monkeypatch.setattr(model.model, "norm", torch.nn.Sequential(norm, norm))
     stack_norm_differs = torch.nn.Identity()
-    monkeypatch.setattr(DecoderStack, "_head", lambda self, hidden: model.lm_head(stack_norm_differs(hidden)))
+    monkeypatch.setattr(DecoderStack, "head", lambda self, hidden: model.lm_head(stack_norm_differs(hidden)))
     with pytest.raises(InputError, match="this family is not supported"):
         DecoderStack(model)

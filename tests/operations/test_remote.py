@@ -141,7 +141,7 @@ def test_the_run_cache_brings_back_what_is_in_no_commit(tmp_path: Path) -> None:
     Pushed at the time: of later pushes, `--run-cache` takes the list of all runs along, but not their outputs.
     """
     project = under_git(cell_project(tmp_path / "project"))
-    (project / ".gitignore").write_text("/data/*\n/ran.txt\n")
+    (project / ".gitignore").write_text("/data/*\n/metrics/\n/ran.txt\n")
     kept = (project / "params.yaml").read_text()
     tried = kept.replace("control_seeds:\n  - 0\n", "control_seeds:\n  - 7\n")
     assert tried != kept

@@ -60,7 +60,7 @@ def test_no_name_and_no_cell(tmp_path):
         ),
         (
             {"benchmark": "sst2"},
-            "benchmarks: 'sst2' is not declared in params.yaml; there are ['reviews'], and the library has it: "
+            "benchmarks: 'sst2' is not declared in params.yaml; there are ['reviews'], but it is in the library: "
             "`dsm run --benchmark sst2` adds it",
         ),
     ],

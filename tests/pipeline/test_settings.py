@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tasks.benchmarks.benchmark_spec import HeldOut
+from tasks.pipeline.cell import open_cell
 from tasks.pipeline.settings import load_settings, parse_settings
 from tasks.runtime.errors import InputError
 from tests.cells import settings
@@ -75,7 +76,7 @@ PART = {"package": "p", "version": "1", "file": "f"}
         (put([], "search", "fractions"), "search.fractions: List should have at least 1 item"),
         (put("trapezoid", "attribution", "quadrature"), "attribution.quadrature: "),
         (put([], "evaluation", "control_seeds"), "evaluation.control_seeds: "),
-        (put([0, 0], "evaluation", "control_seeds"), "evaluation.control_seeds: holds the same seed twice"),
+        (put([0, 0], "evaluation", "control_seeds"), "evaluation.control_seeds: holds a seed twice"),
         (put([-1], "evaluation", "control_seeds"), "evaluation.control_seeds.0: Input should be greater than or equal"),
         (put(-1, "adaptation", "seed"), "adaptation.seed: Input should be greater than or equal to 0, not -1"),
         (
@@ -92,7 +93,7 @@ PART = {"package": "p", "version": "1", "file": "f"}
         ),
         (put(["huge"], "pipeline", "models"), "pipeline.models: 'huge' is not declared; there are ['tiny']"),
         (put(["sst"], "pipeline", "benchmarks"), "pipeline.benchmarks: 'sst' is not declared; there are ['reviews']"),
-        (put(["tiny", "tiny"], "pipeline", "models"), "pipeline.models: 'tiny' is there twice"),
+        (put(["tiny", "tiny"], "pipeline", "models"), "pipeline.models: 'tiny' occurs twice"),
         (put([], "pipeline", "benchmarks"), "pipeline.cells.tiny-reviews: 'reviews' is not in pipeline.benchmarks"),
         (put({"model": "tiny", "benchmark": "reviews"}, "pipeline", "cells", "t"), "must be named 'tiny-reviews'"),
         (put({"model": "tiny"}, "pipeline", "cells", "t"), "pipeline.cells.t.benchmark: Field required"),
@@ -197,3 +198,15 @@ def test_not_text(tmp_path):
     (tmp_path / "params.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"params.yaml: not UTF-8 text"):
         load_settings(tmp_path)
+
+
+def test_a_dot_in_a_name_is_an_underscore_in_the_file(tmp_path):
+    refused(
+        lambda params: params["models"].update({"qwen2.5": params["models"]["tiny"]}),
+        "models.qwen2.5: DVC would read what follows a dot as a field; write qwen2_5 (commands take either)",
+    )
+    params = settings()
+    params["models"]["qwen2_5"] = params["models"]["tiny"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    assert open_cell("qwen2.5", "reviews", tmp_path) == open_cell("qwen2_5", "reviews", tmp_path)
+    assert open_cell("qwen2.5", "reviews", tmp_path).model == "qwen2_5"

@@ -68,7 +68,7 @@ def test_a_directory_is_pinned_by_its_hash(root):
     save_tiny(directory, seed=1)
     moved = model(root, path)
     assert moved.pins == {("source", "sha256"): sha256_directory(directory)}
-    assert moved.told == (f"models.mine.source.sha256: now {sha256_directory(directory)}, since the file has changed",)
+    assert moved.notes == (f"models.mine.source.sha256: now {sha256_directory(directory)}, since the file has changed",)
 
 
 def test_two_directories_of_one_name_get_two(root):
@@ -102,7 +102,7 @@ def test_a_gguf_file_is_pinned_by_its_hash_and_a_split_one_by_that_of_all_shards
     [
         (
             "huge",
-            "models: 'huge' is not declared in params.yaml; there are ['tiny']; it is no directory, .gguf file or hub",
+            "models: 'huge' is not declared in params.yaml; there are ['tiny']; it is not a directory, .gguf file or",
         ),
         ("../huge", "model: no such file or directory: ../huge"),
         ("huge.gguf", "model: no such file or directory: huge.gguf"),
@@ -154,8 +154,19 @@ def test_a_hub_id_is_pinned_to_the_commit_of_its_first_use(root, hub):
 def test_a_commit_need_not_be_asked_for(root, hub):
     assert model(root, f"a/b@{OTHER}").entry == {"source": {"kind": "hub", "id": "a/b", "revision": OTHER}}
     assert hub == []
-    with pytest.raises(InputError, match=r"^model: cannot ask the hub for a/b: no revision v9$"):
+    with pytest.raises(
+        InputError,
+        match=r"^model: a/b@v9 is no directory or file here, and cannot ask the hub for a/b: no revision v9$",
+    ):
         model(root, "a/b@v9")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(root, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(
+        InputError, match=r"^model: runs/mine is no directory or file here, and cannot ask the hub for runs"
+    ):
+        model(root, "runs/mine")
 
 
 # -- benchmarks -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from tasks.method.grid import every_pair, parts_of
 from tasks.models.products import linear
-from tasks.runtime.cluster import WorkStealingQueue, resources_per_worker
+from tasks.runtime.cluster import RayPool, WorkStealingQueue, _Actor, resources_per_worker
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import sha256_file
 from tasks.runtime.journal import Journal
@@ -275,3 +276,61 @@ def test_a_row_does_not_depend_on_how_many_are_multiplied_with_it(inputs: int, o
     for rows in (1, 2, 3, 8, 16):
         assert linear(x[:rows], weight).numpy().tobytes() == whole[:rows].numpy().tobytes()
     assert linear(x[None, :1], weight).shape == (1, 1, outputs)
+
+
+class Reference:
+    def __init__(self, result: object) -> None:
+        self.result = result
+
+
+class FakeRay:
+    """Calls that are done at once, in this process."""
+
+    class exceptions:
+        RayTaskError = RayActorError = ZeroDivisionError
+
+    @staticmethod
+    def get(value: object) -> object:
+        return value.result
+
+    @staticmethod
+    def wait(values: list[object], num_returns: int) -> tuple[list[object], list[object]]:
+        return values[:1], values[1:]
+
+
+class FakeActor:
+    def __init__(self, worker: object) -> None:
+        actor = _Actor(lambda: worker)
+        for name in ("attribute", "groups", "compute"):
+            call = getattr(actor, name)
+            setattr(self, name, SimpleNamespace(remote=lambda *a, call=call: Reference(call(*a))))
+
+
+class Pairs(Squares):
+    """A worker that computes two neighbours at once."""
+
+    def together(self, parts: list[int]) -> list[list[int]]:
+        return [parts[i : i + 2] for i in range(0, len(parts), 2)]
+
+    def compute_together(self, group: list[int]) -> list[object]:
+        assert len(group) <= 2
+        return [self.compute(part) for part in group]
+
+
+@pytest.mark.parametrize("make", [Squares, Pairs])
+def test_groups_of_parts_are_computed_by_workers_and_here(make: type, tmp_path: Path) -> None:
+    expected = {i: i * i for i in range(7)}
+    with worker_pool(make) as here:
+        assert run_parts(here, list(range(7)), Journal(tmp_path / "journal", "key")) == expected
+    workers = RayPool(FakeRay, [FakeActor(make()), FakeActor(make())])
+    assert workers.attribute("names") == ("square",)
+    assert dict(workers.compute(list(range(7)))) == expected
+    assert dict(workers.compute([])) == {}
+    with pytest.raises(InputError, match="is wrong"):
+        list(workers.compute(["refuse"]))
+
+
+def test_one_gpu_of_several_is_refused_beside_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSM_DEVICE", "cuda:1")
+    with pytest.raises(InputError, match=r"^DSM_DEVICE: cuda:1 is one GPU, but each worker holds one of its own"):
+        resources_per_worker([{"CPU": 8.0, "GPU": 2.0}], 1)

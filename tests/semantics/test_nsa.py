@@ -251,7 +251,7 @@ def test_what_was_not_found_is_said(found):
 
 def test_what_is_missing_is_named(tmp_path):
     bare = servable_cell(tmp_path)
-    with pytest.raises(InputError, match=r"test\.parquet is not there"):
+    with pytest.raises(InputError, match=r"test\.parquet does not exist"):
         nsa(bare)
     write_rows(bare, WORDS)
     with pytest.raises(InputError, match=r"is not in params\.yaml: `dsm explain --nsa` adds it"):

@@ -10,7 +10,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from tasks.runtime.errors import InputError
 from tasks.sources import fetch as module
-from tasks.sources.fetch import fetch_file, hub_rows, hub_snapshot, shard_names
+from tasks.sources.fetch import fetch_file, hub_head, hub_rows, hub_snapshot, shard_names
 from tasks.sources.kinds import HubSource, PathSource, WheelSource, WheelsSource
 
 ROWS = b'{"text": "a"}\n' * 5
@@ -307,3 +307,9 @@ def test_the_names_of_shards(name, count):
     names = shard_names(name)
     assert len(names) == count
     assert names[0] == name
+
+
+def test_no_connection_to_the_hub_is_one_line(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"^benchmarks\.b\.train\.source: cannot ask the hub for owner/name: "):
+        hub_head(hub_source(), field="benchmarks.b.train.source")

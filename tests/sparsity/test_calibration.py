@@ -32,7 +32,7 @@ def test_jsonl_and_lines(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"txt": 1}\n', "a `text` in each"),
+        ("a.jsonl", b'{"txt": 1}\n', "a `text` in every row"),
         ("a.jsonl", b'{"text": 1}\n', "no texts"),
         ("a.txt", b"\xff\xfe\xff", "UTF-8"),
         ("a.txt", b"", "no texts"),
@@ -58,7 +58,7 @@ def test_documents_give_one_window_each():
 
 
 def test_too_few_long_documents():
-    with pytest.raises(InputError, match="5 documents of more than 18 tokens; 6 are asked for"):
+    with pytest.raises(InputError, match="5 documents of more than 18 tokens; 6 are needed"):
         from_documents(TOKENIZER, TEXTS, name="t", count=6, length=18, seed=0)
 
 

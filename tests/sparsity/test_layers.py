@@ -24,7 +24,7 @@ def linears(model):
 
 def bits(model):
     """The bytes of all parameters."""
-    return {name: p.detach().numpy().tobytes() for name, p in model.named_parameters()}
+    return {name: p.detach().float().numpy().tobytes() for name, p in model.named_parameters()}
 
 
 def inputs_by_hooks(model):
@@ -148,7 +148,7 @@ def test_bfloat16_weights_stay_bfloat16():
     ("sequences", "target", "message"),
     [
         ([], 0.5, "at least one sequence"),
-        ([[1], []], 0.5, "no empty one"),
+        ([[1], []], 0.5, "none may be empty"),
         ([[1] * 513], 0.5, "513 tokens; the model's context has 512"),
         (SEQUENCES, 1.5, "not between 0 and 1"),
         (SEQUENCES, NOfM(2, 5), "multiple of 5 inputs, not 32"),
@@ -165,7 +165,7 @@ def test_refused_before_anything_is_pruned(sequences, target, message):
 def test_experts_are_refused():
     model = tiny_model("llama", torch.float32)
     model.model.layers[1].mlp.experts = nn.Parameter(torch.zeros(2, 3, 4))
-    with pytest.raises(InputError, match="experts is a weight of no linear layer"):
+    with pytest.raises(InputError, match="experts is not the weight of a linear layer"):
         Layers(model)
 
 
@@ -198,5 +198,5 @@ def test_no_weight_of_a_spared_neuron_is_removed(family, method):
 
 @pytest.mark.parametrize(("method", "target"), [("sparsegpt", 0.5), ("wanda", NOfM(2, 4))])
 def test_what_cannot_spare_neurons_says_so(method, target):
-    with pytest.raises(InputError, match="spared: neurons can be spared by magnitude, wanda and ria"):
+    with pytest.raises(InputError, match="spared: neurons can be spared only by magnitude, wanda and ria"):
         prune_weights(Loaded(tiny_model("llama", torch.float32), None), SEQUENCES, method, target, {0: [1]})

@@ -38,7 +38,7 @@ def test_a_single_window_has_no_standard_error():
 
 @pytest.mark.parametrize(
     ("tokens", "window", "message"),
-    [(TOKENS, 1, "from 2 up to"), (TOKENS, 513, "context, 512"), (TOKENS, 51, "50 tokens, less than a window of 51")],
+    [(TOKENS, 1, "from 2 to"), (TOKENS, 513, "context of 512"), (TOKENS, 51, "50 tokens, fewer than a window of 51")],
 )
 def test_refused(tokens, window, message):
     with pytest.raises(InputError, match=message):

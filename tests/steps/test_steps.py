@@ -252,6 +252,9 @@ def test_evaluation_follows_from_the_predictions(finished):
         assert system["predicted"] == np.bincount(frame[name], minlength=2).tolist()
         assert np.trace(system["confusion"]) == (frame[name] == frame.gold).sum()
         assert [values.argmax() for values in frame[f"{name}_logprobs"]] == frame[name].tolist()
+    p = float(f"{result['comparisons']['pruned_vs_base']['p']:.2g}")
+    rounded = {name: round(result["systems"][name]["accuracy"], 3) for name in ("base", "pruned")}
+    assert read_json(finished.metrics) == rounded | {"p": p}
 
 
 def test_the_exported_model_predicts_in_plain_transformers_what_the_masked_one_did(finished, tmp_path):

@@ -31,8 +31,7 @@ from tests.tiny import rows as gate_rows
 RUNS = {
     "compare": {"systems": ["calibrated", "random", "random_searched", "sft", "caa"]},
     "seeds": {"sizes": [4, 6], "seeds": 2},
-    "multilingual": {"benchmarks": ["others"]},
-    "domains": {"benchmarks": ["others"]},
+    "cross_benchmark": {"benchmarks": ["others"]},
     "bridge": {"sequences": 2},
     "calibration": {
         "benchmarks": ["others"],
@@ -149,7 +148,7 @@ def test_free_answers_are_counted_like_evaluate_counts_them(results):
 
 def test_crossing_evaluates_each_choice_on_each_benchmark(results):
     cell, found = results
-    records = by_label(found["domains"])
+    records = by_label(found["cross_benchmark"])
     assert set(records) == {
         "unpruned on reviews", "unpruned on others", "reviews → reviews", "reviews → others", "others → others",
         "others → reviews",
@@ -289,9 +288,13 @@ def test_a_study_that_is_not_declared_or_cannot_be_is_refused(results):
 @pytest.mark.parametrize(
     ("run", "told"),
     [
-        ({"study": "seeds", "benchmarks": ["others"]}, "benchmarks: the study seeds does not look at it"),
-        ({"study": "domains"}, "benchmarks: the study domains needs some beside reviews"),
-        ({"study": "domains", "benchmarks": ["nowhere"]}, "'nowhere' is not declared under benchmarks"),
+        ({"study": "seeds", "benchmarks": ["others"]}, "benchmarks: the study seeds does not use it"),
+        (
+            {"study": "domains"},
+            "study: domains is now cross_benchmark; write study: cross_benchmark, in",
+        ),
+        ({"study": "cross_benchmark"}, "benchmarks: the study cross_benchmark needs some besides reviews"),
+        ({"study": "cross_benchmark", "benchmarks": ["nowhere"]}, "'nowhere' is not declared under benchmarks"),
         ({"study": "compare", "systems": ["magic"]}, "systems"),
         ({"study": "compare", "model": "other"}, "must be named 'compare-other-reviews'"),
     ],

@@ -87,7 +87,7 @@ def test_a_study_starts_anew_where_what_it_reads_has_changed(cell, what):
     else:
         change(cell, lambda params: params["benchmarks"]["others"].update(prompt="after"))
     name = {"text": "words", "benchmark": "others"}[what]
-    with pytest.raises(InputError, match=rf"studies\.{KEY}\.inputs: does not fit what is there for {name}: `dsm study"):
+    with pytest.raises(InputError, match=rf"studies\.{KEY}\.inputs: has outdated hashes for {name}: `dsm study"):
         resumed(cell)
     before = yaml.safe_load((cell.root / "params.yaml").read_text())["studies"][KEY]
     assert re.match(rf"studies\.{KEY}\.inputs: ", list_study(cell.root, "calibration", "tiny", "reviews"))

@@ -1,0 +1,51 @@
+"""Filters for the templates of benchmarks, beside those of Jinja."""
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from jinja2 import Undefined
+
+from tasks.benchmarks.values import NotTextError, is_null, text_of
+
+
+def shuffled(values: Any, key: Any, seed: int = 0) -> list[Any]:
+    """The list in an order by SHA-256 hashes of seed, key and value: `{{ choices | shuffled(question) }}`.
+
+    The order says nothing of the order in the file, where the right choice may always be the first. It is the same on
+    every machine, and a choice that is added or removed leaves the order of the others.
+
+    Args:
+        values: texts, or what prints as text. A null has a place in the order too, and is refused where it is printed:
+            a row with an empty choice is not one without a label.
+        key: what tells the rows apart, such as the question.
+
+    Raises:
+        NotTextError: `values` is no list, or holds what is not text.
+    """
+    if isinstance(values, Undefined):
+        return list(values)  # raises what says which name is not there
+    if not isinstance(values, list | tuple):
+        kind = "null" if is_null(values) else f"a {type(values).__name__}"
+        raise NotTextError(f"shuffled takes a list, not {kind}")
+
+    def place(value: Any) -> bytes:
+        content = [None if is_null(part) else text_of(part) for part in (key, value)]
+        return hashlib.sha256(json.dumps(["shuffled", seed, *content]).encode("ascii")).digest()
+
+    return sorted(values, key=place)
+
+
+def without(value: Any, start: str, end: str) -> str:
+    """The text without what stands between the marks, and without these: `{{ text | without("[", "]") }}`.
+
+    Each `start` goes with the next `end`, on one line.
+
+    Raises:
+        NotTextError: the value is not text.
+    """
+    return re.sub(f"{re.escape(start)}.*?{re.escape(end)}", "", text_of(value))
+
+
+FILTERS = {"shuffled": shuffled, "without": without}
