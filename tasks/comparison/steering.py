@@ -157,12 +157,12 @@ def _values_at_reads(stack: DecoderStack, site: Site, packed: Pack) -> Tensor:
     by_layer: dict[int, Tensor] = {}
 
     def keep(layer: int, values: Tensor) -> Tensor:
-        by_layer[layer] = values[0] if layer == len(stack) - 1 else values[0, packed.reads]
+        by_layer[layer] = values[0] if layer == len(stack) - 1 else values[0, packed.reads.to(values.device)]
         return values
 
     with _hooks(site, {layer: partial(keep, layer) for layer in range(len(stack))}):
         stack.clean(packed)
-    return torch.stack([by_layer[layer] for layer in range(len(stack))], dim=1)
+    return torch.stack([by_layer[layer].to(packed.reads.device) for layer in range(len(stack))], dim=1)
 
 
 # -- answering --------------------------------------------------------------------------------------------------------
@@ -206,8 +206,8 @@ def _logits(stack: DecoderStack, steering: Steering, packed: Pack, rows: Sequenc
     at = steering.nodes(packed, rows)
 
     def change(edit: Edit, where: Tensor, values: Tensor) -> Tensor:
-        changed = values.clone()
-        changed[:, where] = edit(values[0, where])
+        changed, where = values.clone(), where.to(values.device)
+        changed[:, where] = edit(values[0, where].to(packed.reads.device)).to(values.device)
         return changed
 
     # The last layer runs on the reads only.

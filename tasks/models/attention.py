@@ -31,6 +31,11 @@ class TreeMask:
     tokens: Tensor
     places: Tensor
 
+    def to(self, device: Any, non_blocking: bool = False) -> "TreeMask":
+        """The same on another device; accelerate moves by this what it does not know."""
+        parts = (self.trunk, self.branches, self.tokens, self.places)
+        return TreeMask(*(part.to(device, non_blocking=non_blocking) for part in parts))
+
 
 def tree_mask(allowed: Tensor, branch_of: Tensor) -> TreeMask:
     """The blocks of a mask.

@@ -100,7 +100,7 @@ class LayerCalls:
                 trees[id(mask)] = tree_mask(allowed[id(mask)], packed.branches)
             arguments = call | {"attention_mask": trees[id(mask)], "position_ids": call["position_ids"][:, at]}
             if (rotary := call.get("position_embeddings")) is not None:
-                arguments["position_embeddings"] = tuple(part[:, at] for part in rotary)
+                arguments["position_embeddings"] = tuple(part[:, at.to(part.device)] for part in rotary)
             found.append(arguments)
         last = found[-1]
         last["reads"] = {
@@ -108,5 +108,7 @@ class LayerCalls:
             "position_ids": last["position_ids"][:, reads],
         }
         if "position_embeddings" in last and last["position_embeddings"] is not None:
-            last["reads"]["position_embeddings"] = tuple(part[:, reads] for part in last["position_embeddings"])
+            last["reads"]["position_embeddings"] = tuple(
+                part[:, reads.to(part.device)] for part in last["position_embeddings"]
+            )
         return found

@@ -115,7 +115,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.dtype == torch.bfloat16 and input.dtype != torch.bfloat16:
         split: Tensor = _InPieces.apply(input, weight)  # type: ignore[no-untyped-call]
         return split if bias is None else split + bias
-    if _onednn is None or input.device.type != "cpu" or input.dtype != torch.float32 or weight.requires_grad:
+    # The memory of a widened weight is used again, so that no graph may keep it.
+    if weight.requires_grad or not (isinstance(weight, Wide) or _by_onednn(input)):
         return torch.nn.functional.linear(input, weight, bias)
     if input.requires_grad and torch.is_grad_enabled():
         result: Tensor = _Linear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
@@ -123,7 +124,13 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _float32(input, weight, bias)
 
 
+def _by_onednn(x: Tensor) -> bool:
+    return _onednn is not None and x.device.type == "cpu" and x.dtype == torch.float32
+
+
 def _float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not _by_onednn(x):
+        return torch.nn.functional.linear(x, weight, bias)
     # A single row has a routine of its own: its last digits would depend on how many rows fit into memory at once.
     single = x.numel() == x.shape[-1]
     rows = x.reshape(1, -1).expand(2, -1).contiguous() if single else x

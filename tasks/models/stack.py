@@ -338,7 +338,7 @@ class DecoderStack:
             pass
         else:
             raise RuntimeError(f"{type(layer).__name__} does not update past_key_values")
-        return _first(layer(hidden[:, reads], **arguments | of_reads | {"past_key_values": cache}))
+        return _first(layer(hidden[:, reads.to(hidden.device)], **arguments | of_reads | {"past_key_values": cache}))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of what leaves the last layer."""
@@ -392,7 +392,7 @@ class DecoderStack:
         unedited = torch.ones(1, self.d_ff, device=self.device, dtype=self.dtype)
         residuals = self.clean(packed)
         for logits in (residuals.logits, *(self.scaled(residuals, i, unedited)[0] for i in (0, len(self) - 1))):
-            gap = float((logits - plain).abs().max() / plain.abs().max().clamp(min=1))
+            gap = float((logits.to(plain.device) - plain).abs().max() / plain.abs().max().clamp(min=1))
             if not gap < 1e-3:
                 raise InputError(
                     "model",
@@ -403,8 +403,8 @@ class DecoderStack:
 
 def edited(rows: Tensor, scale: Tensor, added: Tensor | None) -> Tensor:
     """What a projection gives, [.., tokens, width], by an edit of its rows: [C, tokens, width]."""
-    scaled = rows * scale[:, None]
-    return scaled if added is None else scaled + added
+    scaled = rows * scale.to(rows.device)[:, None]
+    return scaled if added is None else scaled + added.to(rows.device)
 
 
 def _first(output: Any) -> Tensor:

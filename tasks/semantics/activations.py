@@ -106,7 +106,7 @@ def _add(stack: DecoderStack, packed: Pack, sums: Tensor, words: Tensor, reads: 
     def add(layer: int, _: Any, inputs: tuple[Tensor, ...]) -> None:
         hidden = inputs[0][0]
         # The last layer runs on the reads only. Sums are on the CPU, where their order is deterministic.
-        at_reads = hidden if layer == len(stack) - 1 else hidden[packed.reads]
+        at_reads = hidden if layer == len(stack) - 1 else hidden[packed.reads.to(hidden.device)]
         sums[layer].index_add_(0, words, at_reads.abs().float().cpu()[reads])
 
     handles = [mlp.down.register_forward_pre_hook(partial(add, layer)) for layer, mlp in enumerate(stack.mlps)]

@@ -119,7 +119,10 @@ def test_shards_and_a_model_with_other_names_are_loaded(tmp_path, monkeypatch):
     assert {parameter.dtype for parameter in load(shards).model.parameters()} == {torch.float32}
 
 
-def test_a_gradient_keeps_no_copy_of_the_weights(tmp_path):
+@pytest.mark.parametrize("onednn", [True, False])
+def test_a_gradient_keeps_no_copy_of_the_weights(onednn, tmp_path, monkeypatch):
+    if not onednn:
+        monkeypatch.setattr("tasks.models.products._onednn", None)
     stack = DecoderStack(load(save_narrow(tmp_path, "llama", torch.bfloat16)).model)
     [packed] = stack.pack([[([1, 2, 3], [2])]])
     scale = torch.ones(1, stack.d_ff, requires_grad=True)
@@ -133,7 +136,12 @@ def test_a_gradient_keeps_no_copy_of_the_weights(tmp_path):
         assert not any(isinstance(tensor, Wide) for tensor in getattr(node, "saved_tensors", ()))
         todo += [parent for parent, _ in node.next_functions]
     assert any("_Linear" in type(node).__name__ for node in seen)
-    assert torch.autograd.grad(logits.max(), scale)[0].any()
+    wide = DecoderStack(load(tmp_path, wide=True).model)
+    factors = torch.ones(1, stack.d_ff, requires_grad=True)
+    again = wide.scaled(wide.clean(packed), 0, factors)
+    expected = torch.autograd.grad(again.max(), factors)[0]
+    assert expected.any()
+    assert torch.equal(torch.autograd.grad(logits.max(), scale)[0], expected)
 
 
 @settings(max_examples=settings.default.max_examples // 2)
