@@ -118,7 +118,7 @@ class Answering:
         }
 
 
-def in_order(values: Mapping[Any, Value]) -> tuple[Answers, np.ndarray]:
+def assemble_answers(values: Mapping[Any, Value]) -> tuple[Answers, np.ndarray]:
     """The log-probabilities of all rows, and which models answer them exactly, bool [C, n], from the parts' values.
 
     `Answers.greedy` is empty.

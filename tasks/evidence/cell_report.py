@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from markupsafe import Markup
+from scipy.special import softmax
 
 from tasks.evidence import verdict as words
 from tasks.evidence.figures import figures
@@ -122,11 +123,7 @@ def _varying(prompts: list[str]) -> Any:
 
 def _probabilities(logprobs: pd.Series) -> list[npt.NDArray[np.float64]]:
     """Softmax over the options of each row."""
-    found = []
-    for row in logprobs:
-        exponential = np.exp(np.asarray(row, dtype=np.float64) - np.max(row))
-        found.append(exponential / exponential.sum())
-    return found
+    return [softmax(np.asarray(row, dtype=np.float64)) for row in logprobs]
 
 
 def _flips(evidence: Evidence, options: list[str] | None, varying: Any) -> tuple[list[Any], list[Any]]:

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from tasks.benchmarks.answering import Answering, Part, in_order
+from tasks.benchmarks.answering import Answering, Part, assemble_answers
 from tasks.benchmarks.scoring import Answers, per_character
 from tasks.benchmarks.table import encode_rows, read_split
 from tasks.evidence.outcomes import summary
@@ -39,11 +39,11 @@ def evaluate(cell: Cell) -> None:
         run = partial(run_parts, workers, journal=journal)
         settled = settle_on_rows(
             cell.settings.precision.evaluate,
-            lambda p: in_order(run([Part(pack, p) for pack in sampled]))[0].predicted(),
+            lambda p: assemble_answers(run([Part(pack, p) for pack in sampled]))[0].predicted(),
         )
         with progress("evaluate", len(packs)) as advance:
             values = run([Part(pack, settled.precision) for pack in packs], advance=advance)
-    answers, exact = in_order(values)
+    answers, exact = assemble_answers(values)
 
     predicted = dict(zip(_systems(seeds), answers.predicted(), strict=True))
     margins = answers.margins(table["gold"].tolist())

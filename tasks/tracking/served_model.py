@@ -12,8 +12,8 @@ from tasks.runtime.files import read_json, read_jsonl
 
 # The requirements of the served model (serving.py and what it imports), pinned to the installed versions.
 REQUIREMENTS = (
-    "mlflow", "torch", "transformers", "safetensors", "tokenizers", "numpy", "pandas", "pydantic", "jinja2", "pyyaml",
-    "psutil",
+    "mlflow", "torch", "transformers", "safetensors", "tokenizers", "numpy", "pandas", "scipy", "pydantic", "jinja2",
+    "pyyaml", "psutil",
 )  # fmt: skip
 
 

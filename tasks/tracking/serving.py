@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
+from scipy.special import softmax
 
 from tasks.benchmarks.columns import ABSENT, check_kinds
 from tasks.benchmarks.encoding import Encoded, encode
@@ -140,9 +141,7 @@ class PrunedModel(PythonModel):
     def _table(self, rows: list[Encoded], options: list[list[str]]) -> pd.DataFrame:
         with self._alone:
             answers = answers_unedited(self._stack, rows)
-        logprobs = [row[0].astype(np.float64) for row in answers.logprobs]
-        exponential = [np.exp(row - row.max()) for row in logprobs]
-        probabilities = [row / row.sum() for row in exponential]
+        probabilities = [softmax(row[0].astype(np.float64)) for row in answers.logprobs]
         if self._options is None:
             best = [row[int(p.argmax())].strip() for row, p in zip(options, probabilities, strict=True)]
             return pd.DataFrame({"option": best, "p": [p.tolist() for p in probabilities]})

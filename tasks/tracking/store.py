@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from filelock import FileLock
+from scipy.special import softmax
 
 from tasks.benchmarks.templates import fixed_options
 from tasks.pipeline.cell import Cell
@@ -163,9 +164,7 @@ def check_answers(name: str, version: int, answers: list[np.ndarray], rows: pd.D
         InputError: a probability differs by more than TOLERANCE.
     """
     for row, answer, written in zip(rows["id"], answers, rows["pruned_logprobs"], strict=True):
-        logprobs = np.array(written, dtype=np.float64)
-        expected = np.exp(logprobs - logprobs.max())
-        expected /= expected.sum()
+        expected = softmax(np.array(written, dtype=np.float64))
         if not (np.abs(answer - expected) <= TOLERANCE).all():
             raise InputError(
                 f"version {version} of {name}",
