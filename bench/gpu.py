@@ -2,7 +2,7 @@
 
 Weights are made on the device, in bfloat16, which holds them exactly. Needs about 20 GB of GPU memory and less than
 eight minutes; nothing is downloaded. `--tiny` is a model of six small layers, for a machine without a GPU: it shows
-that everything runs, its figures mean nothing. Published (2507.09185, Table 13): 4.68 s a sample for scores on
+that everything runs, its figures mean nothing. Published (2507.09185): 4.68 s a sample for scores on
 Llama-3.1-8B, 0.06 s for the gradient of fine-tuning.
 """
 

@@ -72,7 +72,7 @@ class Room:
     """What fits on the device of a model: bytes, and what a token takes of them.
 
     A token of a forward pass holds the largest tensors of one layer; one whose layer will be differentiated, what that
-    layer keeps: 7.5 d_model + 3 d_ff numbers, measured on Llama, Qwen and Gemma.
+    layer keeps: 7.5 d_model + 3 d_ff numbers, as measured.
 
     Attributes:
         bytes: for activations, all together.
