@@ -146,7 +146,7 @@ def _failed(error: Exception, row: Mapping[str, Any], number: int, field: str) -
         kind = NullInputError if isinstance(error, NullError) else InputError
         return kind(field, f"row {number}: {error}")
     problem = str(error) or type(error).__name__
-    names = f"the names there are {sorted(row)}"
+    names = f"the row has {sorted(row)}"
     strange = next((name for name in sorted(row) if not is_name(name)), None)
     if strange is not None:
         names += f"; write {strange!r} as {ROW}[{strange!r}]"

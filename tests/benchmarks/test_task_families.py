@@ -85,7 +85,7 @@ def test_facts_are_counted(name):
     golds = Counter(example.gold for example in kept["test"])
     assert facts.majority == round(golds.most_common(1)[0][1] / facts.test, 3)
     train, test = splits(spec, kept["train"], kept["test"], field="b")
-    assert not {example.asked for example in train} & {example.asked for example in test}
+    assert not {example.identity for example in train} & {example.identity for example in test}
     assert len(test) > 0.98 * facts.test
 
 

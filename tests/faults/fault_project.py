@@ -63,7 +63,8 @@ def real_project(root: Path) -> Cell:
     cell = write_sources(root)
     (root / ".dvc").mkdir()
     shutil.copy(REAL / ".dvc" / "config", root / ".dvc" / "config")
-    shutil.copy(REAL / "dvc.yaml", root / "dvc.yaml")
+    for name in ("dvc.yaml", ".dvcignore"):  # without the second, byte code is code
+        shutil.copy(REAL / name, root / name)
     for package in ("tasks", "flows"):
         shutil.copytree(REAL / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
     return cell

@@ -28,7 +28,7 @@ def fill(left: int, disk: Path = Path()) -> None:
 
 def attempt(step: str) -> tuple[int, list[str]]:
     """Exit code, and the lines on stderr that tell an error."""
-    function = getattr(importlib.import_module(f"tasks.{step}"), STEPS[step])
+    function = getattr(importlib.import_module(f"tasks.steps.{step}"), STEPS[step])
     told = io.StringIO()
     with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
         try:

@@ -269,7 +269,7 @@ def test_parquet_files_of_one_value_many_times(tmp_path: Path) -> None:
 PARAMS = [
     (
         "a0: &a0 [x,x]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
-        "stands for",
+        "expands to",
     ),
     ("a: " + "[" * 100_000, "nested too deeply"),
     ("a: " + "x" * (5 << 20), "characters"),

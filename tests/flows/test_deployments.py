@@ -62,7 +62,7 @@ def test_names_that_no_cell_has() -> None:
 @pytest.mark.parametrize(
     ("schedule", "line"),
     [
-        ({"cron": "0 3 * * 1", "timezone": "Mars"}, "retrain.schedules.nightly.timezone: must be a name of the time"),
+        ({"cron": "0 3 * * 1", "timezone": "Mars"}, "retrain.schedules.nightly.timezone: must be a name in the time"),
         ({"cron": "0 3 * * 1", "models": ["other"]}, "retrain.schedules.nightly.models: 'other' is not declared"),
         ({"cron": "0 3 * * 1", "every": 1}, "retrain.schedules.nightly.every: Extra inputs are not permitted"),
         ({}, "retrain.schedules.nightly.cron: Field required"),

@@ -12,6 +12,7 @@ import pytest
 
 from flows.notify import WEBHOOK, tell
 from flows.retrain import retrain
+from flows.run_states import cancelled_by_ctrl_c
 
 FLOW = SimpleNamespace(name="retrain")
 RUN = SimpleNamespace(id="11-22", name="nightly", parameters={"models": None})
@@ -65,4 +66,5 @@ def test_nothing_is_sent_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_end_that_is_none_is_told() -> None:
-    assert retrain.on_failure_hooks == retrain.on_crashed_hooks == retrain.on_cancellation_hooks == [tell]
+    assert retrain.on_failure_hooks == retrain.on_cancellation_hooks == [tell]
+    assert retrain.on_crashed_hooks == [tell, cancelled_by_ctrl_c]

@@ -15,9 +15,6 @@ import torch
 from tests.models.pretended import NAME, Pretending  # isort: skip (before anything uses a device)
 
 from accelerate import dispatch_model
-from tasks.explanation.inputs import attribute_inputs, contrast
-from tasks.explanation.neurons import activations, direct_logits
-from tasks.sparsity.prune import prune_weights, restored
 
 from tasks.benchmarks.answering import Answering, Part
 from tasks.benchmarks.encoding import Encoded
@@ -32,15 +29,18 @@ from tasks.comparison.steering import (
     option_activations,
     tokens_read,
 )
+from tasks.explanation.input_attribution import attribute_inputs, contrast
+from tasks.explanation.neuron_roles import activations, direct_logits
 from tasks.method.attribute import Attributor
 from tasks.method.grid import Grid, every_pair, parts_of
+from tasks.method.options import Attribution
 from tasks.method.quadrature import riemann_right
 from tasks.method.silence import Neurons, silenced
 from tasks.method.targets import TARGETS
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
-from tasks.pipeline.settings import Attribution
-from tasks.semantics.activations import Places, word_activations
+from tasks.semantics.activations import WordPositions, word_activations
+from tasks.sparsity.weight_pruning import prune_weights, restored
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = [[1, 2, 3, 9, 9], [1, 2, 3, 4], [1, 2, 7, 7, 7, 7]]
@@ -87,7 +87,7 @@ def explanation(model: Any) -> Any:
 
 
 def semantics(model: Any) -> Any:
-    there = Places(["a"], PROMPTS, [[(0, 2)], [(0, 3)], [(0, 4)]])
+    there = WordPositions(["a"], PROMPTS, [[(0, 2)], [(0, 3)], [(0, 4)]])
     return word_activations(DecoderStack(model), there).mean
 
 

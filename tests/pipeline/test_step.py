@@ -47,9 +47,9 @@ def test_a_step_goes_by_the_name_of_its_module(project: Path, step: str) -> None
     [
         (["--model", "nobody"], "error: models: 'nobody' is not declared in params.yaml; there are ['tiny']\n"),
         (
-            ["--benchmark", "none"],
-            "error: benchmarks: 'none' is not declared in params.yaml; there are ['reviews']; "
-            "no benchmark 'none' in the library; `dsm benchmarks ls` lists all\n",
+            ["--benchmark", "zzz"],
+            "error: benchmarks: 'zzz' is not declared in params.yaml; there are ['reviews']; "
+            "no benchmark 'zzz' in the library; `dsm benchmarks ls` lists all\n",
         ),
     ],
 )
