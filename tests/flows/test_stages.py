@@ -164,7 +164,7 @@ def test_an_exception_ends_the_whole_group(project: Path, said: list[str]) -> No
 
 
 def test_a_step_ends_soon_after_its_flow_was_killed(project: Path) -> None:
-    step = "from tasks.pipeline.step import _end_with_the_parents\n_end_with_the_parents()\n" + FAMILY
+    step = "from tasks.pipeline.step import _exit_with_parents\n_exit_with_parents()\n" + FAMILY
     make_project(project, {"a": {"cmd": script(project, "a.py", step), "outs": ["out.txt"]}})
     flow = (
         "from pathlib import Path; from flows.stages import run_stage; "
