@@ -45,7 +45,7 @@ def two_flows(root: Path, lost: Sequence[str]) -> None:
     lines = [line.split() for text in texts for line in text.splitlines()]
     for step in STEPS:
         assert sum(words[:2] == [step, "ran"] for words in lines) == (step in lost), (step, texts)
-    tables = [text[text.index("Accuracy on the test split") :] for text in texts]
+    tables = [text[text.index("Results on the test split") :] for text in texts]
     assert tables[0] == tables[1]
     assert_registered_once(root)
     assert leftovers(root) == []
