@@ -150,7 +150,7 @@ def test_validate_lists_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> Non
         (
             "",
             ("{{ text }} :", "{{ txt }} :"),
-            "benchmarks.reviews.prompt: row 1: 'txt' is undefined; the names there are ",
+            "benchmarks.reviews.prompt: row 1: 'txt' is undefined; the row has ",
         ),
         ("", ("'{{ label }}'", "'{{ lable }}'"), "benchmarks.reviews.train.gold: row 1: 'lable' is undefined; "),
         ("", ("labels:\n    - '0'", "labels:\n    - '5'"), "benchmarks.reviews.train.gold: row "),
