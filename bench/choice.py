@@ -99,8 +99,8 @@ def page(results: list[dict[str, Any]]) -> str:
         "# Selection criteria: results",
         "Made by `python -m bench.choice` from [choice/](choice/), one file for each cell, which `dsm study choice` "
         "writes. The plan, written before, is [choice.md](choice.md): what the criteria are, what gain, harm, help, "
-        "regret and abstained mean. Gains are differences of accuracy on test rows, means over 200 draws of ten labeled "
-        "rows; ± is the standard error between cells.",
+        "regret and abstained mean. Gains are differences of accuracy on test rows, means over 200 draws of ten "
+        "labeled rows; ± is the standard error between cells.",
     ]
     if design and report:
         found = decide(design, report)

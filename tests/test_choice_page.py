@@ -17,8 +17,8 @@ def result(benchmark, **gains):
 
 
 def decided(design, report):
-    results = [result(b, **{"halves": design}) for b in DESIGN * 2] + [
-        result(b, **{"halves": (report[0] + i / 1000, report[1])}) for i, b in enumerate(REPORT * 2)
+    results = [result(b, halves=design) for b in DESIGN * 2] + [
+        result(b, halves=(report[0] + i / 1000, report[1])) for i, b in enumerate(REPORT * 2)
     ]
     return decide(half(results, DESIGN), half(results, REPORT))
 
@@ -47,7 +47,7 @@ def test_half_the_harm_at_no_less_gain_replaces():
 
 
 def test_the_page_says_what_was_decided():
-    results = [result(b, **{"halves": (0.05, 0.1)}) for b in (*DESIGN, *REPORT)]
+    results = [result(b, halves=(0.05, 0.1)) for b in (*DESIGN, *REPORT)]
     text = page(results)
     assert "pick `halves`" in text
     assert text.count("tiny on") == 8
