@@ -96,7 +96,8 @@ def sparsity(model: Any) -> Any:
     for method in ("magnitude", "wanda", "ria", "sparsegpt"):
         with restored(loaded):
             prune_weights(loaded, [[1, 2, 3, 4, 5, 6], [7, 8, 9, 1]], method, 0.5)
-            found.append([int((p == 0).sum().cpu()) for p in model.parameters()])  # which: the last digits decide
+            # Weights that are tied are not when they come from the pretended device; the output layer is not pruned.
+            found += [p.detach().cpu().tolist() for name, p in model.named_parameters() if name != "lm_head.weight"]
     return found
 
 
