@@ -128,6 +128,21 @@ def room(model: Any, share: float = 1.0) -> Room:
     )
 
 
+def at_hand(model: Any) -> bool:
+    """Whether the weights stay where they are computed with between two visits of a layer.
+
+    On a GPU they do. On a CPU they do if they are in the process's own memory, or if the system can keep the mapped
+    files in its cache: in what is free, and in DSM_MEMORY where that is set.
+    """
+    if model.device.type == "cuda":
+        return True
+    weights: int = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    cache = psutil.virtual_memory().available
+    if (allowed := limit()) is not None:
+        cache = min(cache, allowed)
+    return bool(weights <= max(cache, own_memory()))
+
+
 def backward_tokens(model: Any) -> int:
     """Tokens that one backward pass of the plain model may carry."""
     return room(model).backward_tokens

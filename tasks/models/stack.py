@@ -20,6 +20,7 @@ from tasks.models.attention import NAME as TREE_ATTENTION
 from tasks.models.calls import Arguments, KeysAndValues, LayerCalls, Stop
 from tasks.models.checks import check_finite, check_logits, one_line
 from tasks.models.gated import LOOKED_FOR, PROJECTIONS, Projection, gated_mlp
+from tasks.models.memory import at_hand
 from tasks.models.packing import Pack, Unit, pack
 from tasks.models.products import Kept, Precision, Products, linear, linear_by_rows, pieces
 from tasks.models.stored import NARROW, kept_as_stored, unit_of
@@ -87,7 +88,7 @@ class DecoderStack:
         if not isinstance(output, torch.nn.Linear):
             raise InputError("model", f"{kind}: its output embedding is no linear layer; this family is not supported")
         self._in_pieces = self.device.type == "cuda"
-        self.at_hand = True  # whether the weights lie where they are computed with
+        self.at_hand = at_hand(model)  # else each layer is read once for as much work as memory holds
         self.mlps = []
         for layer, unit in zip(self.layers, self._units, strict=True):
             with unit.used():

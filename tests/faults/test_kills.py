@@ -67,6 +67,52 @@ def test_a_kill_in_the_middle(finished_root: Path, kind: str) -> None:
     assert killed_and_run_again(finished_root, kind, "score@tiny-reviews", kill), "it ended before it was seen at work"
 
 
+# What a step writes, and a program that ends itself in the tenth turn of a layer.
+MADE_BY = {
+    "score": ["scores.safetensors"],
+    "search": ["grid.parquet"],
+    "evaluate": ["predictions.parquet", "evaluation.json"],
+    "transfer": ["transfer.parquet", "transfer.json"],
+}
+KILLED_IN_THE_MIDDLE = """
+import os, signal
+from tasks.models.stack import DecoderStack
+turn, turns = DecoderStack.turn, []
+def counted(self, index):
+    turns.append(index)
+    if len(turns) == 10:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return turn(self, index)
+DecoderStack.turn = counted
+"""
+SWEEPING = """
+import tasks.models.memory
+tasks.models.memory.at_hand = lambda model: False
+from tasks.pipeline.step import run_step
+from tasks.steps.{step} import {step}
+run_step({step}, description="")
+"""
+
+
+@pytest.mark.parametrize(
+    "step", ["score", *(pytest.param(step, marks=pytest.mark.slow) for step in ("search", "evaluate", "transfer"))]
+)
+def test_a_kill_in_the_middle_of_a_sweep(finished_root: Path, step: str) -> None:
+    """kill -9 in a layer's turn, where weights do not stay in memory; the same bytes when it runs again."""
+    undisturbed = results(finished_root)
+    for path in (finished_root / "data" / "cells").rglob("*"):
+        if path.name in MADE_BY[step]:
+            path.unlink()
+    program = SWEEPING.format(step=step)
+    killed = program.replace("run_step(", KILLED_IN_THE_MIDDLE + "run_step(")
+    process = start(finished_root, "-c", killed)
+    assert process.wait(120) == -signal.SIGKILL
+    assert all_gone(finished_root)
+    assert results(finished_root) == {p: h for p, h in undisturbed.items() if Path(p).name not in MADE_BY[step]}
+    finish(finished_root, "-c", program)
+    assert results(finished_root) == undisturbed
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("round_", range(ROUNDS))

@@ -3,6 +3,7 @@
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -205,3 +206,19 @@ def test_another_limit_is_refused(text, monkeypatch):
     monkeypatch.setenv("DSM_MEMORY", text)
     with pytest.raises(InputError, match=rf"^DSM_MEMORY: must be a number of bytes, such as 2.5e9, not '{text}'"):
         memory.limit()
+
+
+@pytest.mark.parametrize(
+    ("available", "limit", "own", "expected"),
+    [
+        (10_000_000, "", 0, True),
+        (1000, "", 0, False),  # the system cannot keep the files
+        (10_000_000, "1000", 0, False),  # nor may it
+        (1000, "", 10_000_000, True),  # the weights are in the process
+    ],
+)
+def test_weights_are_at_hand_where_memory_keeps_them(available, limit, own, expected, monkeypatch):
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    monkeypatch.setattr(memory, "own_memory", lambda: own)
+    monkeypatch.setenv("DSM_MEMORY", limit)
+    assert DecoderStack(tiny_model("llama", torch.float32)).at_hand == expected
