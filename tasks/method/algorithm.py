@@ -31,7 +31,7 @@ from tasks.method.strategies import STRATEGIES
 from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack
 from tasks.runtime.errors import InputError
-from tasks.runtime.work import groups_of, values_of
+from tasks.runtime.worker import groups_of, values_of
 
 
 class Run(Protocol):

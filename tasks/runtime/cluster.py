@@ -18,7 +18,7 @@ from typing import Any
 
 from tasks.runtime import ray_watchdog
 from tasks.runtime.errors import InputError
-from tasks.runtime.work import groups_of, values_of
+from tasks.runtime.worker import groups_of, values_of
 
 ADDRESS = "RAY_ADDRESS"
 DEVICE = "DSM_DEVICE"
