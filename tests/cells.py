@@ -171,6 +171,7 @@ def evaluation(frame: pd.DataFrame, options: list[list[str]]) -> dict[str, Any]:
     found = summary(frame, pd.DataFrame({"options": options}), [0, 1, 2])
     for system in ("base", "pruned"):
         found["systems"][system] |= {"mean_margin": 0.2, "acc_norm": 0.55, "acc_norm_stderr": 0.064}
+    found["precision"] = {"precision": "float32", "predictions": None, "agreement": None, "same_choice": None}
     return found
 
 

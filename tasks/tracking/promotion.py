@@ -140,7 +140,7 @@ def _judged(client: Any, cell: Cell, version: int, champion: int | None) -> str:
     rows = _fair_rows(cell, client, champion)
     options = options_of(cell, rows)
     answers = probabilities(cell.name, version, rows, options)
-    check_answers(cell.name, version, answers, rows)
+    check_answers(cell, version, answers, rows)
     right = {"base": (rows["base"] == rows["gold"]).to_numpy(), "challenger": _right(answers, rows)}
     try:
         if champion is not None:
@@ -267,7 +267,7 @@ def promote(cell: Cell, version: int, why: str) -> int | None:
             raise InputError("version", f"{version} is the champion of {cell.name} already")
         with tempfile.TemporaryDirectory(dir=_scratch(cell)) as work:
             rows = pd.read_parquet(client.download_artifacts(run, "predictions.parquet", work)).head(CHECKED)
-        check_answers(cell.name, version, probabilities(cell.name, version, rows, options_of(cell, rows)), rows)
+        check_answers(cell, version, probabilities(cell.name, version, rows, options_of(cell, rows)), rows)
         move_champion(client, cell.name, version, why, by_rule=False)
         return before
 

@@ -162,7 +162,7 @@ def _check(cell: Cell, version: int) -> None:
     import pandas as pd
 
     rows = pd.read_parquet(cell.predictions).head(CHECKED)
-    check_answers(cell.name, version, probabilities(cell.name, version, rows, options_of(cell, rows)), rows)
+    check_answers(cell, version, probabilities(cell.name, version, rows, options_of(cell, rows)), rows)
 
 
 def _description(cell: Cell) -> str:

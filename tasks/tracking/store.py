@@ -23,6 +23,7 @@ from scipy.special import softmax
 from tasks.benchmarks.templates import fixed_options
 from tasks.pipeline.cell import Cell
 from tasks.runtime.errors import InputError
+from tasks.runtime.files import read_json
 from tasks.tracking.database import check_path, make_database, sqlite_uri, troubles_told
 
 EXPERIMENT = "dsm-pruning"
@@ -31,7 +32,8 @@ CHAMPION = "champion"
 CONTENT = "content"  # tag of a run and of a model version: hash of its content
 PROMOTION = "promotion."  # prefix of the tags of a registered model, one for each move of its champion
 FLOW = "DSM_FLOW_RUN"  # environment variable: id and name of the flow run that this step is part of
-TOLERANCE = 1e-3  # of a probability; the same float32 model differs by batch
+# Of a probability, by what `evaluate` multiplied in. A registered model multiplies in float32, which differs by batch.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 # Variables by which a caller such as `mlflow run` tells MLflow about its run, to which ours do not belong.
 OF_THE_CALLER = (
     "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT", "MLFLOW_ACTIVE_MODEL_ID",
@@ -157,17 +159,18 @@ def probabilities(name: str, version: int, rows: pd.DataFrame, options: list[lis
     return list(model.answer(prompts).drop(columns="option").to_numpy(dtype=np.float64))
 
 
-def check_answers(name: str, version: int, answers: list[np.ndarray], rows: pd.DataFrame) -> None:
+def check_answers(cell: Cell, version: int, answers: list[np.ndarray], rows: pd.DataFrame) -> None:
     """Compares a version's answers with `pruned_logprobs` of predictions.parquet.
 
     Raises:
         InputError: a probability differs by more than TOLERANCE.
     """
+    tolerance = TOLERANCE[read_json(cell.evaluation)["precision"]["precision"]]
     for row, answer, written in zip(rows["id"], answers, rows["pruned_logprobs"], strict=True):
         expected = softmax(np.array(written, dtype=np.float64))
-        if not (np.abs(answer - expected) <= TOLERANCE).all():
+        if not (np.abs(answer - expected) <= tolerance).all():
             raise InputError(
-                f"version {version} of {name}",
+                f"version {version} of {cell.name}",
                 f"answers row {row} with {answer.round(4)}, not {expected.round(4)}; no alias was moved. "
                 "Are the cell's files up to date (dvc status)?",
             )

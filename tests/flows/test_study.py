@@ -146,7 +146,7 @@ def test_explanations_of_a_cell(finished_root: Path) -> None:
         said = f"nsa-{number}.txt"
         assert start(root, *DSM, "explain", "--nsa", said=said).wait(300) == 0, (root / said).read_text()
         lines = (root / said).read_text().splitlines()
-        assert [line.split()[1] for line in lines if line.startswith("nsa ")] == [done]
+        assert [line.split()[1] for line in lines if line.startswith("nsa  ")] == [done]
         assert lines[-1] == "data/cells/tiny/reviews/nsa.html"
 
 

@@ -20,6 +20,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.Sim
 
 @pytest.mark.slow
 def test_the_ui_listens_on_loopback_only(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").touch()  # it starts in a project only
     port = free_port()
     command = [sys.executable, "-c", "from flows.cli import app; app()", "ui", "--port", str(port)]
     server = Server(

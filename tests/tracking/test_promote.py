@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
+from scipy.special import softmax
 
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.retraining import Promotion
@@ -16,7 +17,7 @@ from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json, read_jsonl, write_json, write_jsonl, write_parquet, write_text
 from tasks.steps.register import register
 from tasks.tracking.promotion import JUDGED, JUDGEMENT, REASON, decide, judge, level, promote, versions
-from tasks.tracking.store import probabilities, tracking_uri
+from tasks.tracking.store import TOLERANCE, probabilities, tracking_uri
 from tests.tracking.test_register import NAME, cell, master, on_a_file, pytestmark  # noqa: F401 - fixtures, and warnings of mlflow
 
 RULE = Promotion()
@@ -189,6 +190,20 @@ def test_the_alias_stays_if_a_version_answers_otherwise(cell: Cell) -> None:  # 
 
 
 @on_a_file
+def test_predictions_in_bfloat16_may_differ_a_little(cell: Cell) -> None:  # noqa: F811
+    made = with_rule(cell, alpha=1.0)
+    frame = pd.read_parquet(made.predictions)
+    moved = [softmax(logprobs) + np.array([0.01, -0.01]) for logprobs in frame["pruned_logprobs"]]
+    frame["pruned_logprobs"] = [np.log(p) for p in moved]
+    write_parquet(made.predictions, frame)
+    with pytest.raises(InputError, match="version 1 of tiny-reviews: answers row"):
+        register(made)
+    found = read_json(made.evaluation)
+    write_json(made.evaluation, found | {"precision": found["precision"] | {"precision": "bfloat16"}})
+    register(made)
+
+
+@on_a_file
 def test_rows_that_the_champion_was_adapted_on_do_not_count(cell: Cell) -> None:  # noqa: F811
     made = with_rule(cell, alpha=1.0)
     rows = pd.read_parquet(made.predictions)
@@ -216,7 +231,7 @@ def test_a_champion_with_other_options_is_not_compared(cell: Cell, capsys: pytes
     write_text(path, yaml.safe_dump(params))
     made = open_cell(root=cell.root)
     with pytest.MonkeyPatch.context() as patch:  # its predictions are those of the other options
-        patch.setattr("tasks.tracking.store.TOLERANCE", 1.0)
+        patch.setitem(TOLERANCE, "float32", 1.0)
         register(made)
         judge(made)
     assert (
