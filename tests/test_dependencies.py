@@ -44,6 +44,8 @@ STUDIES = {
     },
     "compare": {"systems": ["calibrated", "random_searched"]},
     "bridge": {"sequences": 2},
+    "seeds": {"sizes": [4], "seeds": 1},
+    "choice": {"pool": 20, "draws": 2},
     "generation": {},
     "timing": {},
 }  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from tasks.benchmarks.scoring import Answers, read_without, unit
+from tasks.benchmarks.scoring import Answers, read_without, side_by_side, unit
 from tasks.benchmarks.table import Rows, exact_matches
 from tasks.models.memory import room
 from tasks.models.products import Precision
@@ -37,10 +37,10 @@ class Value(TypedDict):
 
 
 class Answering:
-    """The answers of the C models that are left without sets of neurons of one layer.
+    """The answers of C models, each of which is left without a set of neurons of one layer, by one pass over each pack.
 
     Args:
-        sets: C sets of neurons, rows of `projection`.
+        edits: layers with sets of neurons, rows of `projection`; one model for each set, C in all, in this order.
         sample: so many rows, the first, are in packs of their own, which come first.
     """
 
@@ -49,16 +49,15 @@ class Answering:
         stack: DecoderStack,
         tokenizer: Any,
         rows: Rows,
-        layer: int,
-        sets: Sequence[np.ndarray],
+        edits: Sequence[tuple[int, Sequence[np.ndarray]]],
         projection: Projection = "gate_proj",
         sample: int = 0,
     ):
         self._stack = stack
         self._tokenizer = tokenizer
         self._rows = rows
-        self._layer = layer
-        self._sets = sets
+        self._edits = edits
+        self._models = sum(len(sets) for _, sets in edits)
         self._projection = projection
         units = [unit(row) for row in rows.encoded]
         few, most = (stack.pack(part) if part else [] for part in (units[:sample], units[sample:]))
@@ -82,7 +81,7 @@ class Answering:
         groups: list[list[Part]] = []
         held = 0
         for part in parts:
-            takes = (len(self._sets) + len(self._stack)) * len(self._packs[part.pack].tokens) * there.state
+            takes = (self._models + len(self._stack)) * len(self._packs[part.pack].tokens) * there.state
             last = groups[-1] if groups and not self._stack.at_hand else None
             if last and last[-1].precision == part.precision and held + takes <= there.bytes / 2:
                 last.append(part)
@@ -102,15 +101,18 @@ class Answering:
         found: dict[Part, Value] = {}
         for offset in sorted({self._offsets[part.pack] for part in parts}):
             own = [part for part in parts if self._offsets[part.pack] == offset]
-            runs = [Without(self._stack.start(self._packs[part.pack]), self._layer, self._sets) for part in own]
+            passes = [self._stack.start(self._packs[part.pack]) for part in own]
+            runs = [Without(residuals, layer, sets) for residuals in passes for layer, sets in self._edits]
             answers = read_without(self._stack, runs, encoded[offset:], self._projection, own[0].precision)
-            for part, answer in zip(own, answers, strict=True):
-                found[part] = self._value([offset + index for index in self._packs[part.pack].units], answer)
+            for number, part in enumerate(own):
+                indices = [offset + index for index in self._packs[part.pack].units]
+                first = number * len(self._edits)
+                found[part] = self._value(indices, side_by_side(answers[first : first + len(self._edits)]))
         return [found[part] for part in parts]
 
     def _value(self, indices: list[int], answers: Answers) -> Value:
         rows = Rows(self._rows.table.iloc[indices], [self._rows.encoded[index] for index in indices])
-        exact = [exact_matches(self._tokenizer, rows, answers, model) for model in range(len(self._sets))]
+        exact = [exact_matches(self._tokenizer, rows, answers, model) for model in range(self._models)]
         return {
             "rows": indices,
             "logprobs": [logprobs.tolist() for logprobs in answers.logprobs],

@@ -142,6 +142,11 @@ def _joined(parts: Sequence[Answers]) -> Answers:
     return Answers(*([np.concatenate(row) for row in zip(*each, strict=True)] for each in lists))
 
 
+def side_by_side(answers: Sequence[Answers]) -> Answers:
+    """The answers of all the models to the same rows."""
+    return answers[0] if len(answers) == 1 else _joined(answers)
+
+
 def answers_unedited(stack: DecoderStack, rows: Sequence[Encoded]) -> Answers:
     """Answers of the model as it is; C is 1."""
     by_row: dict[int, tuple[np.ndarray, np.ndarray]] = {}

@@ -88,6 +88,22 @@ def paired_interval(both: int, only_first: int, only_second: int, neither: int) 
     return difference - joined(one - low, high_second - other), difference + joined(high - one, other - low_second)
 
 
+def holm(ps: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Adjusted p values of several tests, in their order: at most alpha where Holm's procedure rejects at level alpha.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
+
+    Args:
+        ps: [tests].
+    """
+    p = np.asarray(ps, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.minimum(np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)), 1)
+    result = np.empty_like(p)
+    result[order] = adjusted
+    return result
+
+
 def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float]:
     """Spearman's rank correlation (ties share their mean rank) and its two-sided p.
 

@@ -52,13 +52,15 @@ class Part:
 class Value(TypedDict):
     """What a part comes to, for each of its fractions: right answers, sum of gold margins, each row's prediction.
 
-    `exact`: how many rows are answered in words with the right option, where the grid was asked for it.
+    `exact`: how many rows are answered in words with the right option, where the grid was asked for it. `logprobs`: of
+    each row, [fractions, options], likewise.
     """
 
     right: list[int]
     margin: list[float]
     predicted: list[list[int]]
     exact: NotRequired[list[int]]
+    logprobs: NotRequired[list[list[list[float]]]]
 
 
 class Grid:
@@ -71,6 +73,7 @@ class Grid:
         scores: float32 [layers, width], what neurons are ordered by.
         projection: the one whose rows the neurons are.
         exact: for a grid with the column `exact_match`.
+        logprobs: whether values have the log-probabilities of the options.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Grid:
         scores: np.ndarray,
         projection: Projection = "gate_proj",
         exact: Exact | None = None,
+        logprobs: bool = False,
     ):
         self._stack = stack
         self._rows = rows
@@ -88,6 +92,7 @@ class Grid:
         self._scores = scores
         self._projection = projection
         self._exact = exact
+        self._logprobs = logprobs
         self._packs = stack.pack([unit(row) for row in rows])
         self._passes: dict[tuple[int, Precision], Residuals] = {}  # of the packs that were asked for last
 
@@ -95,6 +100,10 @@ class Grid:
     def sizes(self) -> list[int]:
         """How many rows each pack has."""
         return [len(packed.units) for packed in self._packs]
+
+    def units(self, pack: int) -> list[int]:
+        """The indices of the rows of a pack, in the order of its values."""
+        return list(self._packs[pack].units)
 
     @property
     def products(self) -> str:
@@ -157,6 +166,8 @@ class Grid:
         }
         if self._exact is not None:
             value["exact"] = self._exact(answers, units).sum(1).tolist()
+        if self._logprobs:
+            value["logprobs"] = [row.tolist() for row in answers.logprobs]
         return value
 
 

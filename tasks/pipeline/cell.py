@@ -67,6 +67,11 @@ class Cell:
         return self.directory / "samples.jsonl"
 
     @property
+    def preflight(self) -> Path:
+        """How the unpruned model answers some train rows (`tasks.method.preflight`)."""
+        return self.directory / "preflight.json"
+
+    @property
     def scores(self) -> Path:
         return self.directory / "scores.safetensors"
 

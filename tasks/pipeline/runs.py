@@ -1,6 +1,6 @@
 """The entries that `dsm study`, `dsm explain --nsa` and `dsm sparsify` add to params.yaml, one for each run."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,6 +25,8 @@ class StudyRun(Strict):
         texts: calibration: further calibration sets, name -> file (JSONL with a `text` in each row, or plain text).
         methods: calibration.
         sparsities: calibration.
+        pool: choice: train rows whose log-probabilities are computed; ten labeled rows are drawn from them.
+        draws: choice: how often.
         sequences: calibration and bridge: the number of sequences, of 512 tokens each, in each calibration set.
         inputs: hashes of `benchmarks` and `texts`, by name (`tasks.pipeline.study_inputs`); `dsm study` writes them.
 
@@ -46,6 +48,8 @@ class StudyRun(Strict):
     methods: list[Literal[WEIGHT_METHODS]] = Field(default=list(WEIGHT_METHODS), min_length=1)  # type: ignore[valid-type]
     sparsities: list[Fraction] = Field(default=[0.3, 0.5], min_length=1)
     sequences: Count = 8
+    pool: Annotated[int, Field(ge=20)] = 50
+    draws: Count = 200
     inputs: dict[str, Sha256] = Field(default={})
 
     @field_validator("study", mode="before")
@@ -63,6 +67,7 @@ class StudyRun(Strict):
             "cross_benchmark": ("benchmarks", "inputs"),
             "calibration": ("benchmarks", "texts", "methods", "sparsities", "sequences", "seeds", "inputs"),
             "bridge": ("sequences",),
+            "choice": ("pool", "draws"),
         }
         for field in sorted(self.model_fields_set - {"study", "model", "benchmark", "test"}):
             if field not in users.get(self.study, ()):

@@ -76,7 +76,7 @@ def answering(cell: Cell) -> Answering:
         random_neurons(recipe.d_ff, len(recipe.neurons), seed) for seed in cell.settings.evaluation.control_seeds
     ]
     sets = [NOTHING, np.array(recipe.neurons), *controls]
-    return Answering(stack, loaded.tokenizer, rows, recipe.layer, sets, recipe.projection, SAMPLE)
+    return Answering(stack, loaded.tokenizer, rows, [(recipe.layer, sets)], recipe.projection, SAMPLE)
 
 
 def _systems(seeds: list[int]) -> list[str]:

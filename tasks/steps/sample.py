@@ -1,21 +1,24 @@
 """sample: draw the adaptation set, the few train rows that the method uses."""
 
 import json
+import sys
 
 from tasks.benchmarks.table import encode_rows, read_split
 from tasks.method.adaptation_set import draw
+from tasks.method.preflight import preflight, warning
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.step import run_step
-from tasks.runtime.files import write_jsonl
+from tasks.runtime.files import write_json, write_jsonl
 
 
 def sample(cell: Cell) -> None:
     """Writes the `adaptation.size` rows of the train split with the smallest seeded hashes of prompt and options.
 
     With `selection: correct` or `wrong`, only rows that the unpruned model answers correctly or wrongly. Adding or
-    removing k rows of the split changes at most k rows of the set.
+    removing k rows of the split changes at most k rows of the set. Writes how the unpruned model answers them and some
+    other train rows, too, and warns where it answers with one option.
 
     Raises:
         InputError: as `draw`; or a test row for `evaluate` or `transfer` does not fit the model.
@@ -25,7 +28,12 @@ def sample(cell: Cell) -> None:
     limits = cell.benchmark_spec.limits
     tested = read_split(cell.test, max(limits.test, limits.transfer))
     encode_rows(tested, loaded.tokenizer, stack.context, warn=False)  # fails now instead of hours later
-    chosen = draw(read_split(cell.train), stack, loaded.tokenizer, cell.settings.adaptation)
+    train, settings = read_split(cell.train), cell.settings.adaptation
+    chosen = draw(train, stack, loaded.tokenizer, settings)
+    found = preflight(stack, loaded.tokenizer, train, chosen, settings.seed)
+    if line := warning(found):
+        print(f"warning: {line}", file=sys.stderr)
+    write_json(cell.preflight, found)
     write_jsonl(cell.samples, json.loads(chosen.to_json(orient="records")))
 
 

@@ -1,10 +1,12 @@
 """study: one of the experiments of tasks/studies on one cell."""
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from tasks.evidence.study_tables import plot
+from tasks.method.recipe import Recipe
 from tasks.models.hashing import recorded_hash
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.runs import StudyRun
@@ -15,9 +17,10 @@ from tasks.runtime.errors import InputError
 from tasks.runtime.files import replacing, sha256_file, write_json, write_text
 from tasks.runtime.journal import Journal, journal_key
 from tasks.runtime.progress import progress
-from tasks.runtime.work import run_parts, worker_pool
+from tasks.runtime.work import WorkerPool, run_parts, worker_pool
 from tasks.studies.catalogue import STUDIES
 from tasks.studies.context import Record, StudyContext
+from tasks.studies.joint import HeldOutResults, HeldOutRows, Part, evaluate
 
 
 def study(cell: Cell, name: str) -> None:
@@ -34,6 +37,7 @@ def study(cell: Cell, name: str) -> None:
         *(section.model_dump() for section in (settings.adaptation, settings.attribution, settings.search)),
         settings.evaluation.model_dump(),
         settings.precision.search,
+        settings.precision.evaluate,
         benchmark_hash(cell.benchmark_spec, cell.root, field=cell.benchmark),
         recorded_hash(cell.model_dir),
         *(sha256_file(path) for path in (cell.train, cell.test, cell.samples, cell.scores, cell.pruned, cell.transfer)),
@@ -43,7 +47,13 @@ def study(cell: Cell, name: str) -> None:
         parts = workers.attribute("parts")
         with progress(name, len(parts)) as advance:
             values = run_parts(workers, parts, journal, advance)
-    records = definition.finish([Record(**record) for value in values.values() for record in value["records"]])
+        given = [record for value in values.values() for record in value["records"]]
+        if definition.evaluate is None:
+            records, further = definition.finish(given, run, settings.search), 0.0
+        else:
+            started = time.monotonic()
+            records = definition.evaluate(given, partial(_on_test_rows, workers, journal, settings))
+            further = time.monotonic() - started
     result = {
         "study": name,
         "model": cell.model,
@@ -51,7 +61,7 @@ def study(cell: Cell, name: str) -> None:
         "unit": definition.unit,
         "settings": run.model_dump(exclude_unset=True, exclude={"inputs"}),
         "adapted with": _changed(settings),
-        "seconds": round(sum(value["seconds"] for value in values.values()), 1),
+        "seconds": round(sum(value["seconds"] for value in values.values()) + further, 1),
         "records": [record.as_json() for record in records],
     }
     with replacing(cell.study(name)) as target:
@@ -59,6 +69,15 @@ def study(cell: Cell, name: str) -> None:
         write_json(target / "result.json", result)
         write_text(target / "plot.svg", plot(result, x=definition.x))
     journal.remove()
+
+
+def _on_test_rows(
+    workers: WorkerPool, journal: Journal, settings: Settings, recipes: Sequence[Recipe]
+) -> list[HeldOutResults]:
+    packs = workers.attribute("packs")
+    with progress("test rows", packs[0] * len({recipe.projection for recipe in recipes})) as advance:
+        run = partial(run_parts, workers, journal=journal)
+        return evaluate(run, packs, recipes, settings.precision.evaluate, advance)
 
 
 def _changed(settings: Settings) -> dict[str, Any]:
@@ -80,14 +99,22 @@ class Worker:
     def __init__(self, cell: Cell, run: StudyRun):
         self._context = StudyContext(cell, run)
         self._study = STUDIES[run.study]
+        self._held_out = HeldOutRows(self._context)
 
     @property
     def parts(self) -> list[str]:
         return self._study.parts(self._context)
 
-    def compute(self, part: str) -> dict[str, Any]:
+    @property
+    def packs(self) -> tuple[int, int]:
+        return self._held_out.packs
+
+    def compute(self, part: str | Part) -> dict[str, Any]:
+        if isinstance(part, Part):
+            return self._held_out.compute(part)
         started = time.monotonic()
-        records = [record.as_json() for record in self._study.compute(self._context, part)]
+        found = self._study.compute(self._context, part)
+        records = [one.as_json() if isinstance(one, Record) else one for one in found]
         return {"records": records, "seconds": time.monotonic() - started}
 
 

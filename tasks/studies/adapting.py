@@ -1,12 +1,16 @@
 """Studies that adapt with other settings: seeds, selection, projections, attributions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from tasks.evidence.statistics import holm, mcnemar
 from tasks.method.options import Adaptation, Attribution
+from tasks.method.recipe import Recipe
 from tasks.runtime.errors import InputError
-from tasks.studies.context import Record, StudyContext
+from tasks.studies.context import Record, StudyContext, accuracy_record, pair_columns
+from tasks.studies.joint import EvaluateRecipes
 
 Variant = tuple[Adaptation, Attribution]
 
@@ -30,6 +34,8 @@ def variants(context: StudyContext) -> dict[str, Variant]:
     return {label: (adaptation, with_changes(attribution, **change)) for label, change in ATTRIBUTIONS.items()}
 
 
+LEVEL = 0.05  # of the exact McNemar tests of the draws of one size, Holm-corrected
+
 # All attributions except path `single`, whose forward pass per neuron would take days.
 ATTRIBUTIONS: dict[str, dict[str, Any]] = {
     "integrated gradients, one layer (default)": {},
@@ -51,32 +57,67 @@ def with_changes(settings: Any, **change: Any) -> Any:
 
 
 def parts(context: StudyContext) -> list[str]:
-    return ["unpruned", *variants(context)]
+    return list(variants(context))
 
 
-def compute(context: StudyContext, part: str) -> list[Record]:
-    """One adaptation, evaluated on the test rows."""
-    if part == "unpruned":
-        return [context.base_record()]
+def compute(context: StudyContext, part: str) -> list[dict[str, Any]]:
+    """The recipe of one variant and the seconds that it took; or why it is not possible on this benchmark."""
     try:
         recipe, seconds = context.adapt(*variants(context)[part])
     except InputError as error:
         # Too few rows of a kind, or options that begin with the same token: the other variants are still computed.
-        return [Record(part, None, more={"not possible": str(error)})]
-    return [context.pruned_record(part, recipe, seconds)]
+        return [{"label": part, "not possible": str(error)}]
+    return [{"label": part, "recipe": recipe.model_dump(mode="json"), "seconds": seconds}]
+
+
+def evaluate(values: Sequence[dict[str, Any]], test_rows: EvaluateRecipes) -> list[Record]:
+    """The unpruned model and every variant on the test rows, each with a random control of its layer and size."""
+    recipes = {value["label"]: Recipe.model_validate(value["recipe"]) for value in values if "recipe" in value}
+    results = dict(zip(recipes, test_rows(list(recipes.values())), strict=True))
+    records = []
+    for value in values:
+        label = value["label"]
+        if label not in results:
+            records.append(Record(label, None, more={"not possible": value["not possible"]}))
+            continue
+        found, recipe = results[label], recipes[label]
+        test = mcnemar(found.pruned, found.base)
+        more = pair_columns(recipe, value["seconds"]) | {
+            "gained": test["only_first"],
+            "lost": test["only_second"],
+            "exact match": round(float(found.pruned_exact.mean()), 4),
+            "random": round(float(found.random.mean()), 4),
+            "on the examples": f"{recipe.adaptation.base_accuracy:.2f} to {recipe.adaptation.accuracy:.2f}",
+        }
+        records.append(accuracy_record(label, found.pruned, found.base, **more))
+    if results:
+        first = next(iter(results.values()))
+        exact = {"exact match": round(float(first.base_exact.mean()), 4)}
+        records.insert(0, accuracy_record("unpruned", first.base, None, **exact))
+    return records
+
+
+def evaluate_seeds(values: Sequence[dict[str, Any]], test_rows: EvaluateRecipes) -> list[Record]:
+    """`evaluate`, with a row for the seeds of each size."""
+    return by_size(evaluate(values, test_rows))
 
 
 def by_size(records: list[Record]) -> list[Record]:
-    """Adds the mean accuracy and standard deviation over the seeds of each size to the records of study `seeds`."""
+    """Adds a row for the seeds of each size: the mean accuracy, and how many draws are detectably better or worse."""
+    base = records[0].value
     means = []
     for size in dict.fromkeys(record.label.split(" ")[0] for record in records if "seed" in record.label):
-        values = [
-            record.value
-            for record in records
-            if record.label.startswith(f"{size} examples, seed") and record.value is not None
-        ]
-        if len(values) > 1:
-            label = f"{size} examples, mean of {len(values)} seeds"
-            spread = round(float(np.std(values, ddof=1)), 4)
-            means.append(Record(label, float(np.mean(values)), more={"deviation between seeds": spread}))
+        draws = [r for r in records if r.label.startswith(f"{size} examples, seed") and r.value is not None]
+        values = np.array([record.value for record in draws])
+        if len(draws) < 2 or base is None:
+            continue
+        p = holm([1.0 if record.p is None else record.p for record in draws])
+        more = {
+            "deviation between seeds": round(float(np.std(values, ddof=1)), 4),
+            "random": round(float(np.mean([record.more["random"] for record in draws])), 4),
+            "exact match": round(float(np.mean([record.more["exact match"] for record in draws])), 4),
+            "detectably better": f"{int(np.sum((p < LEVEL) & (values > base)))} of {len(draws)}",
+            "detectably worse": f"{int(np.sum((p < LEVEL) & (values < base)))} of {len(draws)}",
+        }
+        means.append(Record(f"{size} examples, mean of {len(draws)} seeds", float(values.mean()), more=more))
     return records + means

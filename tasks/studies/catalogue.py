@@ -2,13 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from tasks.studies import adapting, bridging, calibrating, comparing, costs, crossing, pruning
+from tasks.method.options import Search
+from tasks.pipeline.runs import StudyRun
+from tasks.studies import adapting, bridging, calibrating, choosing, comparing, costs, crossing, pruning
 from tasks.studies.context import Record, StudyContext
+from tasks.studies.joint import EvaluateRecipes
 
 
 def _single(context: StudyContext) -> list[str]:
     return ["all"]
+
+
+def _records(values: list[dict[str, Any]], run: StudyRun, search: Search) -> list[Record]:
+    return [Record(**value) for value in values]
 
 
 @dataclass(frozen=True)
@@ -16,18 +24,27 @@ class Study:
     """A study.
 
     Attributes:
-        compute: gives the records of a part; parts can be computed in any order.
+        compute: gives the records of a part, or other JSON objects; parts can be computed in any order.
         parts: gives the names of the parts.
-        finish: makes the table of all records.
+        finish: makes the table of all that the parts gave.
+        evaluate: instead of `finish`: makes the table of what the parts gave with the results of recipes on test rows.
         unit: of `Record.value`.
         x: the label of the numeric axis, for studies whose records have an `x`.
     """
 
-    compute: Callable[[StudyContext, str], list[Record]]
+    compute: Callable[[StudyContext, str], list[Any]]
     parts: Callable[[StudyContext], list[str]] = _single
-    finish: Callable[[list[Record]], list[Record]] = list
+    finish: Callable[[list[dict[str, Any]], StudyRun, Search], list[Record]] = _records
+    evaluate: Callable[[list[dict[str, Any]], EvaluateRecipes], list[Record]] | None = None
     unit: str = "accuracy"
     x: str = ""
+
+
+def _over(
+    merge: Callable[[list[Record]], list[Record]],
+) -> Callable[[list[dict[str, Any]], StudyRun, Search], list[Record]]:
+    """The records, merged."""
+    return lambda values, run, search: merge(_records(values, run, search))
 
 
 def _single_part(compute: Callable[[StudyContext], list[Record]]) -> Callable[[StudyContext, str], list[Record]]:
@@ -35,17 +52,18 @@ def _single_part(compute: Callable[[StudyContext], list[Record]]) -> Callable[[S
 
 
 STUDIES = {
-    "compare": Study(comparing.compute, comparing.parts, comparing.over_seeds),
+    "compare": Study(comparing.compute, comparing.parts, _over(comparing.over_seeds)),
     "fractions": Study(_single_part(pruning.fractions), x="fraction of the layer's neurons"),
-    "seeds": Study(adapting.compute, adapting.parts, adapting.by_size),
-    "selection": Study(adapting.compute, adapting.parts),
-    "projections": Study(adapting.compute, adapting.parts),
-    "attributions": Study(adapting.compute, adapting.parts),
+    "seeds": Study(adapting.compute, adapting.parts, evaluate=adapting.evaluate_seeds),
+    "selection": Study(adapting.compute, adapting.parts, evaluate=adapting.evaluate),
+    "projections": Study(adapting.compute, adapting.parts, evaluate=adapting.evaluate),
+    "attributions": Study(adapting.compute, adapting.parts, evaluate=adapting.evaluate),
     "layers": Study(_single_part(pruning.layers)),
     "transfer": Study(_single_part(pruning.transfer)),
     "timing": Study(_single_part(costs.timing), unit="seconds an example"),
     "cross_benchmark": Study(crossing.compute, crossing.parts),
     "generation": Study(_single_part(pruning.generation), unit="exact match"),
-    "calibration": Study(calibrating.compute, calibrating.parts, calibrating.spreads),
+    "calibration": Study(calibrating.compute, calibrating.parts, _over(calibrating.spreads)),
     "bridge": Study(bridging.compute, bridging.parts),
+    "choice": Study(choosing.compute, choosing.parts, choosing.finish),
 }

@@ -26,6 +26,9 @@ from tasks.pipeline.cell import Cell
 from tasks.pipeline.runs import StudyRun
 from tasks.runtime.files import read_jsonl
 
+# Studies that change weights by more than zeroing some: the model is in memory, in float32.
+CHANGES_WEIGHTS = ("compare", "calibration", "bridge", "timing")
+
 
 @dataclass(frozen=True)
 class Record:
@@ -67,7 +70,7 @@ class StudyContext:
 
     @cached_property
     def loaded(self) -> Any:
-        return load(self.cell.model_dir, wide=True)
+        return load(self.cell.model_dir, wide=self.run.study in CHANGES_WEIGHTS)
 
     @cached_property
     def stack(self) -> DecoderStack:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tasks.evidence.statistics import mcnemar, paired_interval, spearman, standard_error
+from tasks.evidence.statistics import holm, mcnemar, paired_interval, spearman, standard_error
 
 
 @pytest.mark.parametrize(
@@ -130,3 +130,17 @@ def test_spearman_ties_share_their_mean_rank() -> None:
 @pytest.mark.parametrize(("a", "b"), [([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [4, 4, 4]), ([1, 2], [1, 2]), ([], [])])
 def test_spearman_of_no_ranking_is_nan(a: list[float], b: list[float]) -> None:
     assert all(math.isnan(value) for value in spearman(a, b))
+
+
+def test_holm_rejects_what_the_step_down_procedure_rejects():
+    ps = [0.01, 0.04, 0.03, 0.005]  # 4 x 0.005, 3 x 0.01, 2 x 0.03, and at least the one before
+    assert holm(ps) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        ps = rng.uniform(size=5) ** 3
+        rejected = set()
+        for rank, index in enumerate(np.argsort(ps)):
+            if ps[index] > 0.05 / (5 - rank):
+                break
+            rejected.add(int(index))
+        assert set(np.flatnonzero(holm(ps) <= 0.05).tolist()) == rejected

@@ -62,7 +62,7 @@ def grid(model: Any, precision: Any) -> Any:
 
 
 def evaluation(model: Any) -> Any:
-    found = Answering(DecoderStack(model), tiny_tokenizer(), TABLE, 1, [np.arange(0), np.arange(9)], sample=1)
+    found = Answering(DecoderStack(model), tiny_tokenizer(), TABLE, [(1, [np.arange(0), np.arange(9)])], sample=1)
     return [found.compute(Part(pack))["logprobs"] for pack in range(len(found.sizes))]
 
 

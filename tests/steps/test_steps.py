@@ -14,10 +14,12 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from tasks.benchmarks.scoring import Answers, option_logprobs
+from tasks.benchmarks.splits import hash_position
 from tasks.benchmarks.table import encode_rows, exact_matches
 from tasks.method.algorithm import adapt
 from tasks.method.attribute import Attributor, _up_to_options
 from tasks.method.options import Attribution
+from tasks.method.preflight import describe_answers, warning
 from tasks.method.recipe import read_recipe
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import Loaded, load
@@ -84,6 +86,14 @@ def finished(tmp_path_factory):
     return cell
 
 
+def draw_rows(table, size):
+    """The rows of a table with the smallest hashes."""
+    rows = sorted(
+        table.to_dict("records"), key=lambda r: hash_position("adaptation", 0, r["prompt"], list(r["options"]))
+    )
+    return pd.DataFrame(rows[:size])
+
+
 def outputs(cell):
     files = [path for path in cell.directory.iterdir() if path.is_file()]
     return {path.name: sha256_file(path) for path in files}
@@ -95,7 +105,14 @@ def test_every_step_writes_the_same_bytes_again(finished):
         step(finished)
     assert outputs(finished) == before
     assert set(before) == {
-        *("samples.jsonl", "scores.safetensors", "grid.parquet", "pruned.json", "predictions.parquet"),
+        *(
+            "samples.jsonl",
+            "preflight.json",
+            "scores.safetensors",
+            "grid.parquet",
+            "pruned.json",
+            "predictions.parquet",
+        ),
         *("evaluation.json", "transfer.parquet", "transfer.json"),
     }
     assert not list(finished.scratch.glob("*.jsonl")), "a journal was left behind"
@@ -107,6 +124,34 @@ def test_samples_are_rows_of_train_and_never_of_test(finished):
     train, test = pd.read_parquet(finished.train), pd.read_parquet(finished.test)
     assert {row["id"] for row in samples} <= set(train.id)
     assert not {row["prompt"] for row in samples} & set(test.prompt)
+
+
+def test_before_all_else_some_train_rows_are_answered(finished, capsys):
+    found, samples = read_json(finished.preflight), read_jsonl(finished.samples)
+    train = pd.read_parquet(finished.train)
+    others = train[~train["id"].isin([row["id"] for row in samples])]
+    asked = pd.concat([pd.DataFrame(samples), draw_rows(others, 30)])
+    given = option_logprobs(load(finished.model_dir), asked["prompt"].tolist(), [list(o) for o in asked["options"]])
+    predicted = [int(values.argmax()) for values in given]
+    assert found["predicted"] == [predicted.count(0), predicted.count(1)]
+    assert (found["n"], found["labeled"]) == (36, 6)
+    right = [p == row["gold"] for p, row in zip(predicted, samples, strict=False)]
+    assert found["accuracy"] == pytest.approx(np.mean(right))
+
+
+@pytest.mark.parametrize(("counts", "warned"), [([36, 0], True), ([1, 35], True), ([6, 30], False)])
+def test_a_model_that_answers_with_one_option_is_warned_about(counts, warned):
+    found = {"n": 36, "labeled": 6, "accuracy": 0.5, "predicted": counts, "options": [" no", " yes"]}
+    line = warning(found)
+    assert bool(line) == warned
+    if line:
+        assert line.startswith(
+            f"the unpruned model answers 36 train rows with ' no' {counts[0]}, ' yes' {counts[1]} times"
+        )
+        assert "chat_template" in line
+    per_row = describe_answers(found | {"options": None})
+    assert f"option 1 {counts[0]}, option 2 {counts[1]}" in per_row
+    assert "3 of the 6 examples" in per_row
 
 
 @pytest.mark.parametrize("selection", ["correct", "wrong"])

@@ -8,8 +8,12 @@ import torch
 import yaml
 
 from flows.study_flows import list_study
+from tasks.benchmarks.scoring import answers_without
+from tasks.benchmarks.table import exact_matches
 from tasks.evidence.study_pages import fingerprint, write_page
 from tasks.evidence.study_tables import table
+from tasks.method.criteria import CRITERIA
+from tasks.method.neurons import prominent_neurons
 from tasks.method.silence import Neurons, silenced
 from tasks.pipeline.cell import open_cell
 from tasks.pipeline.names import STUDIES, SYSTEMS
@@ -20,6 +24,7 @@ from tasks.semantics.words import own_words
 from tasks.steps.data import store as data
 from tasks.steps.model import store as model
 from tasks.steps.study import study
+from tasks.studies import adapting, choosing
 from tasks.studies.bridging import linked
 from tasks.studies.catalogue import STUDIES as CATALOGUE
 from tasks.studies.context import StudyContext
@@ -33,6 +38,7 @@ RUNS = {
     "seeds": {"sizes": [4, 6], "seeds": 2},
     "cross_benchmark": {"benchmarks": ["others"]},
     "bridge": {"sequences": 2},
+    "choice": {"pool": 20, "draws": 12},
     "calibration": {
         "benchmarks": ["others"],
         "texts": {"words": "words.txt"},
@@ -108,6 +114,52 @@ def test_what_is_the_cells_own_has_the_cells_own_accuracy(results, name):
     base = records["base" if name == "compare" else "unpruned"]
     assert base["value"] == pytest.approx(evaluation["systems"]["base"]["accuracy"])
     assert base["n"] == evaluation["n"] == 30
+
+
+def test_variants_on_the_test_rows_are_as_one_by_one(results):
+    """All recipes by one pass over each pack give what each gives alone."""
+    cell, found = results
+    for name in ("projections", "seeds"):
+        context = StudyContext(cell, cell.settings.studies[f"{name}-tiny-reviews"])
+        for label, variant in adapting.variants(context).items():
+            recipe, _ = context.adapt(*variant)
+            answers = context.answers(recipe)
+            right, base = context.correct(answers), context.correct(context.base)
+            record = by_label(found[name])[label]
+            assert record["value"] == pytest.approx(right.mean())
+            assert record["more"]["gained"] - record["more"]["lost"] == right.sum() - base.sum()
+            exact = exact_matches(context.loaded.tokenizer, context.test, answers, 0)
+            assert record["more"]["exact match"] == pytest.approx(exact.mean(), abs=1e-4)
+
+
+def test_the_papers_criterion_on_other_rows_is_the_naive_choice(results):
+    """From scratch: weights zeroed pair by pair, the ten rows of each draw, the papers rule, the test rows."""
+    cell, found = results
+    context = StudyContext(cell, cell.settings.studies["choice-tiny-reviews"])
+    pool, test = choosing.pool(context), context.test
+    assert not set(pool.table["id"]) & set(context.samples.table["id"])
+    fractions = context.settings.search.fractions
+    pairs = [(layer, fraction) for layer in range(len(context.stack)) for fraction in fractions]
+    on_pool, on_test = [], []
+    for layer, fraction in pairs:
+        neurons = [prominent_neurons(context.scores.ranked[layer], fraction)]
+        for rows, kept in ((pool, on_pool), (test, on_test)):
+            kept.append(answers_without(context.stack, rows.encoded, layer, neurons))
+    base = context.correct(context.base)
+    gains = []
+    for seed in range(12):
+        drawn = np.random.default_rng(seed).choice(20, 10, replace=False)
+        gold = np.array(pool.gold)
+        ranks = [
+            ((answers.predicted()[0] == gold)[drawn].mean(), round(answers.margins(pool.gold)[0][drawn].mean(), 5))
+            for answers in on_pool
+        ]
+        best = max(range(len(pairs)), key=lambda i: (*ranks[i], -pairs[i][1], -pairs[i][0]))
+        gains.append(context.correct(on_test[best]).mean() - base.mean())
+    record = by_label(found["choice"])["paper"]
+    assert record["more"]["gain"] == pytest.approx(np.mean(gains), abs=1e-4)
+    names = [f"{name}{how}" for name in CRITERIA for how in ("", ", abstaining")]
+    assert list(by_label(found["choice"])) == ["unpruned", *names, "best pair on the test rows"]
 
 
 def test_compare_has_every_system_with_what_it_was_given(results):
