@@ -19,9 +19,10 @@ from torch import Tensor
 from tasks.models.attention import NAME as TREE_ATTENTION
 from tasks.models.calls import Arguments, KeysAndValues, LayerCalls, Stop
 from tasks.models.checks import check_finite, check_logits, one_line
-from tasks.models.gated import LOOKED_FOR, PROJECTIONS, Projection, gated_mlp
+from tasks.models.gated import LOOKED_FOR, gated_mlp
 from tasks.models.packing import Pack, Unit, pack
 from tasks.models.products import Kept, Precision, Products, linear, linear_by_rows, pieces
+from tasks.models.projections import PROJECTIONS, Projection
 from tasks.models.stored import NARROW, kept_as_stored, unit_of
 from tasks.runtime.errors import InputError
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.models.gated import Projection
 from tasks.models.memory import Room, room
 from tasks.models.products import Differences, Kept, Precision, Products
+from tasks.models.projections import Projection
 from tasks.models.stack import DecoderStack, Residuals, edited
 
 # Logits [C, R, vocabulary] of a pack -> F of each of its reads [C, R].

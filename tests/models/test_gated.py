@@ -18,7 +18,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from tasks.models.gated import PROJECTIONS
+from tasks.models.projections import PROJECTIONS
 from tasks.models.stack import DecoderStack
 from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError

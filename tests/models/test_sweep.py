@@ -16,8 +16,8 @@ from tasks.method.grid import UNPRUNED, Grid, every_pair, parts_of
 from tasks.method.integrated_gradients import LayerPath
 from tasks.method.options import Attribution
 from tasks.models import memory
-from tasks.models.gated import PROJECTIONS
 from tasks.models.memory import room, with_less
+from tasks.models.projections import PROJECTIONS
 from tasks.models.stack import DecoderStack
 from tasks.models.sweep import Path, Without, all_logits_without, gradients
 from tasks.runtime.errors import InputError
