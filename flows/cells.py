@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from flows.yaml_entries import add_entry, one_line
+from flows.yaml_entries import add_entry, one_line, round_trip
 from tasks.pipeline.settings import PARAMS, ListedCell, Settings, parse_settings
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import write_text
@@ -159,7 +159,7 @@ def has_result(section: str, name: str) -> None:
 @contextmanager
 def edited(root: Path) -> Iterator[Any]:
     """The document of params.yaml; what was changed in it is checked and written at the end, comments as they were."""
-    yaml = _yaml()
+    yaml = round_trip()
     with locked(root):  # of two runs that start at once, neither loses the other's name
         before = (root / PARAMS).read_text(encoding="utf-8")
         document = yaml.load(before)
@@ -184,20 +184,11 @@ def unwritten(root: Path, change: Callable[[Any], None]) -> Settings:
     Raises:
         InputError: the changed file would be wrong.
     """
-    yaml, text = _yaml(), io.StringIO()
+    yaml, text = round_trip(), io.StringIO()
     document = yaml.load((root / PARAMS).read_text(encoding="utf-8"))
     change(document)
     yaml.dump(document, text)
     return parse_settings(text.getvalue())
-
-
-def _yaml() -> Any:
-    from ruamel.yaml import YAML
-
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 2**31  # a prompt stays on its line
-    return yaml
 
 
 def locked(root: Path) -> FileLock:

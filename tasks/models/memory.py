@@ -128,11 +128,6 @@ def room(model: Any, share: float = 1.0) -> Room:
     )
 
 
-def backward_tokens(model: Any) -> int:
-    """Tokens of one backward pass through the plain model."""
-    return room(model).backward_tokens
-
-
 _told = False
 
 
