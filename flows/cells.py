@@ -7,7 +7,7 @@ run ends before the entry has a result.
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from flows.yaml_entries import add_entry, one_line
+from flows.yaml_entries import add_entry, one_line, round_trip
 from tasks.pipeline.settings import PARAMS, ListedCell, Settings, parse_settings
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import write_text
@@ -159,11 +159,7 @@ def has_result(section: str, name: str) -> None:
 @contextmanager
 def edited(root: Path) -> Iterator[Any]:
     """The document of params.yaml; what was changed in it is checked and written at the end, comments as they were."""
-    from ruamel.yaml import YAML
-
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 2**31  # a prompt stays on its line
+    yaml = round_trip()
     with locked(root):  # of two runs that start at once, neither loses the other's name
         before = (root / PARAMS).read_text(encoding="utf-8")
         document = yaml.load(before)
@@ -180,6 +176,19 @@ def edited(root: Path) -> Iterator[Any]:
             parse_settings(text.getvalue())  # refuses what would be wrong before anything is written
             write_text(root / PARAMS, text.getvalue())
             _note(_entries(document) - named, _changes(yaml.load(before), document), before, text.getvalue())
+
+
+def unwritten(root: Path, change: Callable[[Any], None]) -> Settings:
+    """The settings that params.yaml would hold after this change of its document. Nothing is written.
+
+    Raises:
+        InputError: the changed file would be wrong.
+    """
+    yaml, text = round_trip(), io.StringIO()
+    document = yaml.load((root / PARAMS).read_text(encoding="utf-8"))
+    change(document)
+    yaml.dump(document, text)
+    return parse_settings(text.getvalue())
 
 
 def locked(root: Path) -> FileLock:

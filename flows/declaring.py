@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flows.cells import edited
+from flows.cells import edited, unwritten
 from flows.yaml_entries import add_entry, block, one_line
+from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.settings import Settings, load_settings
 from tasks.pipeline.wanted import Wanted, wanted_benchmark, wanted_model
 from tasks.runtime.errors import InputError
@@ -55,14 +56,7 @@ def declare(root: Path, asked: Asked) -> Declared:
         InputError: an option names nothing, or a setting is unknown or has a wrong value.
     """
     settings = load_settings(root)
-    models: list[Wanted] = []
-    for text in asked.models:
-        models.append(wanted_model(text, settings, root, [wanted.name for wanted in models if wanted.entry]))
-    benchmarks: list[Wanted] = []
-    for text in asked.benchmarks:
-        taken = [wanted.name for wanted in benchmarks if wanted.entry]
-        wanted = wanted_benchmark(text, settings, root, data=asked.data, taken=taken)
-        benchmarks.append(_limited(wanted, asked.limit))
+    models, benchmarks = _wanted(asked, settings, root)
     changes = [(way, value) for way, value in map(parse_change, asked.changes)]
     for way, _ in changes:
         _check_setting(settings, way)
@@ -91,6 +85,48 @@ def declare(root: Path, asked: Asked) -> Declared:
     return Declared([wanted.name for wanted in models], [wanted.name for wanted in benchmarks], told)
 
 
+def preview(root: Path, model: str | None, benchmark: str | None, data: str | None) -> tuple[Cell, set[str], list[str]]:
+    """The cell that `declare` would make of the options of one run. Nothing is written.
+
+    Returns:
+        The cell, which of "model" and "data" have a pin that the run would move, and what the run would add and move,
+        line by line.
+
+    Raises:
+        InputError: as `declare`.
+    """
+    if data is not None and benchmark is None:
+        raise InputError("data", "is for a benchmark that is taken from the library; name it with --benchmark")
+    settings = load_settings(root)
+    asked = Asked([model] if model else [], [benchmark] if benchmark else [], data)
+    told: list[str] = []
+    changed: set[str] = set()
+    found = _wanted(asked, settings, root)
+
+    def change(document: Any) -> None:
+        for section, stage, wanted in zip(("models", "benchmarks"), ("model", "data"), found, strict=True):
+            for one in wanted:
+                told.extend([*one.notes, *_add(document[section], section, one, verb="`dsm run` adds")])
+                changed.update([stage] if one.pins else [])
+
+    settings = unwritten(root, change)
+    model, benchmark = (wanted[0].name if wanted else None for wanted in found)
+    return open_cell(model, benchmark, root, settings), changed, told
+
+
+def _wanted(asked: Asked, settings: Settings, root: Path) -> tuple[list[Wanted], list[Wanted]]:
+    """The models and the benchmarks that the options name."""
+    models: list[Wanted] = []
+    for text in asked.models:
+        models.append(wanted_model(text, settings, root, [wanted.name for wanted in models if wanted.entry]))
+    benchmarks: list[Wanted] = []
+    for text in asked.benchmarks:
+        taken = [wanted.name for wanted in benchmarks if wanted.entry]
+        wanted = wanted_benchmark(text, settings, root, data=asked.data, taken=taken)
+        benchmarks.append(_limited(wanted, asked.limit))
+    return models, benchmarks
+
+
 def _limited(wanted: Wanted, limit: int | None) -> Wanted:
     """With these limits where it is new."""
     if limit is None or wanted.entry is None:
@@ -99,7 +135,7 @@ def _limited(wanted: Wanted, limit: int | None) -> Wanted:
     return replace(wanted, entry=wanted.entry | {"limits": {"test": limit, "transfer": transfer}})
 
 
-def _add(section: Any, place: str, wanted: Wanted) -> list[str]:
+def _add(section: Any, place: str, wanted: Wanted, *, verb: str = "added") -> list[str]:
     for way, value in wanted.pins.items():
         holder = section[wanted.name]
         for part in way[:-1]:
@@ -111,7 +147,7 @@ def _add(section: Any, place: str, wanted: Wanted) -> list[str]:
     add_entry(section, wanted.name, one_line(wanted.entry) if short else block(wanted.entry, wanted.comment))
     # What was guessed is told already; it is long, and better read in the file.
     what = "" if wanted.notes else f": {json.dumps(wanted.entry, ensure_ascii=False)}"
-    return [f"added to params.yaml: {place}.{wanted.name}{what}"]
+    return [f"{verb} to params.yaml: {place}.{wanted.name}{what}"]
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import AsJson, Benchmark, Data, Model, print_json, print_table
+from flows.console import AsJson, Data, RunModel, Runnable, print_json, print_table
 from tasks.runtime.errors import InputError
 
 app = typer.Typer()
@@ -16,20 +16,22 @@ app.add_typer(benchmarks, name="benchmarks")
 
 
 @app.command()
-def plan(model: Model = None, benchmark: Benchmark = None, as_json: AsJson = False) -> None:
-    """Show what a run would do, and about how long it would take."""
+def plan(model: RunModel = None, benchmark: Runnable = None, data: Data = None, as_json: AsJson = False) -> None:
+    """Show what a run would do, and about how long it would take; params.yaml stays as it is."""
     from dataclasses import asdict
 
     from rich.table import Table
 
+    from flows.declaring import preview
     from flows.plan import make_plan
-    from tasks.pipeline.cell import open_cell
 
-    cell = open_cell(model, benchmark)
-    made = make_plan(cell)
+    cell, changed, told = preview(Path.cwd(), model, benchmark, data)
+    made = make_plan(cell, changed)
     if as_json:
         print_json({"model": cell.model, "benchmark": cell.benchmark, **asdict(made)})
         return
+    for note in told:
+        print(note)
     table = Table(title=f"{cell.model} on {cell.benchmark}", caption=made.basis)
     for name in ("stage", "does"):
         table.add_column(name, overflow="fold")
@@ -44,7 +46,8 @@ def plan(model: Model = None, benchmark: Benchmark = None, as_json: AsJson = Fal
         )
     table.add_section()
     passes, seconds = (sum(getattr(line, name) for line in made.lines) for name in ("passes", "seconds"))
-    table.add_row("total, estimated", "", f"{passes:,}", f"{seconds / 60:.1f}")
+    total = "total, estimated" + (f" for {made.assumed}" if made.assumed else "")
+    table.add_row(total, "", f"{passes:,}", f"{seconds / 60:.1f}")
     print_table(table)
 
 

@@ -2,23 +2,19 @@
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from flows.stages import STEPS, Status, plan_stages, stages_of
 from tasks.pipeline.cell import Cell
+from tasks.pipeline.model_size import ModelSize, model_size
 from tasks.runtime.files import read_json, read_jsonl
 
-# Used until the model and the samples are there: the default model, and the sentences of its benchmark.
-ASSUMED = {
-    "num_hidden_layers": 30,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-}
+# Used where the size of the model is not known, and until the samples are there: the default model, and the sentences
+# of its benchmark.
+ASSUMED = ModelSize(layers=30, hidden=576, intermediate=1536, heads=9, key_value_heads=3)
 ASSUMED_ROW = 120  # characters that a row adds to the template of the prompt
 
 CHARACTERS_PER_TOKEN = 4.0  # English text
@@ -48,17 +44,30 @@ class Line:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps in order, and what their estimate rests on."""
+    """The steps in order, and what their estimate rests on.
+
+    Attributes:
+        assumed: of which size the numbers are, where that of the model is not known; "" where it is.
+    """
 
     lines: list[Line]
     basis: str
+    assumed: str = ""
 
 
-def make_plan(cell: Cell) -> Plan:
-    """What a run of this cell would do, in order. Reads only."""
-    size = _size(cell)
-    work = forward_passes(cell, size["num_hidden_layers"])
-    cost = prompt_tokens(cell) * _multiply_adds(size)
+def make_plan(cell: Cell, changed: Collection[str] = ()) -> Plan:
+    """What a run of this cell would do, in order. Reads only.
+
+    Args:
+        changed: "model" or "data" where the run would move the pin of the source first, so that DVC does not know yet.
+
+    Raises:
+        InputError: the files of the model do not say how large it is.
+    """
+    known = model_size(cell.model_spec, cell.model_dir, cell.root, field=f"models.{cell.model}.source")
+    size = known or ASSUMED
+    work = forward_passes(cell, size)
+    cost = prompt_tokens(cell) * size.multiply_adds
     timings = _timings(cell)
     # How fast this machine is, as a part of the typical one; a step that was timed goes by itself.
     speeds: dict[str, float] = {
@@ -72,12 +81,13 @@ def make_plan(cell: Cell) -> Plan:
         if speeds
         else "estimated with a typical speed of 2 CPU cores"
     )
-    if size is ASSUMED:
-        basis += "; the model is not there yet: the size of the default model is assumed"
-    else:
+    assumed = "" if known else f"{size.multiply_adds / 1e6:.0f} million weights in {size.layers} layers"
+    if assumed:
+        basis += f"; the size of {cell.model} is not known before it is fetched: these are the numbers of {assumed}"
+    elif cell.model_dir.exists():
         basis += f"; memory: {held(cell, size)}"
     lines = []
-    for step, (stage, status) in zip(STEPS, _statuses(cell).items(), strict=True):
+    for step, (stage, status) in zip(STEPS, _statuses(cell, changed).items(), strict=True):
         if status != "run":
             lines.append(Line(stage, status, 0, 0.0))
         elif step in FIXED and not work[step]:
@@ -86,17 +96,17 @@ def make_plan(cell: Cell) -> Plan:
             seconds = work[step] * cost / _rate(cell, step) / speeds.get(step, speed)
             lines.append(Line(stage, status, round(work[step]), START + seconds))
     lines.append(Line("register", "check", 0, timings.get("register", FIXED["register"])))
-    return Plan(lines, basis)
+    return Plan(lines, basis, assumed)
 
 
-def held(cell: Cell, size: dict[str, int]) -> str:
+def held(cell: Cell, size: ModelSize) -> str:
     """What the steps that run the model hold where, in words.
 
     On a CPU the files of the weights are mapped, so that the system reads them as they are needed and may drop them; a
     layer whose weights are narrower is in float32 while it computes.
     """
     weights = sum(path.stat().st_size for path in cell.model_dir.glob("*.safetensors"))
-    layer = 4 * _multiply_adds(size) / size["num_hidden_layers"]
+    layer = 4 * size.multiply_adds / size.layers
     if (os.environ.get("DSM_DEVICE") or "cpu").startswith("cuda"):
         return f"weights of {weights / 1e9:.3g} GB on the GPU, and half of what is free there for activations"
     allowed = os.environ.get("DSM_MEMORY")
@@ -107,13 +117,13 @@ def held(cell: Cell, size: dict[str, int]) -> str:
     )
 
 
-def forward_passes(cell: Cell, layers: int) -> dict[str, float]:
+def forward_passes(cell: Cell, size: ModelSize) -> dict[str, float]:
     """Forward passes of the whole model over one prompt that each step spends; parts of one add up.
 
     An option of one token costs nothing beyond its prompt: longer ones are not counted.
     """
-    settings, limits = cell.settings, cell.benchmark_spec.limits
-    size = settings.adaptation.size
+    settings, limits, layers = cell.settings, cell.benchmark_spec.limits, size.layers
+    examples = settings.adaptation.size
     pairs = layers * len(settings.search.fractions)
     looked_at = {
         "exhaustive": pairs,
@@ -125,17 +135,17 @@ def forward_passes(cell: Cell, layers: int) -> dict[str, float]:
         "model": 0,
         "data": 0,
         # Rows are drawn until enough are answered right (wrong): about every second one is.
-        "sample": 0 if settings.adaptation.selection == "random" else 2 * size,
-        "score": size * (1 + _gradients(cell, layers) * (1 + BACKWARD)),
-        "search": size * (1 + looked_at[settings.search.strategy] * SUFFIX),
+        "sample": 0 if settings.adaptation.selection == "random" else 2 * examples,
+        "score": examples * (1 + _gradients(cell, size) * (1 + BACKWARD)),
+        "search": examples * (1 + looked_at[settings.search.strategy] * SUFFIX),
         "prune": 0,
-        "evaluate": limits.test * (1 + (2 + len(settings.evaluation.control_seeds)) * _behind(cell, layers)),
+        "evaluate": limits.test * (1 + (2 + len(settings.evaluation.control_seeds)) * _after(cell, layers)),
         "transfer": limits.transfer * (1 + pairs * SUFFIX),
         "report": 0,
     }
 
 
-def _gradients(cell: Cell, layers: int) -> float:
+def _gradients(cell: Cell, size: ModelSize) -> float:
     """Gradients of whole passes that `score` takes of a prompt, that of the full model among them."""
     rule = cell.settings.attribution
     if rule.method == "activation":
@@ -143,14 +153,14 @@ def _gradients(cell: Cell, layers: int) -> float:
     if rule.method == "gradient_x_activation":
         return 1
     if rule.path == "single":
-        return layers * _size(cell)["intermediate_size"] * SUFFIX / (1 + BACKWARD)
+        return size.layers * size.intermediate * SUFFIX / (1 + BACKWARD)
     fixed = rule.method == "relu_gradient" or rule.quadrature == "riemann_right"
     nodes = rule.steps if fixed else min(PROBES, rule.max_nodes)
-    return 1 + nodes * (1 if rule.path == "all_layers" else layers * SUFFIX)
+    return 1 + nodes * (1 if rule.path == "all_layers" else size.layers * SUFFIX)
 
 
-def _behind(cell: Cell, layers: int) -> float:
-    """The part of a pass that lies behind the pruned layer, if that has been chosen."""
+def _after(cell: Cell, layers: int) -> float:
+    """The part of a pass that follows the pruned layer, if that has been chosen."""
     return 1 - read_json(cell.pruned)["layer"] / layers if cell.pruned.exists() else SUFFIX
 
 
@@ -171,35 +181,19 @@ def prompt_tokens(cell: Cell) -> float:
     return (len(rest) + ASSUMED_ROW) / CHARACTERS_PER_TOKEN
 
 
-def _statuses(cell: Cell) -> dict[str, Status]:
+def _statuses(cell: Cell, changed: Collection[str]) -> dict[str, Status]:
     pipeline = cell.settings.pipeline
     stages = stages_of(cell.model, cell.benchmark)
     plan: dict[str, Status] = dict.fromkeys(stages, "run")
-    if cell.name in pipeline.cells:
+    if cell.name in pipeline.cells and not changed:
         return plan_stages(stages, cell.root)
     # `dsm run` will add the cell to the pipeline; until then DVC knows at most its model and its rows.
-    model, data = cell.model in pipeline.models, cell.benchmark in pipeline.benchmarks
+    model = cell.model in pipeline.models and "model" not in changed
+    data = cell.benchmark in pipeline.benchmarks and "data" not in changed
     for known, stage in ((model, stages[0]), (data, stages[1])):
         if known:
             plan |= plan_stages([stage], cell.root)
     return plan
-
-
-def _size(cell: Cell) -> dict[str, int]:
-    path = cell.model_dir / "config.json"
-    if not path.exists():
-        return ASSUMED
-    config = read_json(path)
-    config = config.get("text_config", config)
-    return {name: int(config.get(name) or config["num_attention_heads"]) for name in ASSUMED}
-
-
-def _multiply_adds(size: dict[str, int]) -> float:
-    """Of one token in a forward pass, without the output embedding, which only the last token of a prompt needs."""
-    heads = (2 * size["num_attention_heads"] + 2 * size["num_key_value_heads"]) / size["num_attention_heads"]
-    return (
-        size["num_hidden_layers"] * size["hidden_size"] * (heads * size["hidden_size"] + 3 * size["intermediate_size"])
-    )
 
 
 def _timings(cell: Cell) -> dict[str, float]:

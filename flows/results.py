@@ -143,14 +143,14 @@ def _told(measure: Measure) -> list[str]:
     low, high = measure.interval
     return [
         f"{measure.base:.3f} → {measure.pruned:.3f}",
-        f"{_signed(measure.difference)} ± {measure.stderr:.3f}",
-        f"{_signed(low)} to {_signed(high)}",
+        f"{signed(measure.difference)} ± {measure.stderr:.3f}",
+        f"{signed(low)} to {signed(high)}",
         "p < 0.001" if measure.p < 0.001 else f"p = {measure.p:.2g}",
         f"random {measure.random:.3f}",
     ]
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.environment import child_environment
 from flows.stages import StepFailed
-from flows.yaml_entries import one_line
+from flows.yaml_entries import one_line, round_trip
 from tasks.pipeline.installed_code import CODE, code_text, key_of
 from tasks.pipeline.settings import PARAMS
 from tasks.runtime.errors import InputError
@@ -90,7 +90,7 @@ def _write_pipeline(directory: Path) -> None:
 
 def pipeline_text() -> str:
     """The dvc.yaml of the checkout, with code.yaml in the place of the code, and a stage that makes code.yaml."""
-    yaml = _yaml()
+    yaml = round_trip()
     document = yaml.load((FILES / "pipeline.yaml").read_text(encoding="utf-8"))
     stages: dict[str, Any] = {
         "code": {
@@ -115,19 +115,10 @@ def pipeline_text() -> str:
 
 def _settings() -> str:
     """The params.yaml of the checkout without cells: a project begins with none."""
-    yaml = _yaml()
+    yaml = round_trip()
     document = yaml.load((FILES / "settings.yaml").read_text(encoding="utf-8"))
     for name, empty in (("models", []), ("benchmarks", []), ("cells", {})):
         document["pipeline"][name] = one_line(empty)
     text = io.StringIO()
     yaml.dump(document, text)
     return text.getvalue()
-
-
-def _yaml() -> Any:
-    from ruamel.yaml import YAML
-
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 2**31
-    return yaml

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from flows.results import GAP, signed
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -9,20 +11,22 @@ SHOWN = {"accuracy": "accuracy", "exact_match": "exact match", "acc_norm": "acc_
 
 
 def comparison_table(found: dict[str, Any]) -> "Table":
-    """Both models, and a row for the paired differences; within 80 columns."""
+    """Both models, and a row for the paired differences; no number is broken on a terminal of 60 columns or more."""
     from rich.table import Table
 
-    table = Table(title=f"{found['model']} on {found['benchmark']}", caption=caption(found))
-    table.add_column("")
+    table = Table(
+        title=f"{found['model']} on {found['benchmark']}", caption=caption(found), caption_justify="left", box=None,
+        pad_edge=False, padding=(0, GAP, 0, 0),
+    )  # fmt: skip
+    table.add_column("", no_wrap=True)
     for name in SHOWN.values():
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for system, one in found["systems"].items():
         table.add_row(system, *(f"{one[name]:.3f} ± {one[f'{name}_stderr']:.3f}" for name in SHOWN))
     if pairs := found.get("model_vs_base"):
-        table.add_section()
-        signed = (f"{pairs[name]['difference']:+.3f} ± {pairs[name]['stderr']:.3f}" for name in SHOWN)
-        table.add_row("difference", *signed)
-        table.add_row("exact McNemar p", *(f"{pairs[name]['p']:.2g}" for name in SHOWN))
+        differences = (f"{signed(pairs[name]['difference'])} ± {pairs[name]['stderr']:.3f}" for name in SHOWN)
+        table.add_row("difference", *differences)
+        table.add_row("p", *(f"{pairs[name]['p']:.2g}" for name in SHOWN))
     return table
 
 
@@ -32,5 +36,8 @@ def caption(found: dict[str, Any]) -> str:
     pairs = found.get("model_vs_base")
     if not pairs:
         return f"{rows}; no base: name one with --base to have it beside"
-    low, high = pairs["accuracy"]["interval"]
-    return f"{rows}; 95 % interval of the difference in accuracy {low:+.3f} to {high:+.3f}; base: {found['base']}"
+    low, high = map(signed, pairs["accuracy"]["interval"])
+    return (
+        f"{rows}; p of the exact McNemar test; 95 % interval of the difference in accuracy {low} to {high}; "
+        f"base: {found['base']}"
+    )

@@ -8,6 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def round_trip() -> Any:
+    """A reader and writer that keeps comments, quotes and long lines."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 2**31
+    return yaml
+
+
 def add_entry(mapping: Any, key: str, value: Any) -> None:
     """Adds an entry at the end; what follows the one before it, a comment about the next section, follows this one."""
     following = _cut_following(mapping)

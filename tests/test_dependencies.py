@@ -3,6 +3,8 @@
 import ast
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import grimp
@@ -210,3 +212,17 @@ def test_a_stage_needs_nothing_but_its_dependencies(finished, tmp_path, name, ke
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed))
     run(name, key, values, tmp_path)
     assert outputs(name, outs, tmp_path) == outputs(name, outs, finished)
+
+
+def test_steps_that_compute_with_no_tensors_do_not_import_pytorch() -> None:
+    """It takes some three seconds. `prune` and `report` need it as long as `tasks.method.recipe` imports the grid."""
+    steps = ("data", "installed", "register", "promote")
+    modules = [*(f"tasks.steps.{name}" for name in steps), "tasks.evidence.figures", "tasks.evidence.reading"]
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "    heavy = {'torch', 'transformers', 'mlflow'} & set(sys.modules)\n"
+        "    assert not heavy, (name, heavy)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, *modules], cwd=REAL, check=True, timeout=120)

@@ -1,4 +1,4 @@
-"""Answers to many rows in parts that can be computed anywhere: what the step `evaluate` is made of."""
+"""Answers to many rows, split into parts that a worker pool can compute in any order. The step `evaluate` uses it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +26,12 @@ class Part:
 
 
 class Value(TypedDict):
-    """The answers of C models to the rows with these indices.
+    """The answers of C models to some rows.
 
-    `logprobs`: of each row, [C, options]; `exact`: of each row, which models answer it in words with the right option.
+    Attributes:
+        rows: the indices of the rows.
+        logprobs: for each row, [C, options].
+        exact: for each row, bool [C]: whether the model's greedy answer is the right option in words.
     """
 
     rows: list[int]
@@ -37,11 +40,15 @@ class Value(TypedDict):
 
 
 class Answering:
-    """The answers of C models, each of which is left without a set of neurons of one layer, by one pass over each pack.
+    """The answers of C models, each with one set of neurons of one layer silenced, from one pass over each pack.
 
     Args:
-        edits: layers with sets of neurons, rows of `projection`; one model for each set, C in all, in this order.
-        sample: so many rows, the first, are in packs of their own, which come first.
+        edits: (layer, sets of neurons) pairs. A neuron is a row of `projection`. Each set is one model; C is the number
+            of sets, in this order.
+        sample: the first `sample` rows go into packs of their own. These packs come first.
+
+    Attributes:
+        sampled: how many packs hold the first `sample` rows.
     """
 
     def __init__(
@@ -60,35 +67,39 @@ class Answering:
         self._models = sum(len(sets) for _, sets in edits)
         self._projection = projection
         units = [unit(row) for row in rows.encoded]
-        few, most = (stack.pack(part) if part else [] for part in (units[:sample], units[sample:]))
-        self._packs = few + most
-        self._offsets = [0] * len(few) + [sample] * len(most)
-        self.sampled = len(few)
+        first, rest = (stack.pack(part) if part else [] for part in (units[:sample], units[sample:]))
+        self._packs = first + rest
+        self._offsets = [0] * len(first) + [sample] * len(rest)  # row index = offset + index in the pack
+        self.sampled = len(first)
 
     @property
     def sizes(self) -> list[int]:
-        """How many rows each pack has."""
+        """The number of rows in each pack."""
         return [len(packed.units) for packed in self._packs]
 
     @property
     def products(self) -> str:
-        """How the model computes."""
+        """How the model multiplies matrices: `DecoderStack.products`."""
         return self._stack.products
 
     def together(self, parts: Sequence[Part]) -> list[list[Part]]:
-        """The parts in groups that one sweep serves: one by one where weights are at hand, else what memory holds."""
-        there = room(self._stack.model)
+        """Groups of parts, each for one sweep over the layers.
+
+        Where all weights stay on the device, every part is a group. Otherwise a group holds as many parts of the same
+        precision as half of the memory allows, since each sweep loads all weights.
+        """
+        memory = room(self._stack.model)
         groups: list[list[Part]] = []
-        held = 0
+        used = 0  # bytes of the last group
         for part in parts:
-            takes = (self._models + len(self._stack)) * len(self._packs[part.pack].tokens) * there.state
+            needed = (self._models + len(self._stack)) * len(self._packs[part.pack].tokens) * memory.state
             last = groups[-1] if groups and not self._stack.at_hand else None
-            if last and last[-1].precision == part.precision and held + takes <= there.bytes / 2:
+            if last and last[-1].precision == part.precision and used + needed <= memory.bytes / 2:
                 last.append(part)
-                held += takes
+                used += needed
             else:
                 groups.append([part])
-                held = takes
+                used = needed
         return groups
 
     def compute(self, part: Part) -> Value:
@@ -96,15 +107,15 @@ class Answering:
         return self.compute_together([part])[0]
 
     def compute_together(self, parts: Sequence[Part]) -> list[Value]:
-        """The answers to the rows of several packs, by one sweep."""
+        """The answers to the rows of several packs, from one sweep over the layers."""
         encoded = self._rows.encoded
         found: dict[Part, Value] = {}
         for offset in sorted({self._offsets[part.pack] for part in parts}):
-            own = [part for part in parts if self._offsets[part.pack] == offset]
-            passes = [self._stack.start(self._packs[part.pack]) for part in own]
+            same = [part for part in parts if self._offsets[part.pack] == offset]
+            passes = [self._stack.start(self._packs[part.pack]) for part in same]
             runs = [Without(residuals, layer, sets) for residuals in passes for layer, sets in self._edits]
-            answers = read_without(self._stack, runs, encoded[offset:], self._projection, own[0].precision)
-            for number, part in enumerate(own):
+            answers = read_without(self._stack, runs, encoded[offset:], self._projection, same[0].precision)
+            for number, part in enumerate(same):
                 indices = [offset + index for index in self._packs[part.pack].units]
                 first = number * len(self._edits)
                 found[part] = self._value(indices, side_by_side(answers[first : first + len(self._edits)]))
@@ -121,9 +132,10 @@ class Answering:
 
 
 def assemble_answers(values: Mapping[Any, Value]) -> tuple[Answers, np.ndarray]:
-    """The log-probabilities of all rows, and which models answer them exactly, bool [C, n], from the parts' values.
+    """Joins the values of all parts.
 
-    `Answers.greedy` is empty.
+    Returns:
+        The answers to all rows in their order, with an empty `greedy`, and the exact matches, bool [C, n].
     """
     found: dict[int, tuple[np.ndarray, list[bool]]] = {}
     for value in values.values():

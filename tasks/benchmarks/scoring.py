@@ -26,18 +26,18 @@ class Answers:
     Attributes:
         logprobs: for each row, float32 [C, options]: sum of the log-probabilities of the option's tokens.
         greedy: for each row, int64 [C, options, tokens]: the token with the largest logit at each position of an
-            option, given the option's own tokens before it; padded with -1 after a shorter option.
+            option, given the option's preceding tokens. Shorter options are padded with -1.
     """
 
     logprobs: list[np.ndarray]
     greedy: list[np.ndarray]
 
     def predicted(self) -> np.ndarray:
-        """Index of the most probable option, int64 [C, n]; the first of equal ones."""
+        """Index of the most probable option, int64 [C, n]. Of equally probable options, the first."""
         return np.stack([logprobs.argmax(-1) for logprobs in self.logprobs], axis=1)
 
     def margins(self, gold: Sequence[int]) -> np.ndarray:
-        """Log-probability of the gold option minus the largest other one, float64 [C, n]."""
+        """Log-probability of the gold option minus that of the best other option, float64 [C, n]."""
         columns = []
         for logprobs, index in zip(self.logprobs, gold, strict=True):
             others = np.delete(logprobs, index, axis=-1).max(-1)
@@ -46,7 +46,10 @@ class Answers:
 
 
 def unit(row: Encoded) -> Unit:
-    """The token sequences and read positions of a row: the prompt with each option up to its last token."""
+    """The token sequences of a row, and the positions at which logits are read.
+
+    There is one sequence for each option: the prompt and the option without its last token.
+    """
     last = len(row.prompt) - 1
     return [([*row.prompt, *option[:-1]], range(last, last + len(option))) for option in row.options]
 
@@ -55,8 +58,8 @@ def read_options(packed: Pack, rows: Sequence[Encoded], logits: Tensor) -> Answe
     """The answers to the rows of a pack.
 
     Args:
-        rows: all rows that were packed; `packed.units` are the indices of those in this pack.
-        logits: [C, R, vocabulary].
+        rows: all rows that were packed. `packed.units` holds the indices of the rows in this pack.
+        logits: [C, R, vocabulary], at the R read positions of the pack.
 
     Raises:
         InputError: a logit is NaN or infinite.
@@ -81,9 +84,10 @@ def read_options(packed: Pack, rows: Sequence[Encoded], logits: Tensor) -> Answe
 
 
 def per_character(logprobs: np.ndarray, options: Sequence[str]) -> np.ndarray:
-    """Log-probabilities [.., options] divided by the length of each option in characters, without one leading space.
+    """Log-probabilities [.., options] divided by the number of characters of each option.
 
-    The largest one is the prediction of `acc_norm` in lm-evaluation-harness.
+    One leading space is not counted. The option with the largest value is the prediction of `acc_norm` in
+    lm-evaluation-harness.
     """
     lengths = [max(1, len(option.removeprefix(" "))) for option in options]
     return logprobs.astype(np.float64) / lengths
@@ -95,7 +99,9 @@ def exact_match(tokenizer: Any, option: str, greedy: Sequence[int]) -> bool:
 
 
 def _plain(text: str) -> str:
-    return text.strip().strip(string.punctuation).strip().lower() or text.strip()  # an option may be a sign, as +
+    return (
+        text.strip().strip(string.punctuation).strip().lower() or text.strip()
+    )  # an option such as + is only punctuation
 
 
 def answers_without(
@@ -107,10 +113,10 @@ def answers_without(
     projection: Projection = "gate_proj",
     precision: Precision = "float32",
 ) -> Answers:
-    """Answers to all rows of the C models that are left without these neurons of one layer.
+    """Answers to all rows of C models, each with one set of neurons of `layer` silenced.
 
     Args:
-        sets: C sets of neurons, rows of `projection`.
+        sets: C sets of neurons. A neuron is a row of `projection`.
     """
     by_row: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for packed in stack.pack([unit(row) for row in rows]):
@@ -126,7 +132,7 @@ def read_without(
     projection: Projection = "gate_proj",
     precision: Precision = "float32",
 ) -> list[Answers]:
-    """The answers to the rows of each run's pack, in the pack's order, all by one sweep."""
+    """The answers to the rows of each run's pack, in the order of the pack, from one sweep over the layers."""
 
     def read(share: float) -> list[Answers]:
         parts: list[list[Answers]] = [[] for _ in runs]
@@ -143,12 +149,12 @@ def _joined(parts: Sequence[Answers]) -> Answers:
 
 
 def side_by_side(answers: Sequence[Answers]) -> Answers:
-    """The answers of all the models to the same rows."""
+    """Concatenates the answers of several groups of models to the same rows."""
     return answers[0] if len(answers) == 1 else _joined(answers)
 
 
 def answers_unedited(stack: DecoderStack, rows: Sequence[Encoded]) -> Answers:
-    """Answers of the model as it is; C is 1."""
+    """Answers of the unedited model. C is 1."""
     by_row: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     passes = [stack.start(packed) for packed in stack.pack([unit(row) for row in rows])]
     for residuals in passes:
@@ -160,12 +166,12 @@ def answers_unedited(stack: DecoderStack, rows: Sequence[Encoded]) -> Answers:
 
 
 def in_order(by_row: dict[int, tuple[np.ndarray, np.ndarray]]) -> Answers:
-    """Answers in the order of the rows, from the log-probabilities and greedy tokens of each row by its index."""
+    """Answers in the order of the rows, from a mapping of row index to (log-probabilities, greedy tokens)."""
     return Answers(*([by_row[index][i] for index in range(len(by_row))] for i in (0, 1)))
 
 
 def option_logprobs(loaded: Loaded, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[np.ndarray]:
-    """Log-probability of each option given its prompt by the unedited model, float32 [options] for each row."""
+    """Log-probability of each option given its prompt under the unedited model, float32 [options] for each row."""
     stack = DecoderStack(loaded.model)
     rows = [
         encode(loaded.tokenizer, prompt, choices, stack.context)

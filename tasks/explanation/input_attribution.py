@@ -28,7 +28,7 @@ from tasks.benchmarks.scoring import answers_unedited
 from tasks.method.quadrature import Evaluate, Integral, adaptive
 from tasks.method.silence import Neurons, silenced
 from tasks.models.loading import Loaded
-from tasks.models.memory import backward_tokens
+from tasks.models.memory import room
 from tasks.models.stack import DecoderStack, Projection
 from tasks.runtime.errors import InputError
 
@@ -99,7 +99,7 @@ def along_the_embeddings(model: Any, wanted: Contrast, moved: range | None = Non
         embeddings = model.get_input_embeddings()(torch.tensor([wanted.sequence], device=model.device))
     tokens = embeddings.shape[1]
     positions = list(range(tokens) if moved is None else moved)
-    size = max(1, backward_tokens(model) // tokens)
+    size = max(1, room(model).backward_tokens // tokens)
 
     def evaluate(alphas: Sequence[float]) -> tuple[Tensor, Tensor]:
         values, gradients = [], []

@@ -8,9 +8,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
 import torch
-from numpy.polynomial.legendre import leggauss
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -103,19 +101,6 @@ def riemann_rule(one: tuple[Tensor, Tensor], steps: int) -> Rule:
     values, gradients = yield [k / steps for k in range(steps)]
     scores = (gradients[1:].sum(0) + one[1]) / steps
     return _fixed(scores, float(one[0] - values[0]), steps - 1)
-
-
-def riemann_right(evaluate: Evaluate, one: tuple[Tensor, Tensor], steps: int) -> Integral:
-    """`riemann_rule` along one path."""
-    return integrate(riemann_rule(one, steps), evaluate)
-
-
-def gauss_legendre(evaluate: Evaluate, one: tuple[Tensor, Tensor], nodes: int) -> Integral:
-    """One Gauss-Legendre rule over the whole path: many nodes of it are an independent check of the others."""
-    x, w = leggauss(nodes)
-    values, gradients = evaluate([0.0, *((x + 1) / 2)])
-    scores = torch.from_numpy(np.asarray(w) / 2) @ gradients[1:]
-    return _fixed(scores, float(one[0] - values[0]), nodes)
 
 
 def _fixed(scores: Tensor, difference: float, nodes: int) -> Integral:

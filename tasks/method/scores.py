@@ -10,7 +10,7 @@ import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from tasks.models.stack import Projection
+from tasks.models.projections import Projection
 
 
 @dataclass(frozen=True)

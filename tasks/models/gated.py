@@ -7,15 +7,13 @@ the formula before it is used, so that a module that does more than that, or in 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tasks.models.projections import PROJECTIONS, Projection
 from tasks.runtime.errors import InputError
-
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-Projection = Literal["gate_proj", "up_proj", "down_proj"]
 
 # Where the rows of a projection may lie: (linear layer, which part of its rows, how many equal parts it has).
 PLACES: dict[Projection, tuple[tuple[str, int, int], ...]] = {

@@ -1,7 +1,7 @@
-"""How much is computed at once, from the memory that may be used. It changes the time, not the result.
+"""Batch sizes from the memory that may be used. They change the time, not the result.
 
-DSM_MEMORY is the most that a step may take: of the process's own memory on a CPU (mapped files are not counted), of the
-GPU's memory on a GPU. Without it, what is free may be used.
+DSM_MEMORY is an upper limit in bytes for a step: for the memory of the process on a CPU, without mapped files, and for
+the memory of the device on a GPU. Without DSM_MEMORY, the free memory is the limit.
 """
 
 import ctypes
@@ -20,18 +20,18 @@ from tasks.models.checks import FULL_MEMORY
 from tasks.runtime.errors import InputError
 
 MEMORY = "DSM_MEMORY"
-LIMIT = 1 << 31  # bytes; more at once is not faster on a CPU
-SHARE = 0.5  # of what is free, at most: the rest is for what is not counted here
-LEAST = 1 / 64  # of the plan: a step that fails with that little does not fit
+LIMIT = 1 << 31  # bytes; larger batches are not faster on a CPU
+SHARE = 0.5  # of the free memory; the rest is for tensors that are not counted here
+LEAST = 1 / 64  # the smallest share of the planned memory that is tried before a step fails
 
 Result = TypeVar("Result")
 
 
 def limit() -> int | None:
-    """The bytes of DSM_MEMORY; None where it is not set.
+    """The value of DSM_MEMORY in bytes; None if it is not set.
 
     Raises:
-        InputError: it is no number of bytes.
+        InputError: it is not a positive number.
     """
     text = os.environ.get(MEMORY)
     if not text:
@@ -46,10 +46,10 @@ def limit() -> int | None:
 
 
 def free(device: torch.device) -> int:
-    """The bytes that may still be taken on a device."""
+    """Bytes that may still be allocated on a device."""
     allowed = limit()
     if device.type == "cuda":
-        # What PyTorch keeps for later counts as used to the driver, and is free to us.
+        # The driver counts PyTorch's cache as used, but new tensors can take it.
         own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         there = torch.cuda.mem_get_info(device)[0] + own
         return there if allowed is None else max(0, min(there, allowed - torch.cuda.memory_allocated(device)))
@@ -58,7 +58,7 @@ def free(device: torch.device) -> int:
 
 
 def own_memory() -> int:
-    """Bytes of this process that are no mapped file."""
+    """Bytes of this process, without mapped files."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
@@ -69,13 +69,13 @@ def own_memory() -> int:
 
 @dataclass(frozen=True)
 class Room:
-    """What fits on the device of a model: bytes, and what a token takes of them.
+    """The memory for activations on the device of a model, and what one token needs.
 
-    A token of a forward pass holds the largest tensors of one layer; one whose layer will be differentiated, what that
+    In a forward pass, a token needs the largest tensors of one layer. For a backward pass, it needs what the graph of a
     layer keeps: 7.5 d_model + 3 d_ff numbers, as measured.
 
     Attributes:
-        bytes: for activations, all together.
+        bytes: for all activations together.
     """
 
     bytes: float
@@ -87,7 +87,7 @@ class Room:
 
     @property
     def state(self) -> int:
-        """Bytes of a token between two layers."""
+        """Bytes of the hidden state of a token."""
         return self.d_model * self.itemsize
 
     @property
@@ -97,22 +97,22 @@ class Room:
 
     @property
     def forward_tokens(self) -> int:
-        """Tokens that one layer may compute at once without a graph."""
+        """Tokens that one layer can compute in one batch without a graph."""
         return max(1, int(self.bytes / ((8 * self.d_model + 4 * self.d_ff) * self.itemsize)))
 
     @property
     def backward_tokens(self) -> int:
-        """Tokens that one backward pass through all layers may carry."""
+        """Tokens of one backward pass through all layers."""
         return max(1, int(self.bytes / (self.layers * self.graph)))
 
     @property
     def reads(self) -> int:
-        """Positions whose logits may be there at once, with their log-probabilities and what makes these."""
+        """Positions whose logits and log-probabilities fit at the same time."""
         return max(1, int(self.bytes / (4 * self.vocabulary * self.itemsize)))
 
 
 def room(model: Any, share: float = 1.0) -> Room:
-    """What fits now. `share`: of that, for a second try."""
+    """The memory that can be used now, times `share`."""
     config = model.config.get_text_config()
     device = model.device
     allowed = SHARE * free(device)
@@ -143,18 +143,16 @@ def at_hand(model: Any) -> bool:
     return bool(weights <= max(cache, own_memory()))
 
 
-def backward_tokens(model: Any) -> int:
-    """Tokens that one backward pass of the plain model may carry."""
-    return room(model).backward_tokens
-
-
 _told = False
 
 
 def with_less(work: Callable[[float], Result]) -> Result:
-    """`work` with the share of the planned memory that it may use: 1, and half of that after each time it was too much.
+    """Calls `work` with the share of the planned memory that it may use: 1 at first, and half after each failure.
 
-    Says so once in the life of the process.
+    The first time that memory runs out in a process, a warning is printed.
+
+    Raises:
+        MemoryError, RuntimeError: the smallest share fails too, or the error has another reason.
     """
     global _told
     share = 1.0
@@ -174,17 +172,17 @@ def with_less(work: Callable[[float], Result]) -> Result:
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep what tensors free, where it is glibc, or give it back at once where memory is limited.
+    """Tells glibc to keep freed memory, or to return it at once if DSM_MEMORY is set. Other C libraries are left alone.
 
-    By default it gives large blocks back to the system at once, and every new tensor is paid for in page faults: a
-    sixth of the time of the pruned runs in bfloat16.
+    By default, glibc returns large blocks to the system, and each new tensor causes page faults. They took a sixth of
+    the time of the pruned runs in bfloat16.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
     if limit() is None:
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: blocks up to this size come from the heap
-        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: the heap does not shrink before this much is free
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: smaller blocks come from the heap
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: the heap shrinks when more is free
     else:
-        libc.mallopt(-3, 1 << 20)  # larger ones are not; then memory is no more than what tensors hold
+        libc.mallopt(-3, 1 << 20)  # larger blocks are returned when they are freed
         libc.mallopt(-1, 1 << 24)

@@ -9,7 +9,6 @@ plain model before it is used.
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,11 @@ from torch import Tensor
 from tasks.models.attention import NAME as TREE_ATTENTION
 from tasks.models.calls import Arguments, KeysAndValues, LayerCalls, Stop
 from tasks.models.checks import check_finite, check_logits, one_line
-from tasks.models.gated import LOOKED_FOR, PROJECTIONS, Projection, gated_mlp
+from tasks.models.gated import LOOKED_FOR, gated_mlp
 from tasks.models.memory import at_hand
 from tasks.models.packing import Pack, Unit, pack
 from tasks.models.products import Kept, Precision, Products, linear, linear_by_rows, pieces
+from tasks.models.projections import PROJECTIONS, Projection
 from tasks.models.stored import NARROW, kept_as_stored, unit_of
 from tasks.runtime.errors import InputError
 
@@ -293,27 +293,6 @@ class DecoderStack:
         with Products():
             hidden = self.leaving_scaled(index, entering, scale, projection, added)
             return self.head(self._run_layers(index + 1, hidden, residuals))
-
-    def scaled_everywhere(
-        self,
-        residuals: Residuals,
-        scale: Tensor,
-        projection: Projection = "gate_proj",
-        added: Sequence[Tensor | None] | None = None,
-    ) -> Tensor:
-        """Logits at the pack's reads, [C, R, vocabulary], with the rows of every layer l multiplied by scale[:, l].
-
-        Differentiable in `scale`, [C, layers, width], and in `added`, which is for each layer what `scaled` takes.
-        """
-        edits = zip(self.mlps, scale.unbind(1), added or [None] * len(self), strict=True)
-        handles = [mlp.edit_rows(projection, partial(edited, scale=by, added=more)) for mlp, by, more in edits]
-        try:
-            with Products():
-                hidden = residuals.inputs[0].expand(len(scale), -1, -1)
-                return self.head(self._run_layers(0, hidden, residuals))
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _run_layers(self, start: int, hidden: Tensor, residuals: Residuals) -> Tensor:
         """Layers start.. on [C, T, d_model]; the last one computes only the reads: [C, R, d_model]."""

@@ -1,12 +1,12 @@
-"""Weights in the type they are stored in, and in float32 while they are used.
+"""Weights that stay in their stored type, and are converted to float32 while they are used.
 
-A model published in bfloat16 takes half of the memory of float32, and every bfloat16 number is a float32 number. So the
-matrices (of linear layers and of embeddings) stay as they are stored. While a decoder layer runs, its matrices are
-widened to float32; an embedding widens the rows that it looks up, the output embedding some rows at a time. All other
-parameters are few and are widened once. What `DecoderStack` computes is bit for bit what it computes of the same model
-in float32.
+A model in bfloat16 needs half of the memory of float32, and every bfloat16 number is also a float32 number. So the
+matrices of linear layers and embeddings keep their stored type. The matrices of a decoder layer are converted to
+float32 ("widened") while the layer runs. An embedding converts the rows that it looks up, and the output embedding
+converts some rows at a time. All other parameters are small and are converted once. `DecoderStack` computes the same
+bits as with the whole model in float32.
 
-On a GPU the products of `tasks.models.products` take bfloat16 matrices as they are, and nothing is widened for them.
+On a GPU, the products of `tasks.models.products` take bfloat16 matrices directly.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,11 +21,11 @@ NARROW = (torch.bfloat16, torch.float16)
 
 
 class Wide(nn.Parameter):
-    """A float32 copy of a stored matrix, for the time in which it is used.
+    """A temporary float32 copy of a stored matrix.
 
     Attributes:
-        stored: the matrix as it is stored.
-        module: that has this copy as its weight for now.
+        stored: the matrix in its stored type.
+        module: the module whose weight this copy is.
     """
 
     stored: Tensor
@@ -40,12 +40,12 @@ class Wide(nn.Parameter):
 
 
 def stored_of(weight: Tensor) -> Tensor:
-    """The matrix as it is stored: the same object at all times."""
+    """The matrix in its stored type; always the same object."""
     return weight.stored if isinstance(weight, Wide) else weight
 
 
 class Unit:
-    """A module whose matrices are widened together while it is used: a decoder layer."""
+    """A module whose matrices are widened together: a decoder layer."""
 
     def __init__(self, module: nn.Module):
         self._narrow = [m for m in module.modules() if isinstance(m, nn.Linear) and m.weight.dtype in NARROW]
@@ -56,12 +56,12 @@ class Unit:
 
     @contextmanager
     def used(self, *, as_stored: bool = False, again: bool = False) -> Iterator[None]:
-        """Widens the matrices for the body; inside another use of this unit, nothing changes.
+        """Widens the matrices inside the `with` block. A nested use changes nothing.
 
         Args:
-            as_stored: leave matrices in bfloat16, for products that take them.
-            again: let the next unit have the memory of the widened ones: fresh memory costs as much time as widening.
-                Nothing may keep them, as the graph of plain products does.
+            as_stored: leave bfloat16 matrices as they are, for products that accept them.
+            again: reuse the memory of the widened matrices for the next unit. New memory costs as much time as the
+                conversion. Nothing may hold a reference to them, as the graph of plain products does.
         """
         widened: list[nn.Linear] = []
         if not self._users:
@@ -79,7 +79,7 @@ class Unit:
                 module._parameters["weight"] = stored_of(module.weight)  # type: ignore[assignment]
 
 
-_rooms: dict[tuple[torch.Size, torch.device], list[Tensor]] = {}  # memory that the next widened matrix may have
+_rooms: dict[tuple[torch.Size, torch.device], list[Tensor]] = {}  # memory to reuse for the next widened matrix
 
 
 def _kind(weight: Tensor) -> tuple[torch.Size, torch.device]:
@@ -92,9 +92,9 @@ def _room(weight: Tensor) -> Tensor:
 
 
 def keep_as_stored(model: Any) -> None:
-    """Makes the model compute in float32 whatever its matrices are stored in.
+    """Makes the model compute in float32, whatever type its matrices are stored in.
 
-    Small parameters become float32. Modules with narrow matrices widen them in their forward pass.
+    Small parameters become float32. Modules with matrices in 16 bits widen them in their forward pass.
     """
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)}
     for parameter in model.parameters():
@@ -115,13 +115,13 @@ def keep_as_stored(model: Any) -> None:
 
 
 def kept_as_stored(model: Any) -> bool:
-    """Whether `keep_as_stored` was called with this model, and it has narrow matrices."""
+    """Whether `keep_as_stored` was called with this model and it has matrices in 16 bits."""
     forward = vars(model.get_input_embeddings()).get("forward")
     return isinstance(forward, partial) and forward.func is _look_up
 
 
 def unit_of(module: Any) -> Unit:
-    """The unit of a decoder layer; one that does nothing where it has no narrow matrix."""
+    """The unit of a decoder layer; a unit without matrices if nothing has to be widened."""
     found: Unit | None = vars(module).get("dsm_unit")
     return found or Unit(nn.Identity())
 
@@ -132,18 +132,18 @@ def _use(unit: Unit, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> 
 
 
 def _by_rows(module: nn.Linear, x: Tensor) -> Tensor:
-    """The output embedding's forward pass, so many rows at once."""
+    """The forward pass of the output embedding, 16 384 rows at a time."""
     y = torch.cat([nn.functional.linear(x, part.float()) for part in torch.split(module.weight, 1 << 14)], dim=-1)
     return y if module.bias is None else y + module.bias
 
 
 def _look_up(module: nn.Embedding, forward: Callable[..., Any], ids: Tensor) -> Any:
-    """The embedding's forward pass with the rows that are looked up as its whole, widened, table."""
+    """The forward pass of an embedding, with a widened table of only the rows that are looked up."""
     stored, padding = module.weight, module.padding_idx
     rows, places = torch.unique(ids, return_inverse=True)
     parameters: dict[str, Any] = module._parameters
     parameters["weight"] = nn.Parameter(stored[rows].float(), requires_grad=False)
-    module.padding_idx = None  # it matters to the table's gradient alone
+    module.padding_idx = None  # it affects only the gradient of the table
     try:
         return forward(places)
     finally:

@@ -1,8 +1,9 @@
-"""Sweeps over the layers: each layer of the stack is visited once with everything that has to pass through it.
+"""Sweeps over the layers: many runs pass through the model together, one layer after the other.
 
-A run that edits layer l goes through the layers above l. Here many such runs go up together, layer by layer, and for
-gradients down again, so that the weights of a layer are needed once (or twice) for all of them, wherever these lie:
-`DecoderStack.turn` brings them. The numbers are bit for bit those of one run after the other.
+A run that edits layer l needs only the layers above l. A sweep takes all runs through one layer before the next one,
+and for gradients back down. So the weights of a layer are loaded once per sweep (twice for gradients), whether they
+are on the device, on the host or on the disk: `DecoderStack.turn` loads them. The results are bit for bit those of
+separate runs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.models.gated import Projection
 from tasks.models.memory import Room, room
 from tasks.models.products import Differences, Kept, Precision, Products
+from tasks.models.projections import Projection
 from tasks.models.stack import DecoderStack, Residuals, edited
 
-# Logits [C, R, vocabulary] of a pack -> F of each of its reads [C, R].
+# Maps the logits of a pack, [C, R, vocabulary], to the function F at each read position, [C, R].
 Target = Callable[[Tensor], Tensor]
 
 
@@ -27,10 +28,12 @@ Target = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Without:
-    """Runs of one pack, each without a set of rows of a projection of one layer.
+    """Runs on one pack, each with one set of rows of a projection of one layer set to zero.
 
     Attributes:
-        layer: the number of layers for one run of the unedited model; `sets` is not looked at.
+        residuals: the unedited pass over the pack.
+        layer: the edited layer. The number of layers stands for one run of the unedited model; `sets` is then ignored.
+        sets: the row indices of each run.
     """
 
     residuals: Residuals
@@ -45,7 +48,11 @@ def logits_without(
     sets: Sequence[np.ndarray],
     projection: Projection = "gate_proj",
 ) -> Iterator[Tensor]:
-    """Logits at a pack's reads with these rows of a projection of one layer zeroed: `all_logits_without` of one run."""
+    """Logits at the read positions of one pack with rows of one layer set to zero: `all_logits_without` for one pack.
+
+    Yields:
+        [c, R, vocabulary] for the next c sets.
+    """
     runs = [Without(residuals, layer, sets)]
     for _, part in all_logits_without(stack, runs, room(stack.model), projection, residuals.precision):
         yield part
@@ -59,10 +66,10 @@ def all_logits_without(
     projection: Projection = "gate_proj",
     precision: Precision = "float32",
 ) -> Iterator[tuple[int, Tensor]]:
-    """Logits at the packs' reads of all runs, by one sweep up; unedited passes that are not finished go up with them.
+    """Logits at the read positions of all runs, from one sweep. Unfinished unedited passes advance with them.
 
     Yields:
-        The number of a run and [c, R, vocabulary] for the next c of its sets, as many as memory allows at once.
+        The index of a run, and [c, R, vocabulary] for the next c of its sets. c is what memory allows.
     """
     packs = _by_pack([run.residuals for run in runs])
     hidden: dict[int, Tensor] = {}
@@ -74,12 +81,12 @@ def all_logits_without(
                 kept = Kept(stack.rounded) if below and precision == "bfloat16" else None
                 if here or kept:
                     entering = stack.entering(residuals, index, kept)
-                # In bfloat16 the layers above the edited ones are kept, too.
+                # In bfloat16, runs above the edited layer also need what the unedited pass multiplies there.
                 if precision == "bfloat16" or any(runs[number].layer > index for number in numbers):
                     stack.advance(residuals, index)
                 for number in below:
                     with Products() if kept is None else Differences(kept):
-                        hidden[number] = _through(stack, index, hidden[number], residuals, there)
+                        hidden[number] = _run_layer(stack, index, hidden[number], residuals, there)
                 for number in here:
                     with Products():
                         hidden[number] = stack.leaving_without(index, entering, runs[number].sets, projection)
@@ -93,7 +100,7 @@ def all_logits_without(
 
 
 def finish(stack: DecoderStack, passes: Sequence[Residuals]) -> None:
-    """Takes unedited passes to their end by one sweep."""
+    """Completes unedited passes, with one sweep."""
     for index in range(len(stack)):
         if any(len(residuals.inputs) == index + 1 for residuals in passes):
             with stack.turn(index):
@@ -102,7 +109,7 @@ def finish(stack: DecoderStack, passes: Sequence[Residuals]) -> None:
 
 
 def _by_pack(all_residuals: Sequence[Residuals]) -> list[tuple[Residuals, list[int]]]:
-    """Each unedited pass once, with the numbers of the runs that start from it."""
+    """Each unedited pass once, with the indices of the runs that start from it."""
     found: dict[int, tuple[Residuals, list[int]]] = {}
     for number, residuals in enumerate(all_residuals):
         found.setdefault(id(residuals), (residuals, []))[1].append(number)
@@ -110,11 +117,11 @@ def _by_pack(all_residuals: Sequence[Residuals]) -> list[tuple[Residuals, list[i
 
 
 def _first(runs: Sequence[Without]) -> int:
-    """The first layer that something has to pass through."""
+    """The first layer that any run or unfinished pass needs."""
     return min(min(run.layer, len(run.residuals.inputs) - 1) for run in runs)
 
 
-def _through(stack: DecoderStack, index: int, hidden: Tensor, residuals: Residuals, there: Room) -> Tensor:
+def _run_layer(stack: DecoderStack, index: int, hidden: Tensor, residuals: Residuals, there: Room) -> Tensor:
     size = max(1, there.forward_tokens // len(residuals.pack.tokens))
     parts = [stack.run_layer(index, part, residuals) for part in torch.split(hidden, size)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -125,11 +132,12 @@ def _through(stack: DecoderStack, index: int, hidden: Tensor, residuals: Residua
 
 @dataclass
 class Path:
-    """Points of one pack's path: the rows of a projection of one layer, or of all layers, times each of `alphas`.
+    """Points on the integration path of one pack: the rows of a projection are scaled by each of `alphas`.
 
     Attributes:
-        layer: None for the rows of all layers.
-        by_position: differentiate by what the rows give at each position, not by the factor on the rows.
+        residuals: the unedited pass over the pack.
+        layer: the layer whose rows are scaled; None scales the rows of all layers.
+        by_position: take gradients with respect to the output of the rows at each position, instead of the scale.
     """
 
     residuals: Residuals
@@ -147,7 +155,12 @@ class Path:
 
 @dataclass
 class Found:
-    """F of each point, [alphas] and the gradients by layer: [alphas, width], or [alphas, tokens, width] by position."""
+    """The result of one path.
+
+    Attributes:
+        totals: F at each point, summed over the read positions, [alphas].
+        gradients: by layer, [alphas, width], or [alphas, tokens, width] with `by_position`.
+    """
 
     totals: Tensor
     gradients: dict[int, Tensor] = field(default_factory=dict)
@@ -155,19 +168,19 @@ class Found:
 
 @dataclass
 class _Piece:
-    """One layer of one path: what it takes and, if its graph is kept, what it gives."""
+    """One layer of one path: its inputs and, if its graph is kept, its output."""
 
     leaves: list[Tensor]
-    through: Callable[[list[Tensor]], Tensor]
+    compute: Callable[[list[Tensor]], Tensor]
     out: Tensor | None = None
 
     def up(self, keep: bool) -> Tensor:
-        out = self.through(self.leaves)
+        out = self.compute(self.leaves)
         self.out = out if keep else None
         return out.detach()
 
     def down(self, gradient: Tensor) -> Sequence[Tensor]:
-        out = self.through(self.leaves) if self.out is None else self.out
+        out = self.compute(self.leaves) if self.out is None else self.out
         self.out = None
         return torch.autograd.grad(out, self.leaves, gradient)
 
@@ -179,13 +192,14 @@ def gradients(
     there: Room,
     projection: Projection = "gate_proj",
 ) -> list[Found]:
-    """F and its gradient at all points of all paths, by one sweep up and one down.
+    """F and its gradient at all points of all paths, with one sweep up and one sweep down.
 
-    What enters each layer is stored. The graph of a layer is kept, from the last layer down, where memory allows;
-    elsewhere the layer is computed again on the way down, which gives the same bits.
+    The input of each layer is stored. Where memory allows, the graph of the layer is kept too, starting from the last
+    layer. Other layers are computed again on the way down, which gives the same bits.
 
     Args:
-        target: F of a pack, once its unedited pass is finished.
+        target: gives the function F of a pack whose unedited pass is finished.
+        there: the memory that may be used.
     """
     keep = _kept_layers(stack, paths, there)
     packs = _by_pack([path.residuals for path in paths])
@@ -232,7 +246,7 @@ def gradients(
 
 
 def _kept_layers(stack: DecoderStack, paths: Sequence[Path], there: Room) -> list[int]:
-    """From which layer on the graphs of each path's layers are kept, from what remains beside the stored inputs."""
+    """For each path, the first layer whose graph is kept, given the memory that the stored inputs leave."""
     layers = len(stack)
     left = there.bytes - sum(path.tokens() * (layers - path.first) * there.state for path in paths)
     found = []

@@ -120,12 +120,17 @@ def _declared(section: str, name: str, declared: dict[str, object]) -> None:
     raise InputError(section, f"{name!r} is not declared in params.yaml; there are {sorted(declared)}")
 
 
-def open_cell(model: str | None = None, benchmark: str | None = None, root: Path | None = None) -> Cell:
+def open_cell(
+    model: str | None = None,
+    benchmark: str | None = None,
+    root: Path | None = None,
+    settings: Settings | None = None,
+) -> Cell:
     """The cell of a model and a benchmark in the project in `root` (default: the working directory).
 
     Without names, it is the first of `pipeline.cells`; with one name, the first cell with that name. If no cell has it,
     the other name is that of the first cell, or the first declared name. A dot in a name is read as the
-    `_` of params.yaml.
+    `_` of params.yaml. `settings` are by default those of params.yaml.
 
     Raises:
         InputError: params.yaml is wrong, a name is not declared in it, or there are neither names nor cells.
@@ -136,7 +141,7 @@ def open_cell(model: str | None = None, benchmark: str | None = None, root: Path
         'pruned.json'
     """
     root = root or Path.cwd()
-    settings = load_settings(root)
+    settings = settings or load_settings(root)
     model, benchmark = (name and in_file(name) for name in (model, benchmark))
     if not model or not benchmark:
         pipeline = settings.pipeline

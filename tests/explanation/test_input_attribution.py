@@ -15,11 +15,11 @@ from tasks.explanation.input_attribution import (
     shares,
     template_ends,
 )
-from tasks.method.quadrature import gauss_legendre, riemann_right
 from tasks.method.silence import Neurons, silenced
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
 from tasks.runtime.errors import InputError
+from tests.method.oracles import gauss_legendre, riemann_right
 from tests.tiny import rows, tiny_model, tiny_tokenizer
 
 WANTED = Contrast([5, 6, 7, 9, 20, 30, 2, 2], (40, 9))

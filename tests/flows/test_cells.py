@@ -283,9 +283,9 @@ REFUSES = "open('ran.txt', 'a').write('x\\n')\nimport os; os.write(2, b'error: m
     "command",
     [
         ["run", "--model", "mine", "--benchmark", "sst2", "--data", "rows"],
-        ["study", "fractions", "--model", "mine", "--benchmark", "quiz"],
-        ["explain", "--nsa", "--model", "mine", "--benchmark", "quiz"],
-        ["sparsify", "ria", "--model", "mine"],
+        pytest.param(["study", "fractions", "--model", "mine", "--benchmark", "quiz"], marks=pytest.mark.slow),
+        pytest.param(["explain", "--nsa", "--model", "mine", "--benchmark", "quiz"], marks=pytest.mark.slow),
+        pytest.param(["sparsify", "ria", "--model", "mine"], marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path, command: list[str]) -> None:

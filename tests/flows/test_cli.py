@@ -27,6 +27,7 @@ from flows.results import read_result
 from flows.stages import StepFailed, stages_of
 from tasks.benchmarks.table import read_split
 from tasks.pipeline.cell import open_cell
+from tasks.pipeline.model_size import ModelSize
 from tasks.pipeline.settings import parse_settings
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import write_text
@@ -80,7 +81,7 @@ def test_unknown_names_are_refused_in_one_line(project: Path, command: str) -> N
         assert (code, out) == (2, "")
         told = f"error: {section}: 'other' is not declared in params.yaml; there are {names}"
         more = "; it is not a directory, .gguf file or hub id such as org/name either" if section == "models" else ""
-        assert err == f"{told}{more if command == 'run' else ''}\n"
+        assert err == f"{told}{more if command in ('run', 'plan') else ''}\n"
 
 
 def test_bad_input_is_found_before_prefect_is_imported(project: Path) -> None:
@@ -357,7 +358,7 @@ def test_ui_serves_the_store_that_the_registry_uses(project: Path, monkeypatch: 
 
 def test_the_estimate_counts_forward_passes(project: Path) -> None:
     cell = write_cell(project)
-    passes = forward_passes(cell, layers=6)
+    passes = forward_passes(cell, ModelSize(layers=6, hidden=32, intermediate=48, heads=4, key_value_heads=2))
     assert passes["search"] == 10 * (1 + 6 * 8 / 2)
     assert passes["transfer"] == 40 * (1 + 6 * 8 / 2)
     assert passes["evaluate"] == pytest.approx(60 * (1 + (2 + 3) * (1 - 2 / 6)))  # the chosen layer is 2
@@ -382,10 +383,7 @@ def test_the_estimate_uses_the_timings_of_this_machine(project: Path) -> None:
 def test_the_plan_says_what_is_held_where(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell_project(project)
     cell = open_cell(root=project)
-    size = {
-        "num_hidden_layers": 28, "hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12,
-        "num_key_value_heads": 2, "vocab_size": 151936,
-    }  # fmt: skip
+    size = ModelSize(layers=28, hidden=1536, intermediate=8960, heads=12, key_value_heads=2)
     write_text(cell.model_dir / "model.safetensors", "x" * 3000)
     assert held(cell, size) == (
         "weights of 3e-06 GB mapped from the disk, a layer of 0.19 GB in float32 at a time, at most 2 GB of activations"

@@ -1,4 +1,4 @@
-"""The tables of results: what `dsm show` prints, at every width."""
+"""The tables of results: what `dsm show` and `dsm evaluate` print, at every width."""
 
 import io
 from dataclasses import replace
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.results import _told, as_table, read_result
+from flows.verdicts import comparison_table
 from tasks.runtime.files import read_json, write_json
 from tests.cells import write_cell
 from tests.flows.test_cli import call
@@ -65,3 +66,32 @@ def test_the_table_breaks_no_number(project: Path, width: int) -> None:
     assert ("100:200:300:400:500 →" in out) == (width >= 160)
     for text in ("n = 60", "on reviews"):
         assert out.count(text) == 2
+
+
+@pytest.mark.parametrize("width", [160, 60])
+@pytest.mark.parametrize("with_base", [True, False])
+def test_the_table_of_an_evaluation_breaks_no_number(width: int, with_base: bool) -> None:
+    from rich.console import Console
+
+    names = ("accuracy", "exact_match", "acc_norm")
+    systems = {
+        system: {name: 0.1234 + i / 10 for i, name in enumerate(names)} | {f"{name}_stderr": 0.0289 for name in names}
+        for system in ("base", "model")
+    }
+    compared = {"difference": -0.0471, "stderr": 0.0443, "interval": [-0.1261, 0.0343], "p": 0.00012345}
+    found = {"model": "mine", "benchmark": "reviews", "base": "data/models/a-model-with-a-long-name", "n": 300}
+    if with_base:
+        found |= {"systems": systems, "model_vs_base": dict.fromkeys(names, compared)}
+    else:
+        found |= {"systems": {"model": systems["model"]}}
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(comparison_table(found))
+    out = console.export_text()
+    lines = [line.split() for line in out.splitlines()]
+    assert max(map(len, out.splitlines())) <= width
+    numbers = ["0.123", "±", "0.029", "0.223", "±", "0.029", "0.323", "±", "0.029"]
+    assert ["model", *numbers] in lines
+    assert (["base", *numbers] in lines) == with_base
+    assert (["difference", *["−0.047", "±", "0.044"] * 3] in lines) == with_base
+    assert (["p", *["0.00012"] * 3] in lines) == with_base
+    assert ("−0.126 to +0.034" in " ".join(out.split())) == with_base

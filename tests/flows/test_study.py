@@ -45,6 +45,15 @@ def test_a_line_that_would_be_wrong_is_not_written(project: Path) -> None:
     assert (project / "params.yaml").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["domains", "multilingual"])
+def test_a_study_of_an_earlier_name_is_refused_with_the_name_that_it_has_now(project: Path, name: str) -> None:
+    write_cell(project)
+    before = (project / "params.yaml").read_bytes()
+    told = f"error: study: {name!r} is now 'cross_benchmark'\n"
+    assert call("study", name, "--on", "reviews") == (2, "", told)
+    assert (project / "params.yaml").read_bytes() == before
+
+
 def test_a_calibration_set_is_a_benchmark_or_a_file_and_full_takes_all(project: Path) -> None:
     write_cell(project)
     path = project / "params.yaml"

@@ -2,9 +2,12 @@
 
 from contextlib import ExitStack, contextmanager
 
+import numpy as np
 import torch
 from numpy.polynomial.legendre import leggauss
 from torch.func import functional_call
+
+from tasks.method.quadrature import Integral, integrate, riemann_rule
 
 PROMPTS = [[5, 6, 7, 8, 1], [5, 6, 7, 9, 20, 30, 2, 2], [5, 44]]
 FIRSTS = [[3, 9, 3], [200, 11], [4, 4, 17, 90]]  # of each prompt's options
@@ -81,3 +84,18 @@ def row_gradients(model, layers, projection, alpha, prompt):
         value = target(logits(model, prompt))
     gradients = torch.autograd.grad(value, found)
     return [(rows.detach()[0], gradient[0]) for rows, gradient in zip(found, gradients, strict=True)]
+
+
+def riemann_right(evaluate, one, steps):
+    """`riemann_rule` along one path."""
+    return integrate(riemann_rule(one, steps), evaluate)
+
+
+def gauss_legendre(evaluate, one, nodes):
+    """One Gauss-Legendre rule over the whole path: with many nodes an independent check of the other rules."""
+    x, w = leggauss(nodes)
+    values, gradients = evaluate([0.0, *((x + 1) / 2)])
+    scores = torch.from_numpy(np.asarray(w) / 2) @ gradients[1:]
+    difference = float(one[0] - values[0])
+    gap = float(scores.sum()) - difference
+    return Integral(scores, difference, gap, abs(gap), nodes)

@@ -14,7 +14,7 @@ from tasks.method.algorithm import adapt
 from tasks.method.options import Attribution, Search
 from tasks.method.recipe import Recipe
 from tasks.method.silence import Neurons, silence, silenced
-from tasks.models.gated import PROJECTIONS
+from tasks.models.projections import PROJECTIONS
 from tasks.models.stack import DecoderStack
 from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError

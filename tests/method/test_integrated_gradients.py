@@ -6,7 +6,7 @@ from captum.attr import IntegratedGradients
 
 from tasks.method.integrated_gradients import LayerPath, layer_scores
 from tasks.method.options import Attribution
-from tasks.method.quadrature import allowed, gauss_legendre
+from tasks.method.quadrature import allowed
 from tasks.models.stack import DecoderStack
 from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
@@ -15,6 +15,7 @@ from tests.method.oracles import (
     PROJECTIONS,
     PROMPTS,
     fixed_targets,
+    gauss_legendre,
     logits,
     mean_target,
     weight,

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from tests.method.oracles import riemann_right
+
 from tests.models.pretended import NAME, Pretending  # isort: skip (before anything uses a device)
 
 from accelerate import dispatch_model
@@ -34,7 +36,6 @@ from tasks.explanation.neuron_roles import activations, direct_logits
 from tasks.method.attribute import Attributor
 from tasks.method.grid import Grid, every_pair, parts_of
 from tasks.method.options import Attribution
-from tasks.method.quadrature import riemann_right
 from tasks.method.silence import Neurons, silenced
 from tasks.method.targets import TARGETS
 from tasks.models.loading import Loaded

@@ -263,6 +263,7 @@ def test_a_model_without_a_gated_mlp_is_named_and_not_stored(tmp_path):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_the_default_model_keeps_its_numbers_and_its_words(tmp_path):
     """Against the GGUF file loaded by transformers itself, on real sentences."""
     params = load_settings(ROOT)

@@ -18,10 +18,11 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from tasks.models.gated import PROJECTIONS
+from tasks.models.projections import PROJECTIONS
 from tasks.models.stack import DecoderStack
 from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
+from tests.models.everywhere import scaled_everywhere
 from tests.tiny import FAMILIES, SIZES, rows, tiny_model
 
 SEQUENCES = [[3, 1, 4, 1, 5, 9], [3, 1, 4, 2, 6]]
@@ -43,7 +44,7 @@ def test_every_edit_of_every_projection_equals_edited_weights(family, projection
     silent = np.arange(0, width, 3)
     scale = torch.ones(1, len(stack), width, dtype=torch.float64)
     scale[0, 1, silent] = 0
-    everywhere = stack.scaled_everywhere(residuals, scale, projection)[0]
+    everywhere = scaled_everywhere(stack, residuals, scale, projection)[0]
     one = stack.scaled(residuals, 1, scale[:, 1], projection)[0]
     [silenced] = next(logits_without(stack, residuals, 1, [silent], projection))
     rows(model, 1, projection)[torch.tensor(silent)] = 0

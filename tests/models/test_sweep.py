@@ -17,11 +17,12 @@ from tasks.method.grid import UNPRUNED, Grid, every_pair, parts_of
 from tasks.method.integrated_gradients import LayerPath
 from tasks.method.options import Attribution
 from tasks.models import memory
-from tasks.models.gated import PROJECTIONS
 from tasks.models.memory import room, with_less
+from tasks.models.projections import PROJECTIONS
 from tasks.models.stack import DecoderStack
 from tasks.models.sweep import Path, Without, all_logits_without, gradients
 from tasks.runtime.errors import InputError
+from tests.models.everywhere import scaled_everywhere
 from tests.tiny import FAMILIES, tiny_model
 
 TOKEN = st.integers(0, 256)
@@ -92,7 +93,7 @@ def test_gradients_of_a_sweep_are_those_of_one_path_after_the_other(family, data
         added = [torch.zeros(len(alphas), size, width, requires_grad=by_position) for size in sizes]
         if path.layer is None:
             factors = scale[:, None].repeat(1, 3, 1).requires_grad_(not by_position)
-            logits = stack.scaled_everywhere(residuals, factors, projection, added if by_position else None)
+            logits = scaled_everywhere(stack, residuals, factors, projection, added if by_position else None)
         else:
             factors = scale.requires_grad_(not by_position)
             logits = stack.scaled(residuals, path.layer, factors, projection, added[0] if by_position else None)

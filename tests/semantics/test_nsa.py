@@ -12,7 +12,6 @@ import yaml
 from safetensors import safe_open
 
 from tasks.evidence.study_pages import write_page
-from tasks.method.quadrature import gauss_legendre
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import open_cell
@@ -25,6 +24,7 @@ from tasks.steps.nsa import nsa
 from tests.cells import OPTIONS, servable_cell
 from tests.comparison.fit_data import WORDS
 from tests.evidence.test_report import HOSTILE, parsed, plain
+from tests.method.oracles import gauss_legendre
 
 CHROMIUM = shutil.which("chromium")
 FILES = ("nsa.json", "nsa.safetensors", "nsa.html")

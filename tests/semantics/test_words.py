@@ -8,13 +8,13 @@ import torch
 from tasks.benchmarks.scoring import answers_unedited
 from tasks.benchmarks.table import encode_rows
 from tasks.explanation.input_attribution import attribute_inputs, contrast
-from tasks.method.quadrature import gauss_legendre
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
 from tasks.runtime.errors import InputError
 from tasks.semantics.influence import NEW_TOKENS, _greedy, by_gradients, influential_words, named_words
 from tasks.semantics.words import Occurrence, RowWords, contexts, occurrence_counts, own_words, word_spans
 from tests.comparison.fit_data import fit_data
+from tests.method.oracles import gauss_legendre
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
