@@ -125,8 +125,7 @@ def score_neurons(
 
 def score_rows(stack: DecoderStack, tokenizer: Any, table: pd.DataFrame, attribution: Attribution) -> Scores:
     """`score_neurons` on the rows of a table, in memory."""
-    rows = [{str(name): value for name, value in row.items()} for row in table.to_dict(orient="records")]
-    attributor = attributor_on(stack, tokenizer, rows, attribution)
+    attributor = attributor_on(stack, tokenizer, table, attribution)
     header = describe(attribution) | {"n": len(table), "products": attributor.products}
     return score_neurons(compute_here(attributor), attributor.parts, header)
 

@@ -7,9 +7,11 @@ from math import nan
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
 from tasks.benchmarks.encoding import encode, encode_prompt
+from tasks.benchmarks.table import chat_column
 from tasks.method.ablation import activation, single
 from tasks.method.integrated_gradients import LayerPath, all_scores, layer_scores
 from tasks.method.options import Attribution
@@ -170,21 +172,13 @@ def assemble(values: Sequence[dict[str, Any]], header: dict[str, Any]) -> Scores
     return Scores(values=scores, nodes=nodes, header=header, **arrays)
 
 
-def attributor_on(
-    stack: DecoderStack, tokenizer: Any, rows: Sequence[dict[str, Any]], settings: Attribution
-) -> Attributor:
-    """The attribution on given rows, each with `prompt`, `options` and, where it is true, `chat`."""
+def attributor_on(stack: DecoderStack, tokenizer: Any, table: pd.DataFrame, settings: Attribution) -> Attributor:
+    """The attribution on the rows of a table with `prompt`, `options` and, with a chat template, `chat`."""
+    rows = list(zip(table["prompt"], table["options"], chat_column(table), strict=True))
     if settings.target not in ON_OPTIONS:
-        return Attributor(stack, [_prompt(tokenizer, row, stack.context) for row in rows], settings)
-    cut = [_up_to_options(tokenizer, row, stack.context) for row in rows]
-    return Attributor(stack, [prompt for prompt, _ in cut], settings, [firsts for _, firsts in cut])
-
-
-def _prompt(tokenizer: Any, row: dict[str, Any], context: int) -> list[int]:
-    return encode_prompt(tokenizer, row["prompt"], context, chat=row.get("chat", False))
-
-
-def _up_to_options(tokenizer: Any, row: dict[str, Any], context: int) -> tuple[list[int], list[int]]:
-    """The prompt as it is read when options are scored, with the white space it ends in; each option's first token."""
-    found = encode(tokenizer, row["prompt"], row["options"], context, chat=row.get("chat", False))
-    return found.prompt + found.options[0][: found.given], [option[found.given] for option in found.options]
+        prompts = [encode_prompt(tokenizer, prompt, stack.context, chat=chat) for prompt, _, chat in rows]
+        return Attributor(stack, prompts, settings)
+    encoded = [encode(tokenizer, prompt, list(options), stack.context, chat=chat) for prompt, options, chat in rows]
+    # The prompt as it is read when options are scored, with the white space it ends in; each option's first token.
+    prompts = [row.prompt + row.options[0][: row.given] for row in encoded]
+    return Attributor(stack, prompts, settings, [[option[row.given] for option in row.options] for row in encoded])

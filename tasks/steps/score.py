@@ -4,6 +4,7 @@ import sys
 from functools import partial
 
 import numpy as np
+import pandas as pd
 
 from tasks.method.algorithm import score_neurons
 from tasks.method.attribute import Attributor, attributor_on, describe
@@ -61,7 +62,7 @@ def _warn(scores: Scores, settings: Attribution) -> None:
 
 def attributor(cell: Cell) -> Attributor:
     """The attribution on the adaptation set."""
-    loaded, samples = load(cell.model_dir), read_jsonl(cell.samples)
+    loaded, samples = load(cell.model_dir), pd.DataFrame(read_jsonl(cell.samples))
     return attributor_on(DecoderStack(loaded.model), loaded.tokenizer, samples, cell.settings.attribution)
 
 

@@ -1,10 +1,11 @@
 """Every method, path and target behind the one contract, each against a computation of its own."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from tasks.method.attribute import Attributor, assemble, describe
+from tasks.method.attribute import Attributor, assemble, attributor_on, describe
 from tasks.method.options import Attribution
 from tasks.method.targets import TARGETS
 from tasks.models.memory import Room
@@ -23,7 +24,7 @@ from tests.method.oracles import (
     row_gradients,
     zeroed,
 )
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(params=FAMILIES)
@@ -169,6 +170,24 @@ def test_options_that_begin_alike_have_no_margin():
     with pytest.raises(InputError, match="all options of a row begin with the same token"):
         attributor(tiny_model("llama"), [[3, 3], [1, 2], [1, 2]], target="option_margin").attribute((0,))
     attributor(tiny_model("llama"), [[3, 3], [1, 2], [1, 2]], target="max_option_logit", max_nodes=4).attribute((0,))
+
+
+@pytest.mark.parametrize("target", ["max_logit", "option_margin"])
+def test_a_table_says_whether_its_rows_are_asked_through_a_chat_template(target):
+    """The prompts are those that the template makes, and end where the options begin."""
+    stack, tokenizer = DecoderStack(tiny_model("llama")), tiny_tokenizer()
+    tokenizer.chat_template = "{{ date_string }}|{{ messages[0].content }}|"
+    table = pd.DataFrame({"prompt": ["Is it? ", "Or not? "], "options": [np.array(["no", "yes"])] * 2})
+    for plain, chat in ((True, {}), (False, {"chat": ["2025-02-03"] * 2})):
+        found = attributor_on(stack, tokenizer, table.assign(**chat), Attribution(target=target))
+        texts = tokenizer.batch_decode(found._sequences)
+        if plain:
+            assert [text.rstrip() for text in texts] == ["Is it?", "Or not?"]
+        else:
+            assert [text.split("|")[1].rstrip() for text in texts] == ["Is it?", "Or not?"]
+            assert all(text.startswith("03 Feb 2025|") for text in texts)
+        if target == "option_margin":
+            assert [tokenizer.batch_decode([[t] for t in row]) for row in found._firsts] == [["n", "y"]] * 2
 
 
 METHODS = [
