@@ -190,6 +190,18 @@ def test_a_table_says_whether_its_rows_are_asked_through_a_chat_template(target)
             assert [tokenizer.batch_decode([[t] for t in row]) for row in found._firsts] == [["n", "y"]] * 2
 
 
+@pytest.mark.parametrize(
+    ("prompt", "options", "firsts"),
+    [("Is it good?\nAnswer:\n", ["yes", "no"], "yn"), ("Answer:", [" yes", " no"], "  ")],
+)
+def test_a_target_on_options_reads_their_first_tokens(prompt, options, firsts):
+    tokenizer = tiny_tokenizer()
+    table = pd.DataFrame({"prompt": [prompt], "options": [options]})
+    found = attributor_on(DecoderStack(tiny_model("llama")), tokenizer, table, Attribution(target="max_option_logit"))
+    assert tokenizer.batch_decode(found._sequences) == [prompt]  # the white space is given, not predicted
+    assert tokenizer.batch_decode(found._firsts) == [firsts]
+
+
 METHODS = [
     {},
     {"path": "all_layers", "projection": "down_proj", "max_nodes": 8},
