@@ -55,13 +55,17 @@ class Matrix(Strict):
 
 
 class SparseRecipe(Strict):
-    """How a model was pruned. `matrices` by the name of the linear layer; `masks_sha256` of the file of masks."""
+    """How a model was pruned. `matrices` by the name of the linear layer; `masks_sha256` of the file of masks.
+
+    With `permuted` the file of masks holds for each matrix an `order` of its inputs: mask[:, order] is N:M.
+    """
 
     format: Literal[1] = 1
     base_sha256: Sha256
     method: Method
     sparsity: Fraction | None = None
     n_of_m: tuple[int, int] | None = None
+    permuted: bool = False
     calibration: CalibrationSet | None = None
     matrices: dict[str, Matrix]
     masks_sha256: Sha256
@@ -72,6 +76,8 @@ class SparseRecipe(Strict):
             raise ValueError("either sparsity or n_of_m is needed")
         if (self.calibration is None) != (self.method == "magnitude"):
             raise ValueError("all methods except magnitude need a calibration set, and magnitude has none")
+        if self.permuted and not (self.method == "ria" and self.n_of_m):
+            raise ValueError("permuted: only ria with n_of_m has a channel permutation")
         return self
 
 
@@ -88,6 +94,8 @@ def write_recipe(
     linears = Layers(loaded.model).all_linears()
     for name, matrix in report.matrices.items():
         tensors[f"{name}.mask"] = matrix.mask
+        if matrix.order is not None:
+            tensors[f"{name}.order"] = matrix.order
         if report.method == "sparsegpt":
             weight = linears[name].weight.detach().cpu()
             tensors[f"{name}.kept"] = weight[~unpack_mask(matrix.mask, matrix.shape)]
@@ -99,6 +107,7 @@ def write_recipe(
         method=report.method,
         sparsity=None if isinstance(report.target, NOfM) else report.target,
         n_of_m=report.target if isinstance(report.target, NOfM) else None,
+        permuted=report.permuted,
         calibration=None if report.method == "magnitude" or calibration is None else _calibration_set(calibration),
         matrices={
             name: Matrix(rows=m.shape[0], columns=m.shape[1], removed=m.removed, sparsity=m.sparsity)
@@ -169,6 +178,8 @@ def _check_contents(file: Any, recipe: SparseRecipe, path: Path) -> None:
         expected[f"{name}.mask"] = [(size + 7) // 8]
         if recipe.method == "sparsegpt":
             expected[f"{name}.kept"] = [size - matrix.removed]
+        if recipe.permuted:
+            expected[f"{name}.order"] = [matrix.columns]
     if {key: file.get_slice(key).get_shape() for key in file.keys()} != expected:  # noqa: SIM118 (not a mapping)
         raise InputError(str(path), "does not hold the masks of the recipe's matrices")
 
