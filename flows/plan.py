@@ -140,11 +140,11 @@ def _gradients(cell: Cell, layers: int) -> float:
     rule = cell.settings.attribution
     if rule.method == "activation":
         return 0
-    if rule.method == "gradient_x_activation":
+    if rule.method in ("gradient_x_activation", "saliency"):
         return 1
     if rule.path == "single":
         return layers * _size(cell)["intermediate_size"] * SUFFIX / (1 + BACKWARD)
-    fixed = rule.method == "relu_gradient" or rule.quadrature == "riemann_right"
+    fixed = rule.method in ("relu_gradient", "shapley") or rule.quadrature == "riemann_right"
     nodes = rule.steps if fixed else min(PROBES, rule.max_nodes)
     return 1 + nodes * (1 if rule.path == "all_layers" else layers * SUFFIX)
 

@@ -17,9 +17,10 @@ from tasks.method.integrated_gradients import LayerPath, all_scores, layer_score
 from tasks.method.options import Attribution
 from tasks.method.quadrature import Integral
 from tasks.method.scores import Scores
+from tasks.method.shapley import shapley
 from tasks.method.targets import ON_OPTIONS, TARGETS
 from tasks.models.memory import room
-from tasks.models.stack import DecoderStack
+from tasks.models.stack import DecoderStack, Projection
 
 Part = tuple[int, ...]  # the layers that share a path
 
@@ -30,8 +31,8 @@ class Attributed:
 
     Attributes:
         scores: float64 [layers of the part, width], signed, whatever `ranking` is.
-        difference: F(1) - F(0) along the path; NaN where the scores do not integrate anything (`relu_gradient`,
-            `activation`, path `single`), and so for `gap`, `error` and `stability`.
+        difference: F(1) - F(0) along the path; NaN where the scores do not add up to anything (`relu_gradient`,
+            `saliency`, `activation`, path `single`), and so for `gap`, `error` and `stability`.
         gap: sum of the scores minus `difference`.
         error: bound on |gap| in which nothing cancels (`tasks.method.quadrature.Integral`).
         stability: how settled the ranking is, a rank correlation (ibidem); NaN for a fixed rule.
@@ -55,6 +56,12 @@ class Attributor:
       `all_layers` (the paper leaves open which); path `single`: `ablation.single`, ours.
     * gradient_x_activation: the same with the gradient at the full model instead of its integral.
     * relu_gradient: `LayerPath.rectified`, another reading of the paper's method.
+    * deeplift: DeepLIFT's rescale rule (1704.02685) inside the gated MLP, integrated gradients above it. The reference
+      of gate g_j is 0; the rule carries a contribution of h_j = act(g_j) u_j to g_j whole, since g_j alone makes it. So
+      the scores are those of a common factor on all h_j, which is the path of the rows of up_proj, and add up to F(1) -
+      F(0). The rule has no canonical form for attention and norms, which is why it ends at the MLP.
+    * shapley: `shapley.shapley`, Owen's sampling to first order.
+    * saliency: `LayerPath.saliency`, the size of the gradient.
     * activation: `ablation.activation`, a baseline that looks at no answer.
 
     Args:
@@ -107,6 +114,10 @@ class Attributor:
         if settings.method == "relu_gradient":
             scores = self._path.rectified(layer, settings.steps)
             return Attributed(scores.reshape(len(part), -1), nodes=settings.steps)
+        if settings.method == "saliency":
+            return Attributed(self._saliency[list(part)])
+        if settings.method == "shapley":
+            return _attributed(shapley(self._path, part[0], settings.steps), 1)
         if settings.path == "single":
             return Attributed(single(self._path, part[0])[None])
         return _attributed(layer_scores(self._path, layer, self._one, settings), len(part))
@@ -125,8 +136,8 @@ class Attributor:
             self._sequences,
             self._firsts,
             target=settings.target,
-            projection=settings.projection,
-            apart=settings.method == "relu_gradient",
+            projection=_factor_on(settings),
+            apart=settings.method in ("relu_gradient", "saliency"),
             together=None if self._stack.at_hand else room(self._stack.model).bytes / 2,
         )
 
@@ -135,13 +146,24 @@ class Attributor:
         return self._path.at_one()
 
     @cached_property
+    def _saliency(self) -> Tensor:
+        return self._path.saliency()
+
+    @cached_property
     def _activation(self) -> Tensor:
         return activation(self._stack, self._sequences, self._settings.projection)
 
 
+def _factor_on(settings: Attribution) -> Projection:
+    """The projection whose outputs the path scales: for deeplift and shapley h, which is linear in those of up_proj."""
+    on_h = settings.method in ("deeplift", "shapley") and settings.projection != "down_proj"
+    return "up_proj" if on_h else settings.projection
+
+
 def _is_integral(settings: Attribution) -> bool:
     """Whether the scores come from gradients along the path of each part."""
-    return settings.method in ("integrated_gradients", "gradient_x_activation") and settings.path != "single"
+    methods = ("integrated_gradients", "gradient_x_activation", "deeplift")
+    return settings.method in methods and settings.path != "single"
 
 
 def _attributed(result: Integral, layers: int) -> Attributed:

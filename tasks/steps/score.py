@@ -47,7 +47,7 @@ def score(cell: Cell) -> None:
 
 def _warn(scores: Scores, settings: Attribution) -> None:
     """Warns about layers whose integral did not converge. NaN, for scores without an integral, compares as false."""
-    if settings.method != "integrated_gradients" or scores.stability is None:
+    if settings.method not in ("integrated_gradients", "deeplift") or scores.stability is None:
         return
     large_gap = scores.relative_error > settings.tolerance
     unsettled = ~large_gap & (scores.stability < settings.stability)

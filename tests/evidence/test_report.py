@@ -194,6 +194,9 @@ def test_scores_of_another_kind_are_called_what_they_are(cell: Cell, monkeypatch
             "the gradient of the largest next-token logit by a factor on its gate weights",
         ),
         ("layer", "relu_gradient", "the mean positive part of the gradient"),
+        ("layer", "saliency", "the size of the gradient of the largest next-token logit by what its gate weights give"),
+        ("layer", "shapley", "its estimated Shapley value: what the largest next-token logit gains"),
+        ("layer", "deeplift", "by a common factor on act(gate) × up"),
         ("single", "integrated_gradients", "loses when its gate weights alone are set to zero"),
     ]:
         assert words in shown(layered, path=path, method=method, target="max_logit")
