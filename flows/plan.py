@@ -119,6 +119,7 @@ def forward_passes(cell: Cell, layers: int) -> dict[str, float]:
         "exhaustive": pairs,
         "coarse_to_fine": 3 * layers / 4 + 7 * len(settings.search.fractions),
         "layer_subset": pairs / 4,
+        "from_cell": pairs / 4,
         "dropping": pairs,  # at most
     }
     return {

@@ -1,6 +1,6 @@
 """Options of the method: the adaptation set, the attribution and the grid."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -70,10 +70,26 @@ class Attribution(Strict):
 
 
 class Search(Strict):
-    """The grid: layers x these fractions of their neurons, and which of its pairs are looked at."""
+    """The grid: layers x these fractions of their neurons, and which of its pairs are looked at.
 
-    strategy: Literal["exhaustive", "coarse_to_fine", "layer_subset", "dropping"] = "exhaustive"
+    Attributes:
+        cell: from_cell: a finished cell of a smaller model, MODEL-BENCHMARK.
+        depths: from_cell: the relative depths, 0 to 1, of the layers that rank highest in that cell's grid, the best
+            first (`tasks.method.strategies.best_depths`). They stand in the settings so that DVC compares them. The
+            step `search` checks them against the grid and tells the right ones. Beside an exhaustive search the report
+            compares what they would have found.
+    """
+
+    strategy: Literal["exhaustive", "coarse_to_fine", "layer_subset", "dropping", "from_cell"] = "exhaustive"
+    cell: str | None = None
+    depths: list[Annotated[float, Field(ge=0, le=1)]] | None = Field(default=None, min_length=1)
     fractions: list[Fraction] = Field(default=[0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40], min_length=1)
+
+    @model_validator(mode="after")
+    def _names_its_cell(self) -> "Search":
+        if self.strategy == "from_cell" and self.cell is None:
+            raise ValueError("cell: from_cell needs the name of a finished cell of a smaller model, MODEL-BENCHMARK")
+        return self
 
     @field_validator("fractions")
     @classmethod
