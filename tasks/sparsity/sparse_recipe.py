@@ -21,7 +21,7 @@ from tasks.runtime.fields import Count, Fraction, Seed, Sha256, Strict
 from tasks.runtime.files import replacing, sha256_file, write_json
 from tasks.sparsity.bitmask import unpack_mask
 from tasks.sparsity.calibration import Calibration
-from tasks.sparsity.layers import Layers
+from tasks.sparsity.layers import Layers, weight_of
 from tasks.sparsity.metrics import NOfM
 from tasks.sparsity.weight_pruning import Method, Report
 
@@ -97,7 +97,7 @@ def write_recipe(
         if matrix.order is not None:
             tensors[f"{name}.order"] = matrix.order
         if report.method == "sparsegpt":
-            weight = linears[name].weight.detach().cpu()
+            weight = weight_of(linears[name]).detach().cpu()
             tensors[f"{name}.kept"] = weight[~unpack_mask(matrix.mask, matrix.shape)]
     directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / MASKS) as temporary:
@@ -158,7 +158,7 @@ def apply_recipe(loaded: Loaded, model_dir: Path, directory: Path) -> SparseReci
     if actual != recipe.base_sha256:
         raise InputError("model", f"{model_dir} has hash {actual}, but the recipe is for {recipe.base_sha256}")
     linears = Layers(loaded.model).all_linears()
-    shapes = {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
+    shapes = {name: tuple(weight_of(linear).shape) for name, linear in linears.items()}
     if shapes != {name: (matrix.rows, matrix.columns) for name, matrix in recipe.matrices.items()}:
         raise InputError("model", f"{model_dir} does not have the linear layers of the recipe")
     try:
@@ -184,9 +184,10 @@ def _check_contents(file: Any, recipe: SparseRecipe, path: Path) -> None:
         raise InputError(str(path), "does not hold the masks of the recipe's matrices")
 
 
-def _apply(file: Any, name: str, linear: nn.Linear, *, kept: bool) -> None:
-    weight = linear.weight
-    mask = unpack_mask(file.get_tensor(f"{name}.mask"), (linear.out_features, linear.in_features)).to(weight.device)
+def _apply(file: Any, name: str, linear: nn.Module, *, kept: bool) -> None:
+    weight = weight_of(linear)
+    rows, columns = weight.shape
+    mask = unpack_mask(file.get_tensor(f"{name}.mask"), (rows, columns)).to(weight.device)
     if kept:
         weight.masked_scatter_(~mask, file.get_tensor(f"{name}.kept").to(weight))
     weight.masked_fill_(mask, 0)

@@ -15,7 +15,7 @@ from tasks.sparsity import metrics, sparsegpt
 from tasks.sparsity.bitmask import pack_mask
 from tasks.sparsity.channels import by_permuted_group
 from tasks.sparsity.input_statistics import InputStatistics
-from tasks.sparsity.layers import Layers
+from tasks.sparsity.layers import Layers, weight_of
 from tasks.sparsity.metrics import NOfM, Target
 
 Method = Literal["magnitude", "wanda", "ria", "sparsegpt"]
@@ -104,7 +104,7 @@ def prune_weights(
     layers = Layers(loaded.model)
     if isinstance(target, NOfM):
         for linear in layers.all_linears().values():
-            metrics.check_groups(linear.in_features, target)
+            metrics.check_groups(weight_of(linear).shape[1], target)
     matrices: dict[str, PrunedMatrix] = {}
     walk: Iterable[tuple[int, InputStatistics | None]] = enumerate([None] * len(layers.linears))
     if method != "magnitude":
@@ -122,7 +122,7 @@ def restored(loaded: Loaded) -> Iterator[None]:
 
     Keeps a copy of these weights on their device: as much memory as the model without its embeddings.
     """
-    kept = [(linear.weight, linear.weight.clone()) for linear in Layers(loaded.model).all_linears().values()]
+    kept = [(weight_of(linear), weight_of(linear).clone()) for linear in Layers(loaded.model).all_linears().values()]
     try:
         yield
     finally:
@@ -148,7 +148,7 @@ def sparse(
 
 @torch.no_grad()
 def _pruned(
-    linear: nn.Linear,
+    linear: nn.Module,
     name: str,
     statistics: InputStatistics | None,
     method: Method,
@@ -157,7 +157,7 @@ def _pruned(
     *,
     permuted: bool,
 ) -> PrunedMatrix:
-    weight = linear.weight
+    weight = weight_of(linear)
     order = None
     work = weight.to(torch.promote_types(weight.dtype, torch.float32))
     if method == "sparsegpt" and statistics is not None:
