@@ -168,6 +168,16 @@ def test_perplexity_is_that_of_the_probabilities_of_each_next_token(family):
     assert found.ppl == pytest.approx(math.exp(sum(expected) / 2), rel=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", UNGATED)
+def test_perplexity_of_weights_that_are_kept_in_two_bytes(family, dtype, tmp_path):
+    tiny(family, dtype).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    tokens = list(range(40))
+    kept, wide = (perplexity(load(tmp_path, wide=wide), tokens, 20).losses for wide in (False, True))
+    assert kept.tolist() == pytest.approx(wide.tolist(), rel=1e-5)
+
+
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize("family", UNGATED)
 def test_the_recipe_makes_the_same_weights(family, method, tmp_path):
