@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, required=True, help="documents (C4): JSONL with a `text`")
     parser.add_argument("--sparsities", type=target, nargs="+", default=[0.3, 0.5, NOfM(2, 4)], help="such as 0.5 2:4")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--permuted", action="store_true", help="also RIA with its channel permutation, for N:M")
     parser.add_argument("--sequences", type=int, default=32, help="of calibration")
     parser.add_argument("--length", type=int, default=512, help="tokens of a calibration sequence and of a window")
     parser.add_argument("--tokens", type=int, default=40_960, help="of the text, from its beginning")
@@ -72,16 +73,20 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     print(row("unpruned", "", 0.0, base, base, ""), flush=True)
     for aim in given.sparsities:
-        for method in given.methods:
+        runs = [(method, False) for method in given.methods]
+        if given.permuted and isinstance(aim, NOfM):
+            runs.append(("ria", True))
+        for method, permuted in runs:
             start = time.perf_counter()
             try:
-                with sparse(loaded, calibration.sequences, method, aim) as report:
+                with sparse(loaded, calibration.sequences, method, aim, permuted=permuted) as report:
                     seconds = time.perf_counter() - start
                     measured = perplexity(loaded, tokens, given.length)
             except InputError as error:
                 print(f"| {method} | {aim} | {error} |||||", flush=True)
                 continue
-            print(row(method, str(aim), report.sparsity, measured, base, f"{seconds:.0f}"), flush=True)
+            name = f"{method}, permuted" if permuted else method
+            print(row(name, str(aim), report.sparsity, measured, base, f"{seconds:.0f}"), flush=True)
 
 
 if __name__ == "__main__":

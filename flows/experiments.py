@@ -155,6 +155,9 @@ def sparsify(
             "each, or plain text); default: that of the first cell."
         ),
     ] = None,
+    permuted: Annotated[
+        bool, typer.Option("--permuted", help="ria with N:M: put inputs together by RIA's channel permutation.")
+    ] = False,
 ) -> None:
     """Prune single weights of all layers: a recipe and its masks, for `dsm apply`."""
     from flows.environment import prepare, step_timeout
@@ -169,7 +172,7 @@ def sparsify(
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with taken_back_without_result(Path.cwd()):
-        key, line = list_sparse(Path.cwd(), method, target, model, calibration)
+        key, line = list_sparse(Path.cwd(), method, target, model, calibration, permuted=permuted)
         if line:
             print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
         start_server(key)

@@ -129,6 +129,7 @@ def forward_passes(cell: Cell, size: ModelSize) -> dict[str, float]:
         "exhaustive": pairs,
         "coarse_to_fine": 3 * layers / 4 + 7 * len(settings.search.fractions),
         "layer_subset": pairs / 4,
+        "from_cell": pairs / 4,
         "dropping": pairs,  # at most
     }
     return {
@@ -150,11 +151,11 @@ def _gradients(cell: Cell, size: ModelSize) -> float:
     rule = cell.settings.attribution
     if rule.method == "activation":
         return 0
-    if rule.method == "gradient_x_activation":
+    if rule.method in ("gradient_x_activation", "saliency"):
         return 1
     if rule.path == "single":
         return size.layers * size.intermediate * SUFFIX / (1 + BACKWARD)
-    fixed = rule.method == "relu_gradient" or rule.quadrature == "riemann_right"
+    fixed = rule.method in ("relu_gradient", "shapley") or rule.quadrature == "riemann_right"
     nodes = rule.steps if fixed else min(PROBES, rule.max_nodes)
     return 1 + nodes * (1 if rule.path == "all_layers" else size.layers * SUFFIX)
 

@@ -17,13 +17,14 @@ from tasks.runtime.fields import NAME
 
 
 def list_sparse(
-    root: Path, method: str, target: str, model: str | None, calibration: str | None
+    root: Path, method: str, target: str, model: str | None, calibration: str | None, *, permuted: bool = False
 ) -> tuple[str, str | None]:
     """Adds a weight-pruned model to params.yaml, if it is not there.
 
     Args:
         target: "0.5" or "2:4".
         calibration: a declared benchmark, or a file; None: the first benchmark of the pipeline.
+        permuted: with the channel permutation of RIA for N:M.
 
     Returns:
         Its key, and what was added.
@@ -39,9 +40,12 @@ def list_sparse(
     if not declared and not (root / name).is_file():
         raise InputError("calibration", f"{name!r} is no file and none of {sorted(cell.settings.benchmarks)}")
     entry: dict[str, Any] = {"method": method, "model": cell.model, **_target(target)}
+    if permuted:
+        entry["permuted"] = True
     entry["calibration"] = BENCHMARKS + name if declared else name
     names = [name] if declared else _names(name)
-    start = "-".join([method, target.replace(":", "of").replace(".", "_"), cell.model])
+    kind_of = [method, target.replace(":", "of").replace(".", "_"), *(["permuted"] if permuted else []), cell.model]
+    start = "-".join(kind_of)
     line = None
     for key in (key for kind in names if NAME.fullmatch(key := f"{start}-{kind}")):
         there = cell.settings.sparse.get(key)

@@ -14,8 +14,9 @@ from tasks.evidence.figures import figures
 from tasks.evidence.jinja import templates
 from tasks.evidence.reading import Evidence, read_evidence
 from tasks.evidence.statistics import spearman
+from tasks.method.options import Search
 from tasks.method.recipe import choose
-from tasks.method.strategies import STRATEGIES, Replayed
+from tasks.method.strategies import STRATEGIES, Replayed, at_depths
 from tasks.pipeline.cell import Cell
 from tasks.runtime.files import sha256_file
 
@@ -52,7 +53,7 @@ def _context(cell: Cell, evidence: Evidence) -> dict[str, Any]:
     varying = _varying([row["prompt"] for row in evidence.samples] + evidence.predictions["prompt"].tolist())
     gained, lost = _flips(evidence, options, varying)
     pairs = int((evidence.grid["layer"] >= 0).sum())
-    strategies = _strategies(evidence, cell.settings.search.fractions)
+    strategies = _strategies(evidence, cell.settings.search)
     return {
         "contents": [(name, title) for name, title in SECTIONS.items() if name != "strategies" or strategies],
         "cell": cell,
@@ -160,12 +161,12 @@ def _margin_spearman(evidence: Evidence) -> float | None:
     return None if np.isnan(rank) else rank
 
 
-def _strategies(evidence: Evidence, fractions: list[float]) -> list[dict[str, Any]]:
+def _strategies(evidence: Evidence, search: Search) -> list[dict[str, Any]]:
     """What the cheaper searches would have chosen; empty if the grid does not have every pair.
 
     Regret is the accuracy of the pair that the exhaustive search chose, minus that of the pair that this search chose.
     """
-    scores, grid = evidence.scores.ranked, evidence.grid
+    scores, grid, fractions = evidence.scores.ranked, evidence.grid, search.fractions
     if len(grid) < 1 + len(scores) * len(fractions):
         return []
 
@@ -175,7 +176,8 @@ def _strategies(evidence: Evidence, fractions: list[float]) -> list[dict[str, An
 
     best, _ = choose(grid)
     found = []
-    for name, strategy in STRATEGIES.items():
+    from_cell = {f"from_cell, {search.cell}": at_depths(search.depths)} if search.cell and search.depths else {}
+    for name, strategy in {**STRATEGIES, **from_cell}.items():
         if name == "dropping":  # chooses what exhaustive chooses
             continue
         looked_at = strategy(scores, fractions, Replayed(grid))

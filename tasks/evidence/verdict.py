@@ -31,6 +31,9 @@ _METHODS = {
     "gradient_x_activation": "gradient times activation",
     "activation": "mean activation",
     "relu_gradient": "rectified gradients",
+    "saliency": "saliency",
+    "shapley": "Shapley values",
+    "deeplift": "DeepLIFT in the MLP",
 }
 _TARGETS = {
     "max_logit": "the largest next-token logit",
@@ -64,6 +67,18 @@ def meaning(header: dict[str, Any]) -> str:
             f"the mean positive part of the gradient of {target} by what its {projection} weights give, summed over "
             f"positions, while these go from zero to their trained values {_COMPANY[path]}"
         )
+    elif method == "saliency":
+        what = (
+            f"the size of the gradient of {target} by what its {projection} weights give, summed over positions, at "
+            "their trained values"
+        )
+    elif method == "shapley":
+        what = (
+            f"its estimated Shapley value: what {target} gains to first order when the neuron is put back, over random "
+            "sets of its layer’s other neurons"
+        )
+    elif method == "deeplift":
+        what = f"the integrated gradient of {target} by a common factor on act(gate) × up of its layer’s neurons"
     elif path == "single":
         what = f"what {target} loses when its {projection} weights alone are set to zero"
     else:

@@ -27,7 +27,7 @@ from tasks.method.options import Attribution, Search
 from tasks.method.precision import Settled, settle
 from tasks.method.recipe import AdaptationResult, Criterion, Recipe, choose
 from tasks.method.scores import Scores
-from tasks.method.strategies import STRATEGIES
+from tasks.method.strategies import strategy_of
 from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack
 from tasks.runtime.errors import InputError
@@ -125,8 +125,7 @@ def score_neurons(
 
 def score_rows(stack: DecoderStack, tokenizer: Any, table: pd.DataFrame, attribution: Attribution) -> Scores:
     """`score_neurons` on the rows of a table, in memory."""
-    rows = [{str(name): value for name, value in row.items()} for row in table.to_dict(orient="records")]
-    attributor = attributor_on(stack, tokenizer, rows, attribution)
+    attributor = attributor_on(stack, tokenizer, table, attribution)
     header = describe(attribution) | {"n": len(table), "products": attributor.products}
     return score_neurons(compute_here(attributor), attributor.parts, header)
 
@@ -148,14 +147,15 @@ def search_grid(
         by: what a strategy that looks at some pairs first goes by.
 
     Raises:
-        InputError: the smallest fraction of the neurons is none.
+        InputError: the smallest fraction of the neurons is none, or from_cell has no depths.
     """
     layers, width = scores.values.shape
     if not count(search.fractions[0], width):
         raise InputError("search.fractions", f"{search.fractions[0]} of {width} neurons is none; use larger fractions")
+    strategy = strategy_of(search)
     settled = settle(precision, parts_of(every_pair(layers, search.fractions), len(sizes)), run, width)
     evaluate = _Evaluate(partial(run, advance=advance), sizes, settled.precision, width)
-    return STRATEGIES[search.strategy](scores.ranked, search.fractions, evaluate, by), settled
+    return strategy(scores.ranked, search.fractions, evaluate, by), settled
 
 
 def search_rows(

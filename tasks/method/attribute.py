@@ -7,17 +7,20 @@ from math import nan
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
 from tasks.benchmarks.encoding import encode, encode_prompt
+from tasks.benchmarks.table import chat_column
 from tasks.method.ablation import activation, single
 from tasks.method.integrated_gradients import LayerPath, all_scores, layer_scores
 from tasks.method.options import Attribution
 from tasks.method.quadrature import Integral
 from tasks.method.scores import Scores
+from tasks.method.shapley import shapley
 from tasks.method.targets import ON_OPTIONS, TARGETS
 from tasks.models.memory import room
-from tasks.models.stack import DecoderStack
+from tasks.models.stack import DecoderStack, Projection
 
 Part = tuple[int, ...]  # the layers that share a path
 
@@ -28,8 +31,8 @@ class Attributed:
 
     Attributes:
         scores: float64 [layers of the part, width], signed, whatever `ranking` is.
-        difference: F(1) - F(0) along the path; NaN where the scores do not integrate anything (`relu_gradient`,
-            `activation`, path `single`), and so for `gap`, `error` and `stability`.
+        difference: F(1) - F(0) along the path; NaN where the scores do not add up to anything (`relu_gradient`,
+            `saliency`, `activation`, path `single`), and so for `gap`, `error` and `stability`.
         gap: sum of the scores minus `difference`.
         error: bound on |gap| in which nothing cancels (`tasks.method.quadrature.Integral`).
         stability: how settled the ranking is, a rank correlation (ibidem); NaN for a fixed rule.
@@ -53,6 +56,12 @@ class Attributor:
       `all_layers` (the paper leaves open which); path `single`: `ablation.single`, ours.
     * gradient_x_activation: the same with the gradient at the full model instead of its integral.
     * relu_gradient: `LayerPath.rectified`, another reading of the paper's method.
+    * deeplift: DeepLIFT's rescale rule (1704.02685) inside the gated MLP, integrated gradients above it. The reference
+      of gate g_j is 0; the rule carries a contribution of h_j = act(g_j) u_j to g_j whole, since g_j alone makes it. So
+      the scores are those of a common factor on all h_j, which is the path of the rows of up_proj, and add up to F(1) -
+      F(0). The rule has no canonical form for attention and norms, which is why it ends at the MLP.
+    * shapley: `shapley.shapley`, Owen's sampling to first order.
+    * saliency: `LayerPath.saliency`, the size of the gradient.
     * activation: `ablation.activation`, a baseline that looks at no answer.
 
     Args:
@@ -105,6 +114,10 @@ class Attributor:
         if settings.method == "relu_gradient":
             scores = self._path.rectified(layer, settings.steps)
             return Attributed(scores.reshape(len(part), -1), nodes=settings.steps)
+        if settings.method == "saliency":
+            return Attributed(self._saliency[list(part)])
+        if settings.method == "shapley":
+            return _attributed(shapley(self._path, part[0], settings.steps), 1)
         if settings.path == "single":
             return Attributed(single(self._path, part[0])[None])
         return _attributed(layer_scores(self._path, layer, self._one, settings), len(part))
@@ -123,8 +136,8 @@ class Attributor:
             self._sequences,
             self._firsts,
             target=settings.target,
-            projection=settings.projection,
-            apart=settings.method == "relu_gradient",
+            projection=_factor_on(settings),
+            apart=settings.method in ("relu_gradient", "saliency"),
             together=None if self._stack.at_hand else room(self._stack.model).bytes / 2,
         )
 
@@ -133,13 +146,24 @@ class Attributor:
         return self._path.at_one()
 
     @cached_property
+    def _saliency(self) -> Tensor:
+        return self._path.saliency()
+
+    @cached_property
     def _activation(self) -> Tensor:
         return activation(self._stack, self._sequences, self._settings.projection)
 
 
+def _factor_on(settings: Attribution) -> Projection:
+    """The projection whose outputs the path scales: for deeplift and shapley h, which is linear in those of up_proj."""
+    on_h = settings.method in ("deeplift", "shapley") and settings.projection != "down_proj"
+    return "up_proj" if on_h else settings.projection
+
+
 def _is_integral(settings: Attribution) -> bool:
     """Whether the scores come from gradients along the path of each part."""
-    return settings.method in ("integrated_gradients", "gradient_x_activation") and settings.path != "single"
+    methods = ("integrated_gradients", "gradient_x_activation", "deeplift")
+    return settings.method in methods and settings.path != "single"
 
 
 def _attributed(result: Integral, layers: int) -> Attributed:
@@ -170,21 +194,13 @@ def assemble(values: Sequence[dict[str, Any]], header: dict[str, Any]) -> Scores
     return Scores(values=scores, nodes=nodes, header=header, **arrays)
 
 
-def attributor_on(
-    stack: DecoderStack, tokenizer: Any, rows: Sequence[dict[str, Any]], settings: Attribution
-) -> Attributor:
-    """The attribution on given rows, each with `prompt`, `options` and, where it is true, `chat`."""
+def attributor_on(stack: DecoderStack, tokenizer: Any, table: pd.DataFrame, settings: Attribution) -> Attributor:
+    """The attribution on the rows of a table with `prompt`, `options` and, with a chat template, `chat`."""
+    rows = list(zip(table["prompt"], table["options"], chat_column(table), strict=True))
     if settings.target not in ON_OPTIONS:
-        return Attributor(stack, [_prompt(tokenizer, row, stack.context) for row in rows], settings)
-    cut = [_up_to_options(tokenizer, row, stack.context) for row in rows]
-    return Attributor(stack, [prompt for prompt, _ in cut], settings, [firsts for _, firsts in cut])
-
-
-def _prompt(tokenizer: Any, row: dict[str, Any], context: int) -> list[int]:
-    return encode_prompt(tokenizer, row["prompt"], context, chat=row.get("chat", False))
-
-
-def _up_to_options(tokenizer: Any, row: dict[str, Any], context: int) -> tuple[list[int], list[int]]:
-    """The prompt as it is read when options are scored, with the white space it ends in; each option's first token."""
-    found = encode(tokenizer, row["prompt"], row["options"], context, chat=row.get("chat", False))
-    return found.prompt + found.options[0][: found.given], [option[found.given] for option in found.options]
+        prompts = [encode_prompt(tokenizer, prompt, stack.context, chat=chat) for prompt, _, chat in rows]
+        return Attributor(stack, prompts, settings)
+    encoded = [encode(tokenizer, prompt, list(options), stack.context, chat=chat) for prompt, options, chat in rows]
+    # The prompt as it is read when options are scored, with the white space it ends in; each option's first token.
+    prompts = [row.prompt + row.options[0][: row.given] for row in encoded]
+    return Attributor(stack, prompts, settings, [[option[row.given] for option in row.options] for row in encoded])

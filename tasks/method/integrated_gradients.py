@@ -16,7 +16,7 @@ say little: y and alpha * y are the same to it, so that all of F(1) - F(0) lies 
 and the gap does not close.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -37,7 +37,7 @@ class LayerPath:
     Args:
         sequences: token ids of each prompt.
         firsts: the first token of each option of each prompt, for targets on options.
-        apart: a pack for each prompt, so that no position belongs to several (for `rectified`).
+        apart: a pack for each prompt, so that no position belongs to several (for `rectified` and `saliency`).
         max_tokens: how many tokens (nodes x tokens of a pack) one run holds; default: by free memory.
         together: how many bytes of stored layer inputs one sweep may hold; default: those of one run, which is as fast
             where the weights lie where they are computed with.
@@ -126,14 +126,26 @@ class LayerPath:
         Returns:
             float64 [width] or, with `layer` None, [layers, width].
         """
+        return self._by_position(layer, [k / steps for k in range(1, steps + 1)], torch.relu) / steps
+
+    def saliency(self) -> Tensor:
+        """The sum over positions of |dF/dg_j| at the full model, mean over prompts: float64 [layers, width].
+
+        The gradient's size (Simonyan et al. 2013, arXiv 1312.6034) by what row j gives at each position of a prompt. It
+        has no sign, no path and no factor g_j.
+        """
+        return self._by_position(None, [1.0], torch.abs)
+
+    def _by_position(self, layer: int | None, alphas: Sequence[float], of: Callable[[Tensor], Tensor]) -> Tensor:
+        """The sum over positions and alphas of a function of dF/dg_j, mean over prompts."""
         if any(len(residuals.pack.units) > 1 for residuals in self._residuals):
             raise ValueError("prompts that share positions have no gradient of their own there: apart=True")
         sums = self._zeros(layer, 1)[0]
-        for _, result in self._swept({layer: [k / steps for k in range(1, steps + 1)]}, by_position=True):
+        for _, result in self._swept({layer: alphas}, by_position=True):
             for at, gradient in result.gradients.items():
                 row = sums[at] if layer is None else sums
-                row += gradient.relu().double().sum((0, 1)).cpu()
-        return sums / (steps * self.prompts)
+                row += of(gradient).double().sum((0, 1)).cpu()
+        return sums / self.prompts
 
     def _swept(
         self, wanted: Mapping[int | None, Sequence[float]], by_position: bool = False

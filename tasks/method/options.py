@@ -1,6 +1,6 @@
 """Options of the method: the adaptation set, the attribution and the grid."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,9 +18,15 @@ class Adaptation(Strict):
 class Attribution(Strict):
     """What a neuron's score is, and how it is computed; the formulas stand in `tasks.method`."""
 
-    method: Literal["integrated_gradients", "gradient_x_activation", "activation", "relu_gradient"] = (
-        "integrated_gradients"
-    )
+    method: Literal[
+        "integrated_gradients",
+        "gradient_x_activation",
+        "activation",
+        "relu_gradient",
+        "saliency",
+        "shapley",
+        "deeplift",
+    ] = "integrated_gradients"
     path: Literal["layer", "all_layers", "single"] = "layer"
     projection: Literal["gate_proj", "up_proj", "down_proj"] = "gate_proj"
     target: Literal["max_logit", "max_logit_remaximised", "max_option_logit", "option_margin"] = "max_logit"
@@ -35,8 +41,15 @@ class Attribution(Strict):
     def _fits_together(self) -> "Attribution":
         if self.path == "single" and self.method != "integrated_gradients":
             raise ValueError(f"path: single is an exact integral, which {self.method} has none of; use layer")
-        if self.path != "layer" and self.method in ("gradient_x_activation", "activation"):
+        if self.path != "layer" and self.method in ("gradient_x_activation", "activation", "saliency"):
             raise ValueError(f"path: {self.method} looks at the full model only and has no path; leave it at layer")
+        if self.path != "layer" and self.method in ("shapley", "deeplift"):
+            raise ValueError(f"path: {self.method} is of the neurons of one layer; leave it at layer")
+        if self.projection != "gate_proj" and self.method == "deeplift":
+            raise ValueError(
+                "projection: deeplift differs from integrated_gradients for gate_proj only, whose output goes through "
+                "an activation; use integrated_gradients"
+            )
         if self.target != "max_logit" and self.method == "activation":
             raise ValueError("target: activation looks at no output; leave it at max_logit")
         return self
@@ -46,21 +59,37 @@ class Attribution(Strict):
         found = self.model_dump()
         if self.method == "activation":
             del found["target"]
-        if self.method in ("gradient_x_activation", "activation"):
+        if self.method in ("gradient_x_activation", "activation", "saliency", "shapley", "deeplift"):
             del found["path"]
-        if self.method != "integrated_gradients" or self.path == "single":
-            del found["quadrature"]  # relu_gradient has a mean over `steps`, the others no integral
+        if self.method not in ("integrated_gradients", "deeplift") or self.path == "single":
+            del found["quadrature"]  # relu_gradient and shapley have a mean over `steps`, the others no integral
         adaptive = found.get("quadrature") == "adaptive"
-        steps = found.get("quadrature") == "riemann_right" or self.method == "relu_gradient"
+        steps = found.get("quadrature") == "riemann_right" or self.method in ("relu_gradient", "shapley")
         unused = {"steps": not steps} | dict.fromkeys(("tolerance", "stability", "max_nodes"), not adaptive)
         return {name: value for name, value in found.items() if not unused.get(name)}
 
 
 class Search(Strict):
-    """The grid: layers x these fractions of their neurons, and which of its pairs are looked at."""
+    """The grid: layers x these fractions of their neurons, and which of its pairs are looked at.
 
-    strategy: Literal["exhaustive", "coarse_to_fine", "layer_subset", "dropping"] = "exhaustive"
+    Attributes:
+        cell: from_cell: a finished cell of a smaller model, MODEL-BENCHMARK.
+        depths: from_cell: the relative depths, 0 to 1, of the layers that rank highest in that cell's grid, the best
+            first (`tasks.method.strategies.best_depths`). They stand in the settings so that DVC compares them. The
+            step `search` checks them against the grid and tells the right ones. Beside an exhaustive search the report
+            compares what they would have found.
+    """
+
+    strategy: Literal["exhaustive", "coarse_to_fine", "layer_subset", "dropping", "from_cell"] = "exhaustive"
+    cell: str | None = None
+    depths: list[Annotated[float, Field(ge=0, le=1)]] | None = Field(default=None, min_length=1)
     fractions: list[Fraction] = Field(default=[0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40], min_length=1)
+
+    @model_validator(mode="after")
+    def _names_its_cell(self) -> "Search":
+        if self.strategy == "from_cell" and self.cell is None:
+            raise ValueError("cell: from_cell needs the name of a finished cell of a smaller model, MODEL-BENCHMARK")
+        return self
 
     @field_validator("fractions")
     @classmethod

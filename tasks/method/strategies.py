@@ -1,7 +1,7 @@
 """Which (layer, fraction) pairs a search looks at. A strategy asks for grids of pairs and sees what they give.
 
-The paper's search is exhaustive; for models of 100 billion parameters its authors name coarse_to_fine and layer_subset,
-without detail. What is here is one way to do either. `dropping` is ours.
+The paper's search is exhaustive; for models of 100 billion parameters its authors name coarse_to_fine, layer_subset and
+the layers of a smaller model (from_cell), without detail. What is here is one way to do each. `dropping` is ours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,9 @@ import pandas as pd
 
 from tasks.method.grid import COLUMNS, UNPRUNED, Pairs, every_pair
 from tasks.method.neurons import top_neurons
+from tasks.method.options import Search
 from tasks.method.recipe import Criterion, choose
+from tasks.runtime.errors import InputError
 
 
 class Evaluate(Protocol):
@@ -99,6 +101,65 @@ STRATEGIES: Mapping[str, Strategy] = {
     "layer_subset": layer_subset,
     "dropping": dropping,
 }
+
+
+def strategy_of(search: Search) -> Strategy:
+    """The strategy that the settings name.
+
+    Raises:
+        InputError: from_cell without depths.
+    """
+    if search.strategy != "from_cell":
+        return STRATEGIES[search.strategy]
+    if search.depths is None:
+        raise InputError("search.depths", f"is missing: from_cell needs those of the grid of {search.cell}")
+    return at_depths(search.depths)
+
+
+def at_depths(depths: Sequence[float]) -> Strategy:
+    """All fractions of a quarter of the layers: those at these relative depths, or next to them.
+
+    It is one reading of a third answer of the paper's authors for models of 100 billion parameters, to search the
+    layers that were best in a smaller model. The layer nearest to each depth comes first, then those one layer away;
+    of equally near ones that of the better depth.
+
+    Args:
+        depths: 0 (the first layer) to 1 (the last one), the best first: of `best_depths`.
+    """
+
+    def from_cell(
+        scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, by: Criterion = "accuracy"
+    ) -> pd.DataFrame:
+        layers = len(scores)
+        nearest = [int(depth * (layers - 1) + 0.5) for depth in depths]
+
+        def rank(layer: int) -> tuple[int, int, int]:
+            return min((abs(layer - at), place, layer) for place, at in enumerate(nearest))
+
+        chosen = sorted(range(layers), key=rank)[: max(1, layers // 4)]
+        return evaluate(dict.fromkeys(sorted(chosen), fractions))
+
+    return from_cell
+
+
+def best_depths(grid: pd.DataFrame) -> list[float]:
+    """The relative depths of the quarter of the layers with the highest mean accuracy over all fractions, best first.
+
+    Of equal ones that with the higher mean margin comes first, then the lower one. Rounded to four decimals.
+
+    Args:
+        grid: of an exhaustive search.
+
+    Raises:
+        InputError: the grid does not have every fraction of every layer.
+    """
+    pairs = grid[grid.layer != UNPRUNED]
+    layers = int(pairs.layer.max()) + 1
+    if len(pairs) != layers * pairs.fraction.nunique():
+        raise InputError("search.cell", "its grid does not have every fraction of every layer: search it exhaustively")
+    means = pairs.groupby("layer")[["accuracy", "margin"]].mean().reset_index()
+    ranked = means.sort_values(["accuracy", "margin", "layer"], ascending=[False, False, True]).layer
+    return [round(int(layer) / max(1, layers - 1), 4) for layer in ranked[: max(1, layers // 4)]]
 
 
 class Replayed:

@@ -12,6 +12,7 @@ On a GPU, the products of `tasks.models.products` take bfloat16 matrices directl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -106,7 +107,9 @@ def keep_as_stored(model: Any) -> None:
     outside = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding) and id(m) not in inside]
     for module in [*layers, *outside]:
         if isinstance(module, nn.Embedding):
-            if module.weight.dtype in NARROW:
+            if len(signature(type(module).forward).parameters) > 2:  # OPT's positions: not looked up by ids alone
+                module.weight.data = module.weight.data.float()
+            elif module.weight.dtype in NARROW:
                 vars(module)["forward"] = partial(_look_up, module, module.forward)
         elif module is output and module.weight.dtype in NARROW:
             vars(module)["forward"] = partial(_by_rows, module)

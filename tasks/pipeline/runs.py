@@ -123,6 +123,7 @@ class SparseRun(Strict):
     Attributes:
         sparsity: the fraction of the weights of each matrix (wanda: of each row) that is removed.
         n_of_m: [2, 4] keeps 2 of every 4 consecutive weights of a row.
+        permuted: ria with n_of_m: 2 of 4 weights that RIA's channel permutation puts together.
         calibration: a file of texts (JSONL with a `text` in each row, or plain text), or data/benchmarks/B for the
             train prompts of B; magnitude does not use it.
         sequences: the maximum number of calibration sequences.
@@ -134,6 +135,7 @@ class SparseRun(Strict):
     model: str
     sparsity: Fraction | None = None
     n_of_m: tuple[Count, Count] | None = None
+    permuted: bool = False
     calibration: str
     sequences: Count = 8
     length: Count = 512
@@ -145,4 +147,6 @@ class SparseRun(Strict):
             raise ValueError("either sparsity or n_of_m is needed")
         if self.n_of_m and self.n_of_m[0] >= self.n_of_m[1]:
             raise ValueError("n_of_m: [n, m] needs 0 < n < m")
+        if self.permuted and not (self.method == "ria" and self.n_of_m):
+            raise ValueError("permuted: only ria with n_of_m has a channel permutation")
         return self

@@ -18,7 +18,7 @@ class InputStatistics:
         sequences: the number of sequences (calls) by layer name.
     """
 
-    def __init__(self, linears: dict[str, nn.Linear], *, products: bool):
+    def __init__(self, linears: dict[str, nn.Module], *, products: bool):
         self._linears = linears
         self._products = products
         self._sums: dict[str, Tensor] = {}

@@ -58,7 +58,7 @@ def ria(weight: Tensor, squared_norms: Tensor) -> Tensor:
     """(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) ||X_j||_2^a, [d_out, d_in].
 
     "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models" (Zhang et al., ICLR 2024).
-    Without the channel permutation of the paper for N:M. 0/0, for a row or column of zeros, is 0.
+    The paper's channel permutation for N:M is in `tasks.sparsity.channels`. 0/0, for a row or column of zeros, is 0.
 
     Args:
         weight: [d_out, d_in].

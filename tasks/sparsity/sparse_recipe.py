@@ -21,7 +21,7 @@ from tasks.runtime.fields import Count, Fraction, Seed, Sha256, Strict
 from tasks.runtime.files import replacing, sha256_file, write_json
 from tasks.sparsity.bitmask import unpack_mask
 from tasks.sparsity.calibration import Calibration
-from tasks.sparsity.layers import Layers
+from tasks.sparsity.layers import Layers, weight_of
 from tasks.sparsity.metrics import NOfM
 from tasks.sparsity.weight_pruning import Method, Report
 
@@ -55,13 +55,17 @@ class Matrix(Strict):
 
 
 class SparseRecipe(Strict):
-    """How a model was pruned. `matrices` by the name of the linear layer; `masks_sha256` of the file of masks."""
+    """How a model was pruned. `matrices` by the name of the linear layer; `masks_sha256` of the file of masks.
+
+    With `permuted` the file of masks holds for each matrix an `order` of its inputs: mask[:, order] is N:M.
+    """
 
     format: Literal[1] = 1
     base_sha256: Sha256
     method: Method
     sparsity: Fraction | None = None
     n_of_m: tuple[int, int] | None = None
+    permuted: bool = False
     calibration: CalibrationSet | None = None
     matrices: dict[str, Matrix]
     masks_sha256: Sha256
@@ -72,6 +76,8 @@ class SparseRecipe(Strict):
             raise ValueError("either sparsity or n_of_m is needed")
         if (self.calibration is None) != (self.method == "magnitude"):
             raise ValueError("all methods except magnitude need a calibration set, and magnitude has none")
+        if self.permuted and not (self.method == "ria" and self.n_of_m):
+            raise ValueError("permuted: only ria with n_of_m has a channel permutation")
         return self
 
 
@@ -88,8 +94,10 @@ def write_recipe(
     linears = Layers(loaded.model).all_linears()
     for name, matrix in report.matrices.items():
         tensors[f"{name}.mask"] = matrix.mask
+        if matrix.order is not None:
+            tensors[f"{name}.order"] = matrix.order
         if report.method == "sparsegpt":
-            weight = linears[name].weight.detach().cpu()
+            weight = weight_of(linears[name]).detach().cpu()
             tensors[f"{name}.kept"] = weight[~unpack_mask(matrix.mask, matrix.shape)]
     directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / MASKS) as temporary:
@@ -99,6 +107,7 @@ def write_recipe(
         method=report.method,
         sparsity=None if isinstance(report.target, NOfM) else report.target,
         n_of_m=report.target if isinstance(report.target, NOfM) else None,
+        permuted=report.permuted,
         calibration=None if report.method == "magnitude" or calibration is None else _calibration_set(calibration),
         matrices={
             name: Matrix(rows=m.shape[0], columns=m.shape[1], removed=m.removed, sparsity=m.sparsity)
@@ -149,7 +158,7 @@ def apply_recipe(loaded: Loaded, model_dir: Path, directory: Path) -> SparseReci
     if actual != recipe.base_sha256:
         raise InputError("model", f"{model_dir} has hash {actual}, but the recipe is for {recipe.base_sha256}")
     linears = Layers(loaded.model).all_linears()
-    shapes = {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
+    shapes = {name: tuple(weight_of(linear).shape) for name, linear in linears.items()}
     if shapes != {name: (matrix.rows, matrix.columns) for name, matrix in recipe.matrices.items()}:
         raise InputError("model", f"{model_dir} does not have the linear layers of the recipe")
     try:
@@ -169,13 +178,16 @@ def _check_contents(file: Any, recipe: SparseRecipe, path: Path) -> None:
         expected[f"{name}.mask"] = [(size + 7) // 8]
         if recipe.method == "sparsegpt":
             expected[f"{name}.kept"] = [size - matrix.removed]
+        if recipe.permuted:
+            expected[f"{name}.order"] = [matrix.columns]
     if {key: file.get_slice(key).get_shape() for key in file.keys()} != expected:  # noqa: SIM118 (not a mapping)
         raise InputError(str(path), "does not hold the masks of the recipe's matrices")
 
 
-def _apply(file: Any, name: str, linear: nn.Linear, *, kept: bool) -> None:
-    weight = linear.weight
-    mask = unpack_mask(file.get_tensor(f"{name}.mask"), (linear.out_features, linear.in_features)).to(weight.device)
+def _apply(file: Any, name: str, linear: nn.Module, *, kept: bool) -> None:
+    weight = weight_of(linear)
+    rows, columns = weight.shape
+    mask = unpack_mask(file.get_tensor(f"{name}.mask"), (rows, columns)).to(weight.device)
     if kept:
         weight.masked_scatter_(~mask, file.get_tensor(f"{name}.kept").to(weight))
     weight.masked_fill_(mask, 0)

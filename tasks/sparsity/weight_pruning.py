@@ -13,8 +13,9 @@ from tasks.models.loading import Loaded
 from tasks.runtime.errors import InputError
 from tasks.sparsity import metrics, sparsegpt
 from tasks.sparsity.bitmask import pack_mask
+from tasks.sparsity.channels import by_permuted_group
 from tasks.sparsity.input_statistics import InputStatistics
-from tasks.sparsity.layers import Layers
+from tasks.sparsity.layers import Layers, weight_of
 from tasks.sparsity.metrics import NOfM, Target
 
 Method = Literal["magnitude", "wanda", "ria", "sparsegpt"]
@@ -30,11 +31,13 @@ class PrunedMatrix:
         shape: (d_out, d_in).
         removed: the number of removed weights.
         mask: one bit per weight (`tasks.sparsity.bitmask`).
+        order: int32 [d_in], of a permuted N:M: the order of the inputs in which the mask is N:M.
     """
 
     shape: tuple[int, int]
     removed: int
     mask: Tensor
+    order: Tensor | None = None
 
     @property
     def sparsity(self) -> float:
@@ -48,6 +51,7 @@ class Report:
     method: Method
     target: Target
     matrices: dict[str, PrunedMatrix]
+    permuted: bool = False
 
     @property
     def sparsity(self) -> float:
@@ -62,6 +66,8 @@ def prune_weights(
     method: Method,
     target: Target,
     spared: NeuronsByLayer | None = None,
+    *,
+    permuted: bool = False,
 ) -> Report:
     """Prunes all linear layers inside the decoder layers, in place.
 
@@ -76,6 +82,8 @@ def prune_weights(
         spared: neurons (rows of gate_proj and up_proj, columns of down_proj) whose weights are not removed. Other
             weights are removed instead, except for Wanda in gate_proj and up_proj, where each row has its own quota:
             there, less than `target` is removed. Not for SparseGPT and N:M.
+        permuted: RIA with N:M: form the groups by RIA's channel permutation. The weights stay in their order, and the
+            masks are N:M in the order that the report gives.
 
     Raises:
         InputError: the target is not possible, or as `Layers` and `Layers.walk`. After an error during the walk (such
@@ -89,18 +97,23 @@ def prune_weights(
     metrics.check_target(target)
     if spared and (method == "sparsegpt" or isinstance(target, NOfM)):
         raise InputError("spared", "neurons can be spared only by magnitude, wanda and ria, and not with N:M")
+    if permuted and not (method == "ria" and isinstance(target, NOfM)):
+        raise InputError(
+            "permuted", "the channel permutation is RIA's, for N:M: use it with ria and a target such as 2:4"
+        )
     layers = Layers(loaded.model)
     if isinstance(target, NOfM):
         for linear in layers.all_linears().values():
-            metrics.check_groups(linear.in_features, target)
+            metrics.check_groups(weight_of(linear).shape[1], target)
     matrices: dict[str, PrunedMatrix] = {}
     walk: Iterable[tuple[int, InputStatistics | None]] = enumerate([None] * len(layers.linears))
     if method != "magnitude":
         walk = layers.walk(sequences, products=method == "sparsegpt")
     for index, statistics in walk:
         for name, linear in layers.linears[index].items():
-            matrices[name] = _pruned(linear, name, statistics, method, target, (spared or {}).get(index, ()))
-    return Report(method, target, matrices)
+            neurons = (spared or {}).get(index, ())
+            matrices[name] = _pruned(linear, name, statistics, method, target, neurons, permuted=permuted)
+    return Report(method, target, matrices, permuted)
 
 
 @contextmanager
@@ -109,7 +122,7 @@ def restored(loaded: Loaded) -> Iterator[None]:
 
     Keeps a copy of these weights on their device: as much memory as the model without its embeddings.
     """
-    kept = [(linear.weight, linear.weight.clone()) for linear in Layers(loaded.model).all_linears().values()]
+    kept = [(weight_of(linear), weight_of(linear).clone()) for linear in Layers(loaded.model).all_linears().values()]
     try:
         yield
     finally:
@@ -125,22 +138,27 @@ def sparse(
     method: Method,
     target: Target,
     spared: NeuronsByLayer | None = None,
+    *,
+    permuted: bool = False,
 ) -> Iterator[Report]:
     """`prune_weights` inside a context. Memory: see `restored`."""
     with restored(loaded):
-        yield prune_weights(loaded, sequences, method, target, spared)
+        yield prune_weights(loaded, sequences, method, target, spared, permuted=permuted)
 
 
 @torch.no_grad()
 def _pruned(
-    linear: nn.Linear,
+    linear: nn.Module,
     name: str,
     statistics: InputStatistics | None,
     method: Method,
     target: Target,
     spared: Sequence[int],
+    *,
+    permuted: bool,
 ) -> PrunedMatrix:
-    weight = linear.weight
+    weight = weight_of(linear)
+    order = None
     work = weight.to(torch.promote_types(weight.dtype, torch.float32))
     if method == "sparsegpt" and statistics is not None:
         mask, new = sparsegpt.prune(work, statistics.hessian(name), target)
@@ -150,11 +168,15 @@ def _pruned(
             score = metrics.magnitude(work)
         else:
             score = (metrics.wanda if method == "wanda" else metrics.ria)(work, statistics.squared_norms(name))
-        exempt = _exempt(name, work, spared)
-        mask = _selected(score.masked_fill(exempt, torch.inf), target, per_row=method == "wanda") & ~exempt
+        if permuted and isinstance(target, NOfM):
+            mask, order = by_permuted_group(score, target)
+            order = order.int().cpu()
+        else:
+            exempt = _exempt(name, work, spared)
+            mask = _selected(score.masked_fill(exempt, torch.inf), target, per_row=method == "wanda") & ~exempt
     weight.masked_fill_(mask, 0)
     rows, columns = mask.shape
-    return PrunedMatrix((rows, columns), int(mask.sum()), pack_mask(mask))
+    return PrunedMatrix((rows, columns), int(mask.sum()), pack_mask(mask), order)
 
 
 def _exempt(name: str, weight: Tensor, neurons: Sequence[int]) -> Tensor:

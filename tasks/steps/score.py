@@ -4,6 +4,7 @@ import sys
 from functools import partial
 
 import numpy as np
+import pandas as pd
 
 from tasks.method.algorithm import score_neurons
 from tasks.method.attribute import Attributor, attributor_on, describe
@@ -46,7 +47,7 @@ def score(cell: Cell) -> None:
 
 def _warn(scores: Scores, settings: Attribution) -> None:
     """Warns about layers whose integral did not converge. NaN, for scores without an integral, compares as false."""
-    if settings.method != "integrated_gradients" or scores.stability is None:
+    if settings.method not in ("integrated_gradients", "deeplift") or scores.stability is None:
         return
     large_gap = scores.relative_error > settings.tolerance
     unsettled = ~large_gap & (scores.stability < settings.stability)
@@ -61,7 +62,7 @@ def _warn(scores: Scores, settings: Attribution) -> None:
 
 def attributor(cell: Cell) -> Attributor:
     """The attribution on the adaptation set."""
-    loaded, samples = load(cell.model_dir), read_jsonl(cell.samples)
+    loaded, samples = load(cell.model_dir), pd.DataFrame(read_jsonl(cell.samples))
     return attributor_on(DecoderStack(loaded.model), loaded.tokenizer, samples, cell.settings.attribution)
 
 

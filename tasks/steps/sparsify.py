@@ -35,7 +35,8 @@ def sparsify(cell: Cell, key: str) -> None:
     base = recorded_hash(cell.model_dir)
     target = NOfM(*run.n_of_m) if run.n_of_m else run.sparsity
     assert target is not None  # `SparseRun` has one of the two
-    report = prune_weights(loaded, calibration.sequences if calibration else [], run.method, target)
+    sequences = calibration.sequences if calibration else []
+    report = prune_weights(loaded, sequences, run.method, target, permuted=run.permuted)
     with replacing(cell.root / "data" / "sparse" / key) as directory:
         write_recipe(directory, loaded, report, base_sha256=base, calibration=calibration)
 

@@ -47,6 +47,9 @@ ATTRIBUTIONS: dict[str, dict[str, Any]] = {
     "target: option margin": {"target": "option_margin"},
     "gradient times activation": {"method": "gradient_x_activation"},
     "rectified gradients": {"method": "relu_gradient"},
+    "saliency": {"method": "saliency"},
+    "Shapley values, first order": {"method": "shapley", "steps": 20},
+    "DeepLIFT's rescale rule in the MLP": {"method": "deeplift"},
     "mean activation": {"method": "activation"},
 }
 

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 
 from tasks.evidence.cell_report import render
 from tasks.evidence.figures import figures
 from tasks.evidence.reading import read_evidence
-from tasks.evidence.verdict import interval, measured, p_value, signed, verdict
+from tasks.evidence.verdict import interval, measured, p_value, percent, signed, verdict
+from tasks.method.recipe import choose
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json, write_json, write_parquet
@@ -194,6 +196,9 @@ def test_scores_of_another_kind_are_called_what_they_are(cell: Cell, monkeypatch
             "the gradient of the largest next-token logit by a factor on its gate weights",
         ),
         ("layer", "relu_gradient", "the mean positive part of the gradient"),
+        ("layer", "saliency", "the size of the gradient of the largest next-token logit by what its gate weights give"),
+        ("layer", "shapley", "its estimated Shapley value: what the largest next-token logit gains"),
+        ("layer", "deeplift", "by a common factor on act(gate) × up"),
         ("single", "integrated_gradients", "loses when its gate weights alone are set to zero"),
     ]:
         assert words in shown(layered, path=path, method=method, target="max_logit")
@@ -254,3 +259,17 @@ def test_the_report_says_what_cheaper_searches_would_have_chosen(tmp_path):
     assert not re.search(r"layer \d+\.", plain(text))
     assert "Regret, test rows" in text
     assert "99.85 % of 3840 predictions" in text
+
+
+def test_the_report_compares_the_layers_of_another_cell(tmp_path):
+    """Depths of layers 1 and 4: of six layers the first of them, at its five fractions."""
+    cell = write_cell(tmp_path)
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    params["search"] |= {"cell": "small-reviews", "depths": [0.2, 0.8]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    grid, fractions = pd.read_parquet(cell.grid), len(params["search"]["fractions"])
+    chosen = choose(grid[grid.layer.isin([-1, 1])])[0]
+    regret = choose(grid)[0]["accuracy"] - chosen["accuracy"]
+    shown = plain(render(open_cell("tiny", "reviews", tmp_path)))
+    row = f"from_cell, small-reviews {fractions} layer 1, {percent(chosen['fraction'])} {signed(regret)}"
+    assert row in shown

@@ -27,6 +27,9 @@ def test_a_model_is_added_once_and_nothing_else_changes(project: Path) -> None:
     entry = {"method": "wanda", "model": "tiny", "n_of_m": [2, 4], "calibration": "texts/c4.jsonl"}
     assert yaml.safe_load(path.read_text()) == before | {"sparse": {key: entry}}
     assert list_sparse(project, "wanda", "2:4", None, "texts/c4.jsonl") == (key, None)
+    key, _ = list_sparse(project, "ria", "2:4", None, "texts/c4.jsonl", permuted=True)
+    assert key == "ria-2of4-permuted-tiny-texts-c4"
+    assert yaml.safe_load(path.read_text())["sparse"][key] == entry | {"method": "ria", "permuted": True}
     key, _ = list_sparse(project, "ria", "0.5", "tiny", None)
     assert yaml.safe_load(path.read_text())["sparse"][key] == {
         "method": "ria", "model": "tiny", "sparsity": 0.5, "calibration": "data/benchmarks/reviews"
@@ -56,6 +59,7 @@ def test_two_files_of_one_name_are_two_models(project: Path) -> None:
         (["wanda", "--target", "half"], "target: 'half' is neither a part such as 0.5 nor N:M such as 2:4"),
         (["wanda", "--target", "1.5"], "sparse.wanda-1_5-tiny-reviews.sparsity: Input should be less than 1, not 1.5"),
         (["wanda", "--target", "4:2"], "sparse.wanda-4of2-tiny-reviews: n_of_m: [n, m] needs 0 < n < m"),
+        (["ria", "--permuted"], "sparse.ria-0_5-permuted-tiny-reviews: permuted: only ria with n_of_m has a channel"),
         (["wanda", "--calibration", "c4"], "calibration: 'c4' is no file and none of ['reviews']"),
         (["wanda", "--model", "other"], "models: 'other' is not declared in params.yaml; there are ['tiny']"),
     ],

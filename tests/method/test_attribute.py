@@ -1,11 +1,16 @@
 """Every method, path and target behind the one contract, each against a computation of its own."""
 
+from itertools import combinations
+from math import factorial
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from tasks.method.attribute import Attributor, assemble, describe
+from tasks.method.attribute import Attributor, assemble, attributor_on, describe
 from tasks.method.options import Attribution
+from tasks.method.shapley import kept_neurons
 from tasks.method.targets import TARGETS
 from tasks.models.memory import Room
 from tasks.models.stack import DecoderStack
@@ -21,9 +26,10 @@ from tests.method.oracles import (
     logits,
     mean_target,
     row_gradients,
+    weight,
     zeroed,
 )
-from tests.tiny import tiny_model
+from tests.tiny import SIZES, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(params=FAMILIES)
@@ -110,6 +116,129 @@ def test_relu_gradient_is_the_mean_of_positive_parts_by_step_and_position(model,
     assert expected.max() > 1e-2
 
 
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_saliency_is_the_sum_over_positions_of_the_gradients_size(model, projection):
+    found = all_scores(model, method="saliency", projection=projection)
+    for layer in range(3):
+        gradients = [row_gradients(model, [layer], projection, 1.0, prompt)[0][1] for prompt in PROMPTS]
+        expected = sum(gradient.abs().sum(0) for gradient in gradients) / len(PROMPTS)
+        torch.testing.assert_close(found[layer], expected, atol=1e-9, rtol=1e-8)
+
+
+def hidden_gradients(model, layer, factor, prompt):
+    """h of a layer and F's gradient by it, [positions, d_ff] each, with h times a factor [d_ff] or a number."""
+    found = []
+
+    def replace(module, inputs):
+        found.extend([inputs[0][0], (inputs[0] * factor).detach().requires_grad_(True)])
+        return (found[1],)
+
+    target = fixed_targets(model)[PROMPTS.index(prompt)]
+    handle = model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(replace)
+    value = target(logits(model, prompt))
+    handle.remove()
+    return found[0], torch.autograd.grad(value, found[1])[0][0]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])  # a norm after the MLP (Gemma) leaves no integral
+def test_deeplift_is_the_rescale_rule_in_the_mlp_and_complete(family):
+    """Multipliers of the rule, act(g) / g and u, times the integral of F's gradient by h from 0 to h."""
+    model = tiny_model(family)
+    settings = {"method": "deeplift", "tolerance": 1e-4, "stability": 0.0, "max_nodes": 512}
+    result = attributor(model, **settings).attribute((1,))
+    mlp = model.model.layers[1].mlp
+    expected = torch.zeros(48, dtype=torch.float64)
+    nodes, weights = np.polynomial.legendre.leggauss(48)
+    for prompt in PROMPTS:
+        inputs = []
+        handle = mlp.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0][0]))
+        logits(model, prompt)
+        handle.remove()
+        g, u = inputs[0] @ mlp.gate_proj.weight.T, inputs[0] @ mlp.up_proj.weight.T
+        of_h = sum(
+            w / 2 * hidden_gradients(model, 1, (x + 1) / 2, prompt)[1] for x, w in zip(nodes, weights, strict=True)
+        )
+        of_g = of_h * u * (mlp.act_fn(g) / g)
+        expected += (g * of_g).sum(0) / len(PROMPTS)
+    torch.testing.assert_close(result.scores[0], expected, atol=2e-3, rtol=2e-3)
+    full = mean_target(model, fixed_targets(model))
+    targets = fixed_targets(model)
+    with zeroed(model, [1], "gate_proj"):
+        difference = full - mean_target(model, targets)
+    assert result.difference == pytest.approx(difference, abs=1e-9)
+    assert float(result.scores.sum()) == pytest.approx(difference, abs=1e-4 * max(1, abs(difference)))
+    gates = attributor(model, **settings | {"method": "integrated_gradients"}).attribute((1,))
+    assert (gates.scores - result.scores).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("projection", ["gate_proj", "up_proj"])
+def test_shapley_is_the_mean_gradient_by_the_factors_at_its_samples(model, projection):
+    found = attributor(model, method="shapley", projection=projection, steps=5).attribute((1,))
+    expected = torch.zeros(48, dtype=torch.float64)
+    for prompt in PROMPTS:
+        for kept in torch.from_numpy(kept_neurons(48, 5, 1)):
+            h, gradient = hidden_gradients(model, 1, kept, prompt)
+            expected += (h * gradient).sum(0) / (5 * len(PROMPTS))
+    torch.testing.assert_close(found.scores[0], expected, atol=1e-9, rtol=1e-8)
+    targets = fixed_targets(model)
+    full = mean_target(model, targets)
+    with zeroed(model, [1], projection):
+        assert found.difference == pytest.approx(full - mean_target(model, targets), abs=1e-9)
+    assert found.gap == pytest.approx(float(found.scores.sum()) - found.difference, abs=1e-12)
+
+
+def test_shapley_in_small_batches_is_the_same(monkeypatch):
+    model = tiny_model("llama")
+    expected = all_scores(model, method="shapley", steps=6)
+    monkeypatch.setattr(Room, "backward_tokens", property(lambda room: 20))
+    torch.testing.assert_close(all_scores(model, method="shapley", steps=6), expected, atol=1e-12, rtol=0)
+
+
+def enumerated(model, layer, neurons):
+    """Shapley values by their definition: over all coalitions, each with its rows of the weights set to zero."""
+    targets = fixed_targets(model)
+    values = {}
+    for size in range(neurons + 1):
+        for kept in combinations(range(neurons), size):
+            gone = [j for j in range(neurons) if j not in kept]
+            with zeroed(model, [layer], "gate_proj", gone):
+                values[kept] = mean_target(model, targets)
+    found = torch.zeros(neurons, dtype=torch.float64)
+    for kept, value in values.items():
+        for j in set(range(neurons)) - set(kept):
+            weight = factorial(len(kept)) * factorial(neurons - len(kept) - 1) / factorial(neurons)
+            found[j] += weight * (values[tuple(sorted((*kept, j)))] - value)
+    return found
+
+
+@pytest.mark.parametrize(("size", "samples", "bound"), [(0.02, 2, 0.02), (0.02, 7, 0.2), (0.3, 400, 0.15)])
+def test_shapley_of_eight_neurons_against_all_coalitions(monkeypatch, size, samples, bound):
+    """As exact as F is quadratic: with one pair where the layer is small, with many samples where it is not.
+
+    The bound is on the largest error, as a part of what the gradient at the full model is off.
+    """
+    monkeypatch.setitem(SIZES, "intermediate_size", 8)
+    model = tiny_model("llama")
+    weight(model, 1, "down_proj").mul_(size)
+    expected = enumerated(model, 1, 8)
+    found = attributor(model, method="shapley", steps=samples).attribute((1,))
+    local = attributor(model, method="gradient_x_activation", projection="up_proj").attribute((1,))
+    assert float(expected.sum()) == pytest.approx(found.difference, abs=1e-9)
+    error = float((found.scores[0] - expected).abs().max())
+    assert error < bound * float((local.scores[0] - expected).abs().max())
+
+
+@pytest.mark.parametrize("samples", [1, 6, 7])
+def test_the_samples_come_in_pairs_and_cover_the_path(samples):
+    kept = kept_neurons(20_000, samples, 3)
+    assert kept.shape == (samples, 20_000)
+    assert set(np.unique(kept)) <= {0.0, 1.0}
+    np.testing.assert_allclose(kept.mean(1), (np.arange(samples) + 0.5) / samples, atol=0.02)
+    for k in range(samples // 2):
+        assert (kept[k] + kept[samples - 1 - k] == 1).all()
+    assert not np.array_equal(kept, kept_neurons(20_000, samples, 4))
+
+
 def target_oracle(name, full, firsts):
     """F of one prompt as a function of its logits, `full` being those of the full model."""
     ranked = sorted(set(firsts), key=lambda token: float(full[token]), reverse=True)
@@ -171,6 +300,36 @@ def test_options_that_begin_alike_have_no_margin():
     attributor(tiny_model("llama"), [[3, 3], [1, 2], [1, 2]], target="max_option_logit", max_nodes=4).attribute((0,))
 
 
+@pytest.mark.parametrize("target", ["max_logit", "option_margin"])
+def test_a_table_says_whether_its_rows_are_asked_through_a_chat_template(target):
+    """The prompts are those that the template makes, and end where the options begin."""
+    stack, tokenizer = DecoderStack(tiny_model("llama")), tiny_tokenizer()
+    tokenizer.chat_template = "{{ date_string }}|{{ messages[0].content }}|"
+    table = pd.DataFrame({"prompt": ["Is it? ", "Or not? "], "options": [np.array(["no", "yes"])] * 2})
+    for plain, chat in ((True, {}), (False, {"chat": ["2025-02-03"] * 2})):
+        found = attributor_on(stack, tokenizer, table.assign(**chat), Attribution(target=target))
+        texts = tokenizer.batch_decode(found._sequences)
+        if plain:
+            assert [text.rstrip() for text in texts] == ["Is it?", "Or not?"]
+        else:
+            assert [text.split("|")[1].rstrip() for text in texts] == ["Is it?", "Or not?"]
+            assert all(text.startswith("03 Feb 2025|") for text in texts)
+        if target == "option_margin":
+            assert [tokenizer.batch_decode([[t] for t in row]) for row in found._firsts] == [["n", "y"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "firsts"),
+    [("Is it good?\nAnswer:\n", ["yes", "no"], "yn"), ("Answer:", [" yes", " no"], "  ")],
+)
+def test_a_target_on_options_reads_their_first_tokens(prompt, options, firsts):
+    tokenizer = tiny_tokenizer()
+    table = pd.DataFrame({"prompt": [prompt], "options": [options]})
+    found = attributor_on(DecoderStack(tiny_model("llama")), tokenizer, table, Attribution(target="max_option_logit"))
+    assert tokenizer.batch_decode(found._sequences) == [prompt]  # the white space is given, not predicted
+    assert tokenizer.batch_decode(found._firsts) == [firsts]
+
+
 METHODS = [
     {},
     {"path": "all_layers", "projection": "down_proj", "max_nodes": 8},
@@ -178,6 +337,9 @@ METHODS = [
     {"method": "gradient_x_activation", "target": "option_margin"},
     {"method": "activation"},
     {"method": "relu_gradient", "steps": 3},
+    {"method": "saliency"},
+    {"method": "shapley", "steps": 3},
+    {"method": "deeplift"},
 ]
 
 
@@ -198,7 +360,9 @@ def test_parts_come_back_from_the_journal_as_they_went(settings, tmp_path):
     assert scores.values.shape == (3, 32 if "projection" in settings else 48)
     assert scores.values.dtype == np.float32
     assert scores.gap.shape == (1 if settings.get("path") == "all_layers" else 3,)
-    integral = settings.get("method") not in ("activation", "relu_gradient") and settings.get("path") != "single"
+    integral = (
+        settings.get("method") not in ("activation", "relu_gradient", "saliency") and settings.get("path") != "single"
+    )
     assert bool(np.isnan(scores.gap).any()) == (not integral)
 
 
@@ -234,6 +398,11 @@ def test_the_header_says_what_the_scores_depend_on():
     single = describe(Attribution(path="single", target="option_margin"))
     assert {*single} == {*common, "method", "path", "target", "definition"}
     assert describe(Attribution(method="relu_gradient"))["steps"] == 20
+    assert describe(Attribution(method="shapley")) == common | {
+        "method": "shapley", "target": "max_logit", "definition": TARGETS["max_logit"], "steps": 20
+    }  # fmt: skip
+    assert {*describe(Attribution(method="saliency"))} == {*common, "method", "target", "definition"}
+    assert {*describe(Attribution())} - {*describe(Attribution(method="deeplift"))} == {"path"}
     riemann = describe(Attribution(quadrature="riemann_right"))
     assert "steps" in riemann
     assert "tolerance" not in riemann
@@ -246,6 +415,10 @@ def test_the_header_says_what_the_scores_depend_on():
         ({"path": "single", "method": "activation"}, "path: single is an exact integral"),
         ({"path": "all_layers", "method": "activation"}, "path: activation looks at the full model only"),
         ({"path": "all_layers", "method": "gradient_x_activation"}, "path: gradient_x_activation looks at the full"),
+        ({"path": "all_layers", "method": "saliency"}, "path: saliency looks at the full model only"),
+        ({"path": "all_layers", "method": "shapley"}, "path: shapley is of the neurons of one layer"),
+        ({"path": "single", "method": "deeplift"}, "path: single is an exact integral"),
+        ({"projection": "up_proj", "method": "deeplift"}, "projection: deeplift differs from integrated_gradients"),
         ({"method": "activation", "target": "option_margin"}, "target: activation looks at no output"),
         ({"projection": "q_proj"}, "projection"),
         ({"ranking": "random"}, "ranking"),

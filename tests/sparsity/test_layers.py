@@ -8,8 +8,9 @@ from torch import nn
 
 from tasks.models.loading import Loaded
 from tasks.runtime.errors import InputError
+from tasks.sparsity.bitmask import unpack_mask
 from tasks.sparsity.layers import Layers
-from tasks.sparsity.metrics import NOfM
+from tasks.sparsity.metrics import NOfM, ria
 from tasks.sparsity.weight_pruning import METHODS, prune_weights, sparse
 from tests.tiny import FAMILIES, SIZES, tiny_model
 
@@ -95,6 +96,42 @@ def test_the_sparsity_of_every_matrix_is_exact(method, target):
             assert set(zeros.sum(1).tolist()) == {int(linear.in_features * target)}
         else:
             assert matrix.removed == int(size * target)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_permuted_n_of_m_keeps_more_of_the_score_and_leaves_the_layer_as_it_is(family):
+    """What a matrix gives is that of its permuted form on permuted inputs, and the order of weights is as before."""
+    plain, permuted, base = (Loaded(tiny_model(family, torch.float32), None) for _ in range(3))
+    before = prune_weights(plain, SEQUENCES, "ria", NOfM(2, 4))
+    report = prune_weights(permuted, SEQUENCES, "ria", NOfM(2, 4), permuted=True)
+    assert (before.permuted, report.permuted) == (False, True)
+    assert before.sparsity == report.sparsity == 0.5
+    unpruned, squared = linears(base.model), {}
+    _, statistics = next(Layers(base.model).walk(SEQUENCES, products=False))
+    for name in Layers(base.model).linears[0]:
+        squared[name] = statistics.squared_norms(name)
+    for name, linear in linears(permuted.model).items():
+        matrix, weight = report.matrices[name], linear.weight
+        assert matrix.order.dtype == torch.int32
+        order = matrix.order.long()
+        removed = unpack_mask(matrix.mask, matrix.shape)
+        assert (removed[:, order].view(len(weight), -1, 4).sum(2) == 2).all()
+        assert torch.equal(weight, unpruned[name].weight.masked_fill(removed, 0))
+        x = torch.linspace(-1, 1, weight.shape[1])
+        torch.testing.assert_close(weight[:, order] @ x[order], weight @ x)
+        if name in squared:  # the same inputs in both
+            score = ria(unpruned[name].weight, squared[name])
+            kept = [float(score[~unpack_mask(r.matrices[name].mask, matrix.shape)].sum()) for r in (before, report)]
+            assert kept[1] > kept[0]
+
+
+@pytest.mark.parametrize(("method", "target"), [("wanda", NOfM(2, 4)), ("ria", 0.5)], ids=str)
+def test_the_permutation_is_rias_for_n_of_m(method, target):
+    model = tiny_model("llama", torch.float32)
+    before = bits(model)
+    with pytest.raises(InputError, match="permuted: the channel permutation is RIA's, for N:M"):
+        prune_weights(Loaded(model, None), SEQUENCES, method, target, permuted=True)
+    assert bits(model) == before
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -20,11 +20,11 @@ from tests.tiny import save_tiny, tiny_model
 CALIBRATION = Calibration("letters", SEQUENCES, 20, 3)
 
 
-def written(tmp_path, method="wanda", target=0.5, family="llama"):
+def written(tmp_path, method="wanda", target=0.5, family="llama", **options):
     """A pruned model and the directory of its base, with a recipe in tmp_path / "sparse"."""
     base = save_tiny(tmp_path / "base", family)
     pruned = load(base)
-    report = prune_weights(pruned, SEQUENCES, method, target)
+    report = prune_weights(pruned, SEQUENCES, method, target, **options)
     write_recipe(tmp_path / "sparse", pruned, report, base_sha256=sha256_directory(base), calibration=CALIBRATION)
     return pruned, base
 
@@ -48,6 +48,19 @@ def test_the_recipe_makes_the_same_weights(method, target, tmp_path):
         assert recipe.calibration.model_dump() == {
             "name": "letters", "sha256": CALIBRATION.sha256, "sequences": 4, "length": 20, "seed": 3
         }  # fmt: skip
+
+
+def test_a_permuted_recipe_holds_the_orders_in_which_its_masks_are_n_of_m(tmp_path):
+    pruned, base = written(tmp_path, "ria", NOfM(2, 4), permuted=True)
+    again = load(base)
+    recipe = apply_recipe(again, base, tmp_path / "sparse")
+    assert recipe.permuted
+    assert bits(again.model) == bits(pruned.model)
+    stored = load_file(tmp_path / "sparse" / MASKS)
+    for name in recipe.matrices:
+        weight, order = again.model.get_submodule(name).weight, stored[f"{name}.order"].long()
+        assert sorted(order.tolist()) == list(range(weight.shape[1]))
+        assert ((weight[:, order] == 0).view(len(weight), -1, 4).sum(2) == 2).all()
 
 
 def test_masks_take_a_bit_a_weight_and_are_the_same_every_time(tmp_path):
@@ -102,6 +115,7 @@ def test_masks_of_another_model_are_refused(tmp_path):
         ({"format": 2}, "format: Input should be 1"),
         ({"method": "guess"}, "method: Input should be"),
         ({"n_of_m": [2, 4]}, "either sparsity or n_of_m is needed"),
+        ({"permuted": True}, "permuted: only ria with n_of_m"),
         ({"calibration": None}, "all methods except magnitude"),
         ({"more": 1}, "more: Extra inputs"),
         ({"matrices": {"a": {"rows": 2, "columns": 2, "removed": 1, "sparsity": 0.5}}}, "1 of 2 x 2 weights"),

@@ -17,7 +17,7 @@ from tasks.benchmarks.scoring import Answers, option_logprobs
 from tasks.benchmarks.splits import hash_position
 from tasks.benchmarks.table import encode_rows, exact_matches
 from tasks.method.algorithm import adapt
-from tasks.method.attribute import Attributor, _up_to_options
+from tasks.method.attribute import Attributor
 from tasks.method.options import Attribution
 from tasks.method.preflight import describe_answers, warning
 from tasks.method.recipe import read_recipe
@@ -251,17 +251,6 @@ def test_rows_of_another_projection_are_scored_searched_pruned_and_exported(fini
     expected = pd.read_parquet(cell.predictions).pruned_logprobs
     for values, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(values, wanted, atol=1e-4)
-
-
-def test_a_target_on_options_reads_their_first_tokens():
-    tokenizer = tiny_tokenizer()
-    row = {"prompt": "Is it good?\nAnswer:\n", "options": ["yes", "no"]}
-    prompt, firsts = _up_to_options(tokenizer, row, 100)
-    assert tokenizer.decode(prompt) == row["prompt"]  # the white space is given, not predicted
-    assert tokenizer.decode(firsts) == "yn"
-    prompt, firsts = _up_to_options(tokenizer, {"prompt": "Answer:", "options": [" yes", " no"]}, 100)
-    assert tokenizer.decode(prompt) == "Answer:"
-    assert tokenizer.decode(firsts) == "  "
 
 
 def test_in_memory_the_method_gives_the_bytes_of_the_steps(finished):
