@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows.stages import STEPS, Status, plan_stages, stages_of
+from tasks.evidence.preflight_note import describe_answers, warning
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.model_size import ModelSize, model_size
 from tasks.runtime.files import read_json, read_jsonl
@@ -86,6 +87,9 @@ def make_plan(cell: Cell, changed: Collection[str] = ()) -> Plan:
         basis += f"; the size of {cell.model} is not known before it is fetched: these are the numbers of {assumed}"
     elif cell.model_dir.exists():
         basis += f"; memory: {held(cell, size)}"
+    if cell.preflight.exists():
+        found = read_json(cell.preflight)
+        basis += f"; {warning(found) or describe_answers(found)}"
     lines = []
     for step, (stage, status) in zip(STEPS, _statuses(cell, changed).items(), strict=True):
         if status != "run":

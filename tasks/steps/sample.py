@@ -4,8 +4,9 @@ import json
 import sys
 
 from tasks.benchmarks.table import encode_rows, read_split
+from tasks.evidence.preflight_note import warning
 from tasks.method.adaptation_set import draw
-from tasks.method.preflight import preflight, warning
+from tasks.method.preflight import preflight
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell

@@ -54,7 +54,7 @@ def search_of(cell: Cell) -> Search:
         raise InputError("search.cell", f"{settings.cell!r} is not in pipeline.cells; there are {sorted(listed)}")
     other = Cell(cell.root, listed[settings.cell].model, listed[settings.cell].benchmark, cell.settings)
     if not other.grid.is_file():
-        command = f"dsm adapt --model {other.model} --benchmark {other.benchmark}"
+        command = f"dsm run --model {other.model} --benchmark {other.benchmark}"
         raise InputError("search.cell", f"{other.name} has no grid yet: run `{command}` first")
     if (depths := best_depths(pd.read_parquet(other.grid))) != settings.depths:
         problem = "is missing" if settings.depths is None else f"is not what the grid of {other.name} gives"

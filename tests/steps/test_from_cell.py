@@ -55,7 +55,7 @@ def grid_of_small(cell, best):
 
 def test_the_step_tells_the_depths_of_the_other_grid_and_those_of_a_new_one(cells):
     cell = cells(strategy="from_cell", cell="small-reviews")
-    with pytest.raises(InputError, match=r"search.cell: small-reviews has no grid yet: run `dsm adapt --model small"):
+    with pytest.raises(InputError, match=r"search.cell: small-reviews has no grid yet: run `dsm run --model small"):
         search_of(cell)
     grid_of_small(cell, 3)
     depths = [round(3 / 7, 4), round(4 / 7, 4)]

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM
 from tasks.benchmarks.scoring import Answers, option_logprobs
 from tasks.benchmarks.splits import hash_position
 from tasks.benchmarks.table import encode_rows, exact_matches
+from tasks.evidence.preflight_note import describe_answers, warning
 from tasks.method.algorithm import adapt
 from tasks.method.attribute import Attributor
 from tasks.method.options import Attribution
-from tasks.method.preflight import describe_answers, warning
 from tasks.method.recipe import read_recipe
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import Loaded, load

@@ -1,0 +1,33 @@
+"""What is said of the unpruned model's answers to some train rows (`tasks.method.preflight`)."""
+
+from typing import Any
+
+ONE_OPTION = 0.95  # the share of the rows from which on the model counts as answering with one option
+ADVICE = (
+    "pruning can hardly improve on that; what often helps: `chat_template: true` for a model that was trained to chat, "
+    "another `template` of the benchmark, options spelled as the model writes them"
+)
+
+
+def describe_answers(found: dict[str, Any]) -> str:
+    """One line on what `preflight` found.
+
+    Example:
+        >>> found = {"n": 40, "labeled": 10, "accuracy": 0.6, "predicted": [38, 2], "options": [" no", " yes"]}
+        >>> describe_answers(found)
+        "the unpruned model answers 40 train rows with ' no' 38, ' yes' 2 times, and 6 of the 10 examples correctly"
+    """
+    options, predicted = found["options"], found["predicted"]
+    names = [repr(option) for option in options] if options else [f"option {1 + i}" for i in range(len(predicted))]
+    counts = ", ".join(f"{name} {count}" for name, count in zip(names, predicted, strict=True))
+    correct = round(found["accuracy"] * found["labeled"])
+    return (
+        f"the unpruned model answers {found['n']} train rows with {counts} times, "
+        f"and {correct} of the {found['labeled']} examples correctly"
+    )
+
+
+def warning(found: dict[str, Any]) -> str | None:
+    """What to say where (almost) all rows are answered with one option: nothing can be learned there."""
+    share = max(found["predicted"]) / found["n"]
+    return f"{describe_answers(found)}: {ADVICE}" if share >= ONE_OPTION else None
