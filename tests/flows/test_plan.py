@@ -8,10 +8,10 @@ import pytest
 from huggingface_hub import constants
 
 from flows.declaring import Asked, declare, preview
-from flows.plan import ASSUMED, forward_passes
+from flows.plan import ASSUMED, forward_passes, make_plan
 from tasks.pipeline.cell import open_cell
 from tasks.pipeline.model_size import ModelSize, model_size
-from tasks.runtime.files import write_text
+from tasks.runtime.files import write_json, write_text
 from tests.flows.stand_in_project import REAL
 from tests.flows.test_cli import call
 from tests.models.test_conversion import write_gguf
@@ -56,6 +56,17 @@ def test_the_plan_is_that_of_the_cell_that_a_run_would_add(own: Path, model: str
     assert passes["search"] == round(forward_passes(cell, TINY)["search"])
     declare(own, Asked([model], ["mine/quiz.jsonl"]))
     assert open_cell(name, "quiz", own) == cell
+
+
+def test_the_plan_warns_of_a_model_that_knows_one_answer(own: Path) -> None:
+    declare(own, Asked(["mine/Tiny-1.0"], ["mine/quiz.jsonl"]))
+    found = {"n": 40, "labeled": 10, "accuracy": 0.5, "predicted": [40, 0], "options": ["no", "yes"]}
+    cell = open_cell("tiny-1_0", "quiz", own)
+    write_json(cell.preflight, found)
+    told = "the unpruned model answers 40 train rows with 'no' 40, 'yes' 0 times, and 5 of the 10 examples correctly"
+    assert f"{told}: pruning can hardly" in make_plan(cell).basis
+    write_json(cell.preflight, found | {"predicted": [25, 15]})
+    assert make_plan(cell).basis.endswith(told.replace("40, 'yes' 0", "25, 'yes' 15"))
 
 
 def test_a_benchmark_of_the_library_is_planned_from_its_files(own: Path) -> None:
