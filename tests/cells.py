@@ -91,6 +91,9 @@ def write_cell(
         for i in range(10)
     ]
     write_jsonl(cell.samples, samples)
+    write_json(
+        cell.preflight, {"n": 40, "labeled": 10, "accuracy": 0.6, "predicted": [26, 14], "options": list(OPTIONS)}
+    )
     header = {
         "method": "integrated gradients", "path": "layer", "quadrature": "adaptive", "tolerance": 0.01,
         "target": "largest logit", "samples_sha256": SHA, "model_sha256": SHA, "n": 10,
