@@ -9,10 +9,10 @@ import numpy as np
 
 from tasks.benchmarks.scoring import answers_without
 from tasks.comparison.system import Answer, FitData, Fitted, System
-from tasks.method.algorithm import make_recipe, search_rows
+from tasks.method.algorithm import search_rows
 from tasks.method.neurons import random_neurons
 from tasks.method.options import Search
-from tasks.method.recipe import Recipe
+from tasks.method.recipe import Recipe, make_recipe
 from tasks.method.scores import as_scores
 from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack, Projection

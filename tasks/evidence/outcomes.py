@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from tasks.evidence.statistics import mcnemar, spearman, standard_error
-from tasks.method.grid import UNPRUNED
+from tasks.method.pairs import UNPRUNED
 from tasks.method.recipe import Recipe
 
 

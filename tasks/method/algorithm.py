@@ -21,11 +21,12 @@ from tasks.benchmarks.table import Rows, encode_rows
 from tasks.method.attribute import Part as Layers
 from tasks.method.attribute import assemble as assemble_scores
 from tasks.method.attribute import attributor_on, describe
-from tasks.method.grid import UNPRUNED, Exact, Grid, Pairs, Part, Value, assemble, every_pair, parts_of
-from tasks.method.neurons import count, prominent_neurons
+from tasks.method.grid import Exact, Grid, Part, Value, assemble, parts_of
+from tasks.method.neurons import count
 from tasks.method.options import Attribution, Search
+from tasks.method.pairs import Pairs, every_pair
 from tasks.method.precision import Settled, settle
-from tasks.method.recipe import AdaptationResult, Criterion, Recipe, choose
+from tasks.method.recipe import Criterion, Recipe, make_recipe
 from tasks.method.scores import Scores
 from tasks.method.strategies import strategy_of
 from tasks.models.products import Precision
@@ -170,47 +171,6 @@ def search_rows(
     grid = Grid(stack, rows.encoded, rows.gold, scores.ranked, scores.projection, exact)
     by: Criterion = "accuracy" if exact is None else "exact_match"
     return search_grid(compute_here(grid), grid.sizes, scores, search, precision, by=by)
-
-
-def make_recipe(
-    grid: pd.DataFrame,
-    scores: Scores,
-    *,
-    by: Criterion = "accuracy",
-    model: str = "",
-    benchmark: str = "",
-    base_sha256: str | None = None,
-) -> Recipe:
-    """The recipe of the pair that `choose` takes from the grid.
-
-    Args:
-        by: the column of the grid that decides, `accuracy` or `exact_match`.
-        model: names of the model and the benchmark, for the reader of the recipe.
-        base_sha256: hash of the model's directory, without which the recipe applies to models in memory only.
-    """
-    chosen, trail = choose(grid, by)
-    unpruned = grid[grid.layer == UNPRUNED].iloc[0]
-    layers, width = scores.values.shape
-    layer, fraction = int(chosen["layer"]), float(chosen["fraction"])
-    return Recipe(
-        model=model,
-        benchmark=benchmark,
-        base_sha256=base_sha256,
-        projection=scores.projection,
-        layer=layer,
-        fraction=fraction,
-        layers=layers,
-        d_ff=width,
-        neurons=prominent_neurons(scores.ranked[layer], fraction).tolist(),
-        adaptation=AdaptationResult(
-            n=scores.header["n"],
-            accuracy=chosen["accuracy"],
-            margin=chosen["margin"],
-            base_accuracy=unpruned.accuracy,
-            base_margin=unpruned.margin,
-        ),
-        trail=trail,
-    )
 
 
 class _Worker(Protocol):

@@ -10,18 +10,16 @@ import pandas as pd
 from tasks.benchmarks.encoding import Encoded
 from tasks.benchmarks.scoring import Answers, read_without, unit
 from tasks.method.neurons import count, prominent_neurons
+from tasks.method.pairs import COLUMNS, UNPRUNED, Pairs
 from tasks.models.memory import room
 from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack, Projection, Residuals
 from tasks.models.sweep import Without
 
-UNPRUNED = -1  # the layer of the row that stands for the model as it is
 # Layers of one pack that one sweep serves where weights are at hand. In bfloat16 each sweep keeps what the unedited
 # pass multiplies, so that few sweeps are faster.
 EACH: dict[Precision, int] = {"float32": 4, "bfloat16": 10}
-COLUMNS = {"layer": "int64", "fraction": "float64", "neurons": "int64", "accuracy": "float64", "margin": "float64"}
 
-Pairs = Mapping[int, Sequence[float]]  # layer -> ascending fractions
 # Answers of C models to rows with these indices -> which the models answer in words with the right option, bool [C, n].
 Exact = Callable[[Answers, Sequence[int]], np.ndarray]
 
@@ -29,11 +27,6 @@ Exact = Callable[[Answers, Sequence[int]], np.ndarray]
 def empty_grid() -> pd.DataFrame:
     """A grid of no rows, with the columns and types of one."""
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
-
-
-def every_pair(layers: int, fractions: Sequence[float]) -> Pairs:
-    """All layers x all fractions."""
-    return dict.fromkeys(range(layers), fractions)
 
 
 @dataclass(frozen=True)

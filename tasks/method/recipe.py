@@ -9,8 +9,10 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
-from tasks.method.grid import UNPRUNED
-from tasks.models.stack import Projection
+from tasks.method.neurons import prominent_neurons
+from tasks.method.pairs import UNPRUNED
+from tasks.method.scores import Scores
+from tasks.models.projections import Projection
 from tasks.runtime.errors import InputError
 from tasks.runtime.fields import Sha256, Strict
 
@@ -111,3 +113,44 @@ def choose(grid: pd.DataFrame, by: Criterion = "accuracy") -> tuple[dict[str, An
             break
     # Not iloc[0]: a row as a series is all floats, and its layer would be 4.0.
     return {str(name): value for name, value in left.head(1).to_dict("records")[0].items()}, trail
+
+
+def make_recipe(
+    grid: pd.DataFrame,
+    scores: Scores,
+    *,
+    by: Criterion = "accuracy",
+    model: str = "",
+    benchmark: str = "",
+    base_sha256: str | None = None,
+) -> Recipe:
+    """The recipe of the pair that `choose` takes from the grid.
+
+    Args:
+        by: the column of the grid that decides, `accuracy` or `exact_match`.
+        model: names of the model and the benchmark, for the reader of the recipe.
+        base_sha256: hash of the model's directory, without which the recipe applies to models in memory only.
+    """
+    chosen, trail = choose(grid, by)
+    unpruned = grid[grid.layer == UNPRUNED].iloc[0]
+    layers, width = scores.values.shape
+    layer, fraction = int(chosen["layer"]), float(chosen["fraction"])
+    return Recipe(
+        model=model,
+        benchmark=benchmark,
+        base_sha256=base_sha256,
+        projection=scores.projection,
+        layer=layer,
+        fraction=fraction,
+        layers=layers,
+        d_ff=width,
+        neurons=prominent_neurons(scores.ranked[layer], fraction).tolist(),
+        adaptation=AdaptationResult(
+            n=scores.header["n"],
+            accuracy=chosen["accuracy"],
+            margin=chosen["margin"],
+            base_accuracy=unpruned.accuracy,
+            base_margin=unpruned.margin,
+        ),
+        trail=trail,
+    )

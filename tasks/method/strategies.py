@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from tasks.method.grid import COLUMNS, UNPRUNED, Pairs, every_pair
 from tasks.method.neurons import top_neurons
 from tasks.method.options import Search
+from tasks.method.pairs import COLUMNS, UNPRUNED, Pairs, every_pair
 from tasks.method.recipe import Criterion, choose
 from tasks.runtime.errors import InputError
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from tasks.method.algorithm import make_recipe
+from tasks.method.recipe import make_recipe
 from tasks.method.scores import read_scores
 from tasks.models.hashing import recorded_hash
 from tasks.pipeline.cell import Cell

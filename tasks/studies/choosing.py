@@ -16,8 +16,9 @@ from tasks.evidence.statistics import mcnemar, standard_error
 from tasks.method.adaptation_set import draw
 from tasks.method.algorithm import compute_here
 from tasks.method.criteria import CRITERIA, Floats, Seen, choose_index, normalised, right
-from tasks.method.grid import Grid, every_pair, parts_of
+from tasks.method.grid import Grid, parts_of
 from tasks.method.options import Adaptation, Search
+from tasks.method.pairs import every_pair
 from tasks.method.precision import settle
 from tasks.models.products import Precision
 from tasks.pipeline.runs import StudyRun

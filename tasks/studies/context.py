@@ -16,9 +16,9 @@ from tasks.benchmarks.scoring import Answers, answers_unedited, answers_without
 from tasks.benchmarks.table import Rows, encode_rows, read_split
 from tasks.evidence.statistics import mcnemar, standard_error
 from tasks.method.adaptation_set import draw
-from tasks.method.algorithm import adapt, make_recipe, search_rows
+from tasks.method.algorithm import adapt, search_rows
 from tasks.method.options import Adaptation, Attribution
-from tasks.method.recipe import Recipe, read_recipe
+from tasks.method.recipe import Recipe, make_recipe, read_recipe
 from tasks.method.scores import Scores, read_scores
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack

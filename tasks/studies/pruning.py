@@ -7,9 +7,9 @@ import numpy as np
 from tasks.benchmarks.scoring import Answers, answers_unedited, answers_without
 from tasks.benchmarks.table import Rows, exact_matches
 from tasks.evidence.statistics import standard_error
-from tasks.method.algorithm import make_recipe, search_rows
+from tasks.method.algorithm import search_rows
 from tasks.method.neurons import count, prominent_neurons, random_neurons
-from tasks.method.recipe import Recipe
+from tasks.method.recipe import Recipe, make_recipe
 from tasks.method.silence import silenced
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json

@@ -7,8 +7,9 @@ import torch
 
 from tasks.benchmarks.encoding import encode
 from tasks.benchmarks.scoring import answers_unedited, answers_without
-from tasks.method.grid import EACH, UNPRUNED, Grid, assemble, every_pair, parts_of
+from tasks.method.grid import EACH, Grid, assemble, parts_of
 from tasks.method.neurons import count, top_neurons
+from tasks.method.pairs import UNPRUNED, every_pair
 from tasks.models.stack import DecoderStack
 from tasks.runtime.journal import Journal
 from tasks.runtime.work import run_parts, worker_pool

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.method.grid import every_pair, parts_of
+from tasks.method.grid import parts_of
+from tasks.method.pairs import every_pair
 from tasks.method.precision import settle, settle_on_rows
 from tasks.models.products import multiplies_bfloat16
 

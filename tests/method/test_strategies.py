@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.method.grid import COLUMNS, UNPRUNED
 from tasks.method.options import Search
+from tasks.method.pairs import COLUMNS, UNPRUNED
 from tasks.method.recipe import choose
 from tasks.method.strategies import STRATEGIES, Replayed, at_depths, best_depths, strategy_of
 from tasks.runtime.errors import InputError

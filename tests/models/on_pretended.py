@@ -34,8 +34,9 @@ from tasks.comparison.steering import (
 from tasks.explanation.input_attribution import attribute_inputs, contrast
 from tasks.explanation.neuron_roles import activations, direct_logits
 from tasks.method.attribute import Attributor
-from tasks.method.grid import Grid, every_pair, parts_of
+from tasks.method.grid import Grid, parts_of
 from tasks.method.options import Attribution
+from tasks.method.pairs import every_pair
 from tasks.method.silence import Neurons, silenced
 from tasks.method.targets import TARGETS
 from tasks.models.loading import Loaded

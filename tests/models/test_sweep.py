@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from tasks.benchmarks.encoding import Encoded
 from tasks.method.attribute import Attributor
-from tasks.method.grid import UNPRUNED, Grid, every_pair, parts_of
+from tasks.method.grid import Grid, parts_of
 from tasks.method.integrated_gradients import LayerPath
 from tasks.method.options import Attribution
+from tasks.method.pairs import UNPRUNED, every_pair
 from tasks.models import memory
 from tasks.models.memory import room, with_less
 from tasks.models.projections import PROJECTIONS

@@ -16,7 +16,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.method.grid import every_pair, parts_of
+from tasks.method.grid import parts_of
+from tasks.method.pairs import every_pair
 from tasks.models.products import linear
 from tasks.runtime.cluster import RayPool, WorkStealingQueue, _Actor, resources_per_worker
 from tasks.runtime.errors import InputError

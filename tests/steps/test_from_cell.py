@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tasks.method.grid import COLUMNS, UNPRUNED
+from tasks.method.pairs import COLUMNS, UNPRUNED
 from tasks.method.strategies import best_depths
 from tasks.pipeline.cell import open_cell
 from tasks.runtime.errors import InputError

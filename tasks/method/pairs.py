@@ -1,0 +1,13 @@
+"""(layer, fraction) pairs, and the columns of a grid of them."""
+
+from collections.abc import Mapping, Sequence
+
+UNPRUNED = -1  # the layer of the row that stands for the model as it is
+COLUMNS = {"layer": "int64", "fraction": "float64", "neurons": "int64", "accuracy": "float64", "margin": "float64"}
+
+Pairs = Mapping[int, Sequence[float]]  # layer -> ascending fractions
+
+
+def every_pair(layers: int, fractions: Sequence[float]) -> Pairs:
+    """All layers x all fractions."""
+    return dict.fromkeys(range(layers), fractions)
