@@ -21,6 +21,7 @@ def test_two_flows_on_a_cell_that_has_nothing_yet(tmp_path: Path) -> None:
     two_flows(real_project(tmp_path / "project").root, STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_two_flows_on_one_cell(finished_root: Path) -> None:
     lost = ["prune"]

@@ -304,6 +304,7 @@ def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path, command: list[str]
     dvc(root, "status")
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_killed_run_keeps_its_cell_and_an_ended_one_does_not(tmp_path: Path) -> None:
     """And DVC works on what is listed."""

@@ -64,8 +64,7 @@ def test_evaluate_shows_both_models_and_the_paired_difference(
     low, high = found()["model_vs_base"]["accuracy"]["interval"]
     words = " ".join(out.split())
     assert (
-        f"100 test rows; ± standard error; 95 % interval of the difference in accuracy {low:+.3f} to {high:+.3f}"
-        in words
+        f"p of the exact McNemar test; 95 % interval of the difference in accuracy {low:+.3f} to {high:+.3f}" in words
     )
 
 

@@ -136,6 +136,7 @@ def test_a_broken_dvc_lock_may_be_removed(upstream: Path) -> None:
     assert ran(upstream) == []
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.timeout(1200)
 def test_the_first_run_of_a_clone_leaves_its_tree_clean(tmp_path: Path) -> None:
