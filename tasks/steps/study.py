@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from safetensors.numpy import save_file
+
 from tasks.evidence.study_tables import plot
 from tasks.method.recipe import Recipe
 from tasks.models.hashing import recorded_hash
@@ -24,7 +26,7 @@ from tasks.studies.joint import HeldOutResults, HeldOutRows, Part, evaluate
 
 
 def study(cell: Cell, name: str) -> None:
-    """Writes data/studies/<study>/<model>/<benchmark>/: result.json and plot.svg.
+    """Writes data/studies/<study>/<model>/<benchmark>/: result.json, plot.svg, for some studies arrays.safetensors.
 
     Unlike other outputs it holds durations, so the bytes differ between runs.
     """
@@ -68,6 +70,8 @@ def study(cell: Cell, name: str) -> None:
         target.mkdir()
         write_json(target / "result.json", result)
         write_text(target / "plot.svg", plot(result, x=definition.x))
+        if definition.arrays is not None:
+            save_file(definition.arrays(given), target / "arrays.safetensors")
     journal.remove()
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tasks.method.options import Search
 from tasks.pipeline.runs import StudyRun
 from tasks.studies import adapting, bridging, calibrating, choosing, comparing, costs, crossing, pruning
@@ -28,6 +30,7 @@ class Study:
         parts: gives the names of the parts.
         finish: makes the table of all that the parts gave.
         evaluate: instead of `finish`: makes the table of what the parts gave with the results of recipes on test rows.
+        arrays: what is kept beside the table, by name.
         unit: of `Record.value`.
         x: the label of the numeric axis, for studies whose records have an `x`.
     """
@@ -36,6 +39,7 @@ class Study:
     parts: Callable[[StudyContext], list[str]] = _single
     finish: Callable[[list[dict[str, Any]], StudyRun, Search], list[Record]] = _records
     evaluate: Callable[[list[dict[str, Any]], EvaluateRecipes], list[Record]] | None = None
+    arrays: Callable[[list[dict[str, Any]]], dict[str, np.ndarray]] | None = None
     unit: str = "accuracy"
     x: str = ""
 
@@ -65,5 +69,5 @@ STUDIES = {
     "generation": Study(_single_part(pruning.generation), unit="exact match"),
     "calibration": Study(calibrating.compute, calibrating.parts, _over(calibrating.spreads)),
     "bridge": Study(bridging.compute, bridging.parts),
-    "choice": Study(choosing.compute, choosing.parts, choosing.finish),
+    "choice": Study(choosing.compute, choosing.parts, choosing.finish, arrays=choosing.arrays),
 }

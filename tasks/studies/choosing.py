@@ -148,3 +148,12 @@ def joined(values: Sequence[dict[str, Any]], split: str) -> tuple[Floats, npt.ND
         logprobs = np.array(rows[index][1])
         found[:, position, : logprobs.shape[1]] = logprobs
     return normalised(found), np.array([rows[index][0] for index in sorted(rows)], dtype=np.int64)
+
+
+def arrays(values: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The surface, to be kept: `pool` and `test`, float32 [1 + pairs, rows, options], and the gold of their rows."""
+    found: dict[str, npt.NDArray[Any]] = {}
+    for split in ("pool", "test"):
+        logprobs, gold = joined(values, split)
+        found |= {split: logprobs.astype(np.float32), f"{split}_gold": gold}
+    return found

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.numpy import load_file
 
 from flows.study_flows import list_study
 from tasks.benchmarks.scoring import answers_without
@@ -158,6 +159,11 @@ def test_the_papers_criterion_on_other_rows_is_the_naive_choice(results):
         gains.append(context.correct(on_test[best]).mean() - base.mean())
     record = by_label(found["choice"])["paper"]
     assert record["more"]["gain"] == pytest.approx(np.mean(gains), abs=1e-4)
+    kept = load_file(cell.study("choice") / "arrays.safetensors")
+    assert kept["test"].shape == (1 + len(pairs), 30, 2)
+    assert kept["test_gold"].tolist() == test.gold
+    assert (kept["test"].argmax(-1)[0] == context.base.predicted()[0]).all()
+    assert (kept["test"].argmax(-1)[1:] == np.stack([answers.predicted()[0] for answers in on_test])).all()
     names = [f"{name}{how}" for name in CRITERIA for how in ("", ", abstaining")]
     assert list(by_label(found["choice"])) == ["unpruned", *names, "best pair on the test rows"]
 
