@@ -106,6 +106,9 @@ def page(results: list[dict[str, Any]]) -> str:
         found = decide(design, report)
         parts += ["## Decision", sentence(found, len(design), len(report))]
         parts += ["## Cells", markdown(cells_table(results, found.picked))]
+    else:
+        missing = "the report half" if design else "the design half"
+        parts += ["## Decision", f"None yet: no cell of {missing} has been run. `paper` stays."]
     for title, cells in (("Design half", design), ("Report half", report)):
         if cells:
             parts += [f"## {title}, {len(cells)} cells", markdown(criteria_table(cells))]

@@ -52,3 +52,9 @@ def test_the_page_says_what_was_decided():
     assert "pick `halves`" in text
     assert text.count("tiny on") == 8
     assert "Report half, 4 cells" in text
+
+
+def test_nothing_is_decided_before_both_halves_are_there():
+    text = page([result(b) for b in DESIGN])
+    assert "None yet: no cell of the report half" in text
+    assert "## Cells" not in text
