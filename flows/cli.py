@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from flows import experiments, handover, inspection, operate, running
-from tasks.runtime.errors import InputError
+from tasks.runtime.errors import InputError, one_line
 
 
 class _Group(TyperGroup):
@@ -37,8 +37,8 @@ def _told(error: Exception) -> tuple[int, str]:
     if isinstance(error, InputError):
         return 2, f"error: {error}"
     if isinstance(error, OSError) and error.filename is not None:  # a full disk, a missing right
-        return 2, f"error: {error.filename}: {error.strerror}"
-    text = " ".join(str(error).split())
+        return 2, f"error: {InputError(str(error.filename), error.strerror or str(error))}"
+    text = one_line(str(error))
     if type(error).__name__ == "SafetensorError":  # a damaged file; by name, since flows import no file formats
         return 2, f"error: a safetensors file cannot be read or written: {text}"
     if type(error).__module__.startswith("flows."):

@@ -14,13 +14,13 @@ class InputError(Exception):
     """
 
     def __init__(self, field: str, problem: str):
-        self.field = _line(field)
-        self.problem = _line(problem)
+        self.field = one_line(field)
+        self.problem = one_line(problem)
         super().__init__(f"{self.field}: {self.problem}")
 
 
-def _line(text: str) -> str:
-    """The text on one line, with control and unprintable characters escaped."""
+def one_line(text: str) -> str:
+    """The text on one line of at most `LONGEST` characters, with control and unprintable characters escaped."""
     text = " ".join(text[: 2 * LONGEST].split())
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= LONGEST else text[:LONGEST] + " .."
