@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, GgufConfig
 from transformers.utils import logging
 
@@ -94,7 +95,8 @@ def convert_gguf(file: Path, target: Path, *, name: str, field: str, dtype: torc
             file = Path(work) / "joined.gguf"
             write_joined(list(headers), file, field=field)
         shapes = {tensor: shape for header in headers.values() for tensor, shape in header.shapes.items()}
-        check_tensors(file, shapes, absent=absent, name=name, field=field)
+        reader = GGUFReader(file)  # takes a second or two for a large vocabulary
+        check_tensors(file, reader, shapes, absent=absent, name=name, field=field)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
@@ -106,8 +108,8 @@ def convert_gguf(file: Path, target: Path, *, name: str, field: str, dtype: torc
         )
         model, report = loaded
         check_report(report, name=name, field=field)
-        set_rope_factors(model.config, file, name=name, field=field)
-        tokenizer = gguf_tokenizer(file, name=name, field=field)
+        set_rope_factors(model.config, reader, name=name, field=field)
+        tokenizer = gguf_tokenizer(file, reader, name=name, field=field)
     tokenizer.model_max_length = model.config.max_position_embeddings  # a GGUF tokenizer knows no limit
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

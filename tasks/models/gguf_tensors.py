@@ -31,11 +31,12 @@ LLAMA3_ROPE = {
 }  # fmt: skip
 
 
-def check_tensors(file: Path, shapes: Shapes, *, absent: list[str], name: str, field: str) -> None:
+def check_tensors(file: Path, reader: GGUFReader, shapes: Shapes, *, absent: list[str], name: str, field: str) -> None:
     """Refuses a file whose tensors are not those of the model, before any of them is read.
 
     Args:
         file: the GGUF file, or of an incomplete split the first shard.
+        reader: of that file.
         shapes: of all tensors there are.
         absent: shards that are not there.
         name: what the user calls the file.
@@ -43,7 +44,7 @@ def check_tensors(file: Path, shapes: Shapes, *, absent: list[str], name: str, f
     Raises:
         InputError: naming what is missing, superfluous or of another shape.
     """
-    wanted = _wanted(file)
+    wanted = _wanted(file, reader)
     missing, other = [], []
     if wanted is not None:
         given = {wanted[tensor][0] for tensor in shapes if tensor in wanted}
@@ -61,13 +62,13 @@ def check_tensors(file: Path, shapes: Shapes, *, absent: list[str], name: str, f
             raise InputError(field, f"{name}: {tensor} has the shape {shapes[tensor]}, where {size} is needed")
 
 
-def _wanted(file: Path) -> dict[str, tuple[str, tuple[int, ...] | None]] | None:
+def _wanted(file: Path, reader: GGUFReader) -> dict[str, tuple[str, tuple[int, ...] | None]] | None:
     """For the name of each tensor the parameter that it becomes, and the shape if it is all of it.
 
     None where transformers does not skip what it does not know, so that its own report tells.
     """
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-    architecture = str(GGUFReader(file).fields["general.architecture"].contents())
+    architecture = str(reader.fields["general.architecture"].contents())
     if is_gguf_arch_supported(architecture):
         return None
     with torch.device("meta"):
@@ -103,13 +104,13 @@ def check_report(report: dict[str, Any], *, name: str, field: str) -> None:
             raise InputError(field, f"{name} {told}: {listed(sorted(map(str, report[problem])))}")
 
 
-def set_rope_factors(config: Any, file: Path, *, name: str, field: str) -> None:
+def set_rope_factors(config: Any, reader: GGUFReader, *, name: str, field: str) -> None:
     """Puts the factors of the rotary angles that the file holds into `config`; transformers passes over them.
 
     Raises:
         InputError: they are not those of a Llama 3.1.
     """
-    tensor = next((tensor for tensor in GGUFReader(file).tensors if tensor.name == ROPE_FACTORS), None)
+    tensor = next((tensor for tensor in reader.tensors if tensor.name == ROPE_FACTORS), None)
     if tensor is None:
         return
     factors = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())

@@ -26,7 +26,7 @@ IGNORES_MERGES = LLAMA3 | {"minicpm5", "youtu", "granite-embed-multi-97m"}
 SENTENCEPIECE_IDS = {"unk": ("unknown", 0), "bos": ("bos", 1), "eos": ("eos", 2)}
 
 
-def gguf_tokenizer(file: Path, *, name: str, field: str) -> Any:
+def gguf_tokenizer(file: Path, reader: GGUFReader, *, name: str, field: str) -> Any:
     """The tokenizer of a GGUF file. Where the file has a key for it, the key counts.
 
     Raises:
@@ -35,7 +35,7 @@ def gguf_tokenizer(file: Path, *, name: str, field: str) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     keys = {
         key.removeprefix("tokenizer.ggml."): entry
-        for key, entry in GGUFReader(file).fields.items()
+        for key, entry in reader.fields.items()
         if key.startswith("tokenizer.ggml.")
     }
     said = {

@@ -149,11 +149,12 @@ def test_the_tensors_of_every_family_are_known_by_their_names(tmp_path, family):
     writer.close()
     if family == "llama3":  # a Llama of transformers 5 has biases by its configuration, those of GGUF files never
         shapes = {tensor: shape for tensor, shape in shapes.items() if not tensor.endswith(".bias")}
+    reader = GGUFReader(tmp_path / "m.gguf")
     check = {"absent": [], "name": "m.gguf", "field": FIELD}
-    check_tensors(tmp_path / "m.gguf", shapes, **check)
+    check_tensors(tmp_path / "m.gguf", reader, shapes, **check)
     for tensor in shapes:
         with pytest.raises(InputError, match=rf"lacks the tensors {re.escape(tensor)}$"):
-            check_tensors(tmp_path / "m.gguf", {t: s for t, s in shapes.items() if t != tensor}, **check)
+            check_tensors(tmp_path / "m.gguf", reader, {t: s for t, s in shapes.items() if t != tensor}, **check)
 
 
 # -- shards -----------------------------------------------------------------------------------------------------------
