@@ -23,7 +23,7 @@ run: setup  ## adapt the default model to the default benchmark
 	dsm run
 
 # A tiny model gains nothing from a second core. Tests that share a fixture of their file stay on one (tests/conftest.py).
-PYTEST := OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --durations=30
 
 test: setup  ## what one waits for after a change: each promise once
 	$(PYTEST) -m "not slow"

@@ -23,6 +23,11 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 SERVERS = ("postgres", "_prefect")  # session fixtures that take long: all who use one are on one worker
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores: tests wait for servers and child processes a sixth of the time."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups tests for pytest-xdist, which hands a group to one worker, and puts those that may take longest first.
 

@@ -192,6 +192,7 @@ def outputs(name, paths, root):
     return {file.relative_to(root): file.read_bytes() for file in files if file.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "key", "values"), ITEMS, ids=[f"{name}@{key}" for name, key, _ in ITEMS])
 def test_a_stage_needs_nothing_but_its_dependencies(finished, tmp_path, name, key, values):
     stage = STAGES[name]

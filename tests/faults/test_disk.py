@@ -49,6 +49,7 @@ def all_steps(root: Path) -> dict[str, list[tuple[int, int, list[str]]]]:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_step_on_a_full_disk(disk: Path, finished_root: Path) -> None:
     """Each step with 0 bytes left, then with more, then with enough; all steps in one process, to save their start."""

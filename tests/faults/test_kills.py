@@ -51,7 +51,9 @@ def stages(root: Path) -> list[str]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["step", "dvc", "register", "flow"])
+@pytest.mark.parametrize(
+    "kind", ["step", "register", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("dvc", "flow"))]
+)
 def test_a_kill_in_the_middle(finished_root: Path, kind: str) -> None:
     """kill -9 when the step `score` has noted its first parts, `register` its first artifacts."""
     begun = "mlartifacts" if kind == "register" else "data/scratch/tiny/reviews/score.jsonl"

@@ -63,6 +63,7 @@ def test_two_cells_are_two_cells_for_dvc(project: Path, tmp_path: Path) -> None:
     assert ran(project) == []
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_taken_out_and_put_back(project: Path, tmp_path: Path) -> None:
     two_cells(project)
     dvc(project, "remote", "add", "--default", "shared", str(tmp_path / "remote"))
@@ -279,13 +280,14 @@ REFUSES = "open('ran.txt', 'a').write('x\\n')\nimport os; os.write(2, b'error: m
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
         ["run", "--model", "mine", "--benchmark", "sst2", "--data", "rows"],
-        pytest.param(["study", "fractions", "--model", "mine", "--benchmark", "quiz"], marks=pytest.mark.slow),
-        pytest.param(["explain", "--nsa", "--model", "mine", "--benchmark", "quiz"], marks=pytest.mark.slow),
-        pytest.param(["sparsify", "ria", "--model", "mine"], marks=pytest.mark.slow),
+        ["study", "fractions", "--model", "mine", "--benchmark", "quiz"],
+        ["explain", "--nsa", "--model", "mine", "--benchmark", "quiz"],
+        ["sparsify", "ria", "--model", "mine"],
     ],
 )
 def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path, command: list[str]) -> None:

@@ -150,7 +150,8 @@ def test_a_second_serve_is_refused(project: Path) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("end", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_serve_says_how_it_leaves_the_deployments(project: Path, tmp_path: Path, end: signal.Signals) -> None:
     scheduled(project)
     port = free_port()

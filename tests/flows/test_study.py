@@ -159,6 +159,7 @@ def test_explanations_of_a_cell(finished_root: Path) -> None:
         assert lines[-1] == "data/cells/tiny/reviews/nsa.html"
 
 
+@pytest.mark.slow
 def test_explain_needs_a_finished_cell(project: Path) -> None:
     root = real_project(project / "unfinished").root
     with pytest.MonkeyPatch.context() as patch:

@@ -100,7 +100,7 @@ def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv(name, str(tmp_path / "none"))
 
 
-@pytest.mark.parametrize("kind", ["directory", "s3"])
+@pytest.mark.parametrize("kind", ["directory", pytest.param("s3", marks=pytest.mark.slow)])
 def test_a_clone_computes_nothing_again(
     request: pytest.FixtureRequest, computed: Path, tmp_path: Path, no_keys: None, kind: str
 ) -> None:

@@ -41,6 +41,7 @@ def ask(server: Server, body: Any, kind: str = "application/json") -> tuple[int,
         return error.code, error.read().decode()
 
 
+@pytest.mark.slow
 @on_a_file
 def test_the_champion_answers_over_http(cell: Cell) -> None:  # noqa: F811
     register(cell)

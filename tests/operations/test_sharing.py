@@ -82,6 +82,7 @@ def told(root: Path, *arguments: str) -> str:
         return str(error.stderr)
 
 
+@pytest.mark.slow
 def test_two_clones_share_results(upstream: Path, tmp_path: Path) -> None:
     git(tmp_path, "clone", "-q", "--bare", str(upstream), str(tmp_path / "team.git"))
     one, remote = cloned(tmp_path / "team.git", tmp_path / "one"), tmp_path / "remote"

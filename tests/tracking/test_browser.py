@@ -180,6 +180,7 @@ def elsewhere(asked: list[str]) -> set[str | None]:
     return {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} - {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_prefects_pages_ask_no_other_host(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server as docs/operations.md starts it, in a directory with the project's settings; no variable helps."""
     for name in [name for name in os.environ if name.startswith("PREFECT_")] + ["DO_NOT_TRACK"]:
