@@ -49,6 +49,7 @@ STUDIES = {
     "seeds": {"sizes": [4], "seeds": 1},
     "choice": {"pool": 20, "draws": 2},
     "generation": {},
+    "interactions": {},
     "timing": {},
 }  # fmt: skip
 STAGES = {

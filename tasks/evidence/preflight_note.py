@@ -7,6 +7,10 @@ ADVICE = (
     "pruning can hardly improve on that; what often helps: `chat_template: true` for a model that was trained to chat, "
     "another `template` of the benchmark, options spelled as the model writes them"
 )
+ALL_CORRECT = (
+    "no pruned model can be better on these examples, so the search only compares margins; `--seed` draws other "
+    "examples, and a larger `adaptation.size` more of them"
+)
 
 
 def describe_answers(found: dict[str, Any]) -> str:
@@ -28,6 +32,7 @@ def describe_answers(found: dict[str, Any]) -> str:
 
 
 def warning(found: dict[str, Any]) -> str | None:
-    """What to say where (almost) all rows are answered with one option: nothing can be learned there."""
+    """What to say where nothing can be learned: one option answers (almost) all rows, or all examples are correct."""
     share = max(found["predicted"]) / found["n"]
-    return f"{describe_answers(found)}: {ADVICE}" if share >= ONE_OPTION else None
+    advice = ADVICE if share >= ONE_OPTION else ALL_CORRECT if found["accuracy"] == 1 else None
+    return advice and f"{describe_answers(found)}: {advice}"

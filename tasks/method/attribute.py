@@ -102,7 +102,7 @@ class Attributor:
         """`compute` of several parts."""
         if len(parts) == 1 or not _is_integral(self._settings):
             return [self.compute(part) for part in parts]
-        found = all_scores(self._path, [part[0] for part in parts], self._one, self._settings)
+        found = all_scores(self.path, [part[0] for part in parts], self._one, self._settings)
         return [_as_json(_attributed(found[part[0]], 1)) for part in parts]
 
     def attribute(self, part: Part) -> Attributed:
@@ -112,15 +112,15 @@ class Attributor:
         if settings.method == "activation":
             return Attributed(self._activation[list(part)])
         if settings.method == "relu_gradient":
-            scores = self._path.rectified(layer, settings.steps)
+            scores = self.path.rectified(layer, settings.steps)
             return Attributed(scores.reshape(len(part), -1), nodes=settings.steps)
         if settings.method == "saliency":
             return Attributed(self._saliency[list(part)])
         if settings.method == "shapley":
-            return _attributed(shapley(self._path, part[0], settings.steps), 1)
+            return _attributed(shapley(self.path, part[0], settings.steps), 1)
         if settings.path == "single":
-            return Attributed(single(self._path, part[0])[None])
-        return _attributed(layer_scores(self._path, layer, self._one, settings), len(part))
+            return Attributed(single(self.path, part[0])[None])
+        return _attributed(layer_scores(self.path, layer, self._one, settings), len(part))
 
     def compute(self, part: Part) -> dict[str, Any]:
         """`attribute` as a JSON value, for `tasks.pipeline.work`."""
@@ -129,7 +129,8 @@ class Attributor:
     # Made when they are first needed: a run whose parts are all in the journal needs none of them.
 
     @cached_property
-    def _path(self) -> LayerPath:
+    def path(self) -> LayerPath:
+        """The path of the settings on the prompts."""
         settings = self._settings
         return LayerPath(
             self._stack,
@@ -143,11 +144,11 @@ class Attributor:
 
     @cached_property
     def _one(self) -> tuple[Tensor, Tensor]:
-        return self._path.at_one()
+        return self.path.at_one()
 
     @cached_property
     def _saliency(self) -> Tensor:
-        return self._path.saliency()
+        return self.path.saliency()
 
     @cached_property
     def _activation(self) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tasks.method.options import Search
 from tasks.pipeline.runs import StudyRun
-from tasks.studies import adapting, bridging, calibrating, choosing, comparing, costs, crossing, pruning
+from tasks.studies import adapting, bridging, calibrating, choosing, comparing, costs, crossing, interacting, pruning
 from tasks.studies.context import Record, StudyContext
 from tasks.studies.joint import EvaluateRecipes
 
@@ -70,4 +70,5 @@ STUDIES = {
     "calibration": Study(calibrating.compute, calibrating.parts, _over(calibrating.spreads)),
     "bridge": Study(bridging.compute, bridging.parts),
     "choice": Study(choosing.compute, choosing.parts, choosing.finish, arrays=choosing.arrays),
+    "interactions": Study(interacting.compute, interacting.parts, unit="share of the scores"),
 }

@@ -139,6 +139,13 @@ def test_before_all_else_some_train_rows_are_answered(finished, capsys):
     assert found["accuracy"] == pytest.approx(np.mean(right))
 
 
+def test_examples_that_are_all_answered_correctly_are_warned_about():
+    found = {"n": 36, "labeled": 6, "accuracy": 1.0, "predicted": [16, 20], "options": [" no", " yes"]}
+    line = warning(found)
+    assert "and 6 of the 6 examples correctly: no pruned model can be better on these examples" in line
+    assert warning(found | {"accuracy": 5 / 6}) is None
+
+
 @pytest.mark.parametrize(("counts", "warned"), [([36, 0], True), ([1, 35], True), ([6, 30], False)])
 def test_a_model_that_answers_with_one_option_is_warned_about(counts, warned):
     found = {"n": 36, "labeled": 6, "accuracy": 0.5, "predicted": counts, "options": [" no", " yes"]}

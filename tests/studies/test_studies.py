@@ -415,3 +415,15 @@ def test_results_of_a_page_are_not_lost_by_writing_it_elsewhere(results, tmp_pat
     assert [path.name for path in (tmp_path / "elsewhere" / "layers").iterdir()] == ["layers-tiny-reviews.svg"]
     page.unlink()
     assert write_page(cell.root, fewer, page) == 1
+
+
+def test_interactions_are_of_the_most_prominent_pruned_neurons(results):
+    cell, found = results
+    context = StudyContext(cell, cell.settings.studies["interactions-tiny-reviews"])
+    recipe, scores = context.recipe, context.scores.ranked[context.recipe.layer]
+    top = sorted(scores[recipe.neurons].tolist(), reverse=True)[:10]
+    pruned, at_random = found["interactions"]["records"]
+    assert pruned["label"] == f"{len(top)} most prominent pruned neurons"
+    assert pruned["more"]["scores"] == pytest.approx(sum(top), abs=2e-2 * abs(sum(top)) + 1e-4)
+    assert 0 < pruned["value"] <= 1
+    assert 0 < at_random["value"] <= 1
