@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tasks.models.calls import Stop
 from tasks.models.stack import DecoderStack, Projection
+from tasks.models.structure import weight_of
 
 BEFORE, AFTER = 8, 3  # tokens of context around a top-activating token
 
@@ -44,7 +45,7 @@ def activations(
     outputs: list[Tensor] = []
 
     def keep(_: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        outputs.append((output if projection == "down_proj" else inputs[0])[0])
+        outputs.append((output if projection == "down_proj" else inputs[0]).flatten(0, -2))
         raise Stop
 
     last, chosen = [], []
@@ -111,11 +112,11 @@ def direct_logits(
     if projection == "down_proj":
         directions = torch.eye(stack.d_model, device=stack.device, dtype=stack.dtype)[list(neurons)]
     else:
-        directions = stack.mlps[layer].down.weight.T[list(neurons)].to(stack.dtype)
-    after = getattr(stack.layers[layer], "post_feedforward_layernorm", None)
+        directions = weight_of(stack.mlps[layer].down).T[list(neurons)].to(stack.dtype)
+    _, after = stack.norms(layer)
     if after is not None:
         directions = after(directions)
-    logits: Tensor = stack.model.get_output_embeddings()(stack.model.get_decoder().norm(directions)).double()
+    logits: Tensor = stack.model.get_output_embeddings()(stack.last_norm(directions)).double()
     return (logits - logits.mean(-1, keepdim=True)).cpu()
 
 

@@ -12,10 +12,11 @@ from transformers.pytorch_utils import Conv1D
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import Loaded, load
 from tasks.models.stack import DecoderStack
+from tasks.models.structure import weight_of
 from tasks.runtime.errors import InputError
 from tasks.sparsity import metrics
 from tasks.sparsity.calibration import Calibration
-from tasks.sparsity.layers import Layers, weight_of
+from tasks.sparsity.layers import Layers
 from tasks.sparsity.metrics import NOfM
 from tasks.sparsity.perplexity import perplexity
 from tasks.sparsity.sparse_recipe import apply_recipe, write_recipe
