@@ -110,7 +110,7 @@ def mlp_outputs(stack: DecoderStack) -> Site:
 
 
 def _check_modules(stack: DecoderStack) -> None:
-    """Refuses MLPs whose linear layers lie in the decoder layer itself (OPT): there are no [1, tokens, width] in them."""
+    """Refuses MLPs whose linear layers lie in the decoder layer itself (OPT), on [tokens, width]."""
     if any(mlp.module is layer for mlp, layer in zip(stack.mlps, stack.layers, strict=True)):
         raise InputError("model", f"{type(stack.model).__name__}: its MLPs are no modules of their own to steer")
 

@@ -81,8 +81,15 @@ class Mlp:
     def edit_rows(self, projection: Projection, edit: Callable[[Tensor], Tensor], runs: int) -> Any:
         """Puts what the rows of a projection give through `edit` in all later calls; returns the handle that ends this.
 
-        Gradients flow through `edit`, [runs, T, rows] -> [runs, T, rows].
+        Gradients flow through `edit`, [runs, T, rows] -> [runs, T, rows]. What up_proj gives without a gate is 1.
         """
+
+        def on_hidden(_: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+            hidden = inputs[0].reshape(runs, -1, self.d_ff)
+            return (hidden * edit(hidden.new_ones(()))).reshape(inputs[0].shape)
+
+        if projection == "up_proj" and projection not in self.places:
+            return self.down.register_forward_pre_hook(on_hidden)
         _, part, parts = self.place(projection)
 
         def hook(_: Any, __: Any, y: Tensor) -> Tensor:

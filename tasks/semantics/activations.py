@@ -1,6 +1,7 @@
 """Step 2 of neuron semantic attribution (2503.01542): how strongly every neuron responds to every word.
 
-A neuron is a column of down_proj with the input h = act(W_gate x) * W_up x, or act(W_first x) without a gate. The paper does not define the score; here
+A neuron is a column of down_proj with the input h = act(W_gate x) * W_up x, or h = act(W_first x) without a gate. The
+paper does not define the score; here
 
     a(n, w) = mean over the occurrences of w of |h_n| at the last sub-token of w                       (ours).
 
