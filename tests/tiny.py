@@ -129,17 +129,19 @@ def gated(model: Any) -> bool:
 
 
 def linear(model: Any, layer: int, projection: str = "gate_proj") -> Any:
-    """The linear layer of a projection; without a gate gate_proj is the first one."""
+    """The linear layer with the rows of a projection; without a gate gate_proj is the first one."""
     if gated(model):
-        return getattr(model.model.layers[layer].mlp, projection)
+        mlp = model.model.layers[layer].mlp
+        both = hasattr(mlp, "gate_up_proj") and projection != "down_proj"
+        return mlp.gate_up_proj if both else getattr(mlp, projection)
     return model.get_submodule(LINEAR[model.config.model_type][projection == "down_proj"].format(layer))
 
 
 def row_tensors(model: Any, layer: int, projection: str = "gate_proj") -> list[torch.Tensor]:
     """The weight rows of a projection and, if it has one, its bias: views that can be written to."""
-    if gated(model) and hasattr(mlp := model.model.layers[layer].mlp, "gate_up_proj") and projection != "down_proj":
-        return [mlp.gate_up_proj.weight.chunk(2)[projection == "up_proj"]]
     found = linear(model, layer, projection)
+    if model.config.model_type == "phi3" and projection != "down_proj":
+        return [found.weight.chunk(2)[projection == "up_proj"]]
     weight = found.weight.T if model.config.model_type == "gpt2" else found.weight
     return [weight] if found.bias is None else [weight, found.bias]
 

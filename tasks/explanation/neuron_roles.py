@@ -102,9 +102,9 @@ def direct_logits(
     """Direct logit attribution: the effect of each neuron's direction on the logits without the later layers.
 
     The direction W_down[:, j] (after the layer's post-MLP norm, if it has one) passes the model's last norm and the
-    unembedding. The mean over the vocabulary, which a softmax ignores, is subtracted. The norm rescales the direction,
-    so the order of the tokens is meaningful, and the values belong to a residual that is this direction alone. A
-    negative activation writes the opposite.
+    unembedding. What biases give without a direction is subtracted, and the mean over the vocabulary, which a softmax
+    ignores. The norm rescales the direction, so the order of the tokens is meaningful, and the values belong to a
+    residual that is this direction alone. A negative activation writes the opposite.
 
     Returns:
         float64 [neurons, vocabulary].
@@ -114,9 +114,11 @@ def direct_logits(
     else:
         directions = weight_of(stack.mlps[layer].down).T[list(neurons)].to(stack.dtype)
     _, after = stack.norms(layer)
+    directions = torch.cat([directions, torch.zeros_like(directions[:1])])
     if after is not None:
         directions = after(directions)
     logits: Tensor = stack.model.get_output_embeddings()(stack.last_norm(directions)).double()
+    logits = logits[:-1] - logits[-1]
     return (logits - logits.mean(-1, keepdim=True)).cpu()
 
 

@@ -19,7 +19,7 @@ from tasks.models.stack import DecoderStack
 from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
 from tests.comparison.fit_data import assert_untouched, fit_data, state
-from tests.tiny import FAMILIES, rows, save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import ALL, FAMILIES, rows, save_tiny, tiny_model, tiny_tokenizer, zero_rows
 
 EXAMPLES = [
     {"prompt": f"a {word} film {number} :", "options": [" bad", " good"], "gold": number % 2}
@@ -40,8 +40,10 @@ def test_the_model_is_left_as_it_was(strategy):
     assert found.recipe.neurons == sorted(order[: int(found.recipe.fraction * 48 + 0.5)].tolist())
 
 
-@pytest.mark.parametrize("projection", PROJECTIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "projection"),
+    [(family, p) for family in ALL for p in PROJECTIONS if p != "up_proj" or family in FAMILIES],
+)
 def test_in_flight_and_in_the_weights_give_the_same_logits(family, projection):
     model = tiny_model(family)
     stack = DecoderStack(model)
@@ -52,7 +54,7 @@ def test_in_flight_and_in_the_weights_give_the_same_logits(family, projection):
     for layer in range(len(stack)):
         [in_flight] = logits_without(stack, stack.clean(packed), layer, [np.sort(neurons)], projection)
         naive = copy.deepcopy(model)
-        rows(naive, layer, projection)[torch.tensor(neurons)] = 0
+        zero_rows(naive, layer, neurons, projection)
         with silenced(model, Neurons(layer, neurons, projection)):
             in_weights = model(torch.tensor([sequence])).logits[0, -1]
         torch.testing.assert_close(in_weights, naive(torch.tensor([sequence])).logits[0, -1], atol=0, rtol=0)

@@ -291,7 +291,9 @@ def test_a_remaximised_gradient_is_that_of_the_token_ahead():
 
 @pytest.mark.parametrize("family", UNGATED)
 def test_up_proj_is_refused_where_there_is_no_gate(family):
-    with pytest.raises(InputError, match=r"^projection: the model has no up_proj: its MLPs have no gate; use gate_proj"):
+    with pytest.raises(
+        InputError, match=r"^projection: the model has no up_proj: its MLPs have no gate; use gate_proj"
+    ):
         attributor(tiny_model(family), projection="up_proj")
 
 
