@@ -96,7 +96,7 @@ class Kept:
 
     def __init__(self, rounded: dict[int, Tensor]):
         self._rounded = rounded
-        self._pairs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._pairs: dict[tuple[int, int | None], tuple[Tensor, Tensor]] = {}
 
     def put(self, x: Tensor, weight: Tensor, y: Tensor) -> None:
         """Keeps one product. The last decoder layer is called twice, for all tokens and for a few: by their number."""
