@@ -11,8 +11,10 @@ from transformers.pytorch_utils import Conv1D
 
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import Loaded, load
+from tasks.models.model_spec import ModelSpec
 from tasks.models.stack import DecoderStack
 from tasks.models.structure import weight_of
+from tasks.pipeline.model_size import model_size
 from tasks.runtime.errors import InputError
 from tasks.sparsity import metrics
 from tasks.sparsity.calibration import Calibration
@@ -34,6 +36,9 @@ UNGATED = {
     # OPT-350m: norms after the sublayers, and a projection of the embeddings outside the layers.
     "opt_350m": lambda: transformers.OPTForCausalLM(
         transformers.OPTConfig(**OPT, word_embed_proj_dim=16, do_layer_norm_before=False)
+    ),
+    "opt_post_norm": lambda: transformers.OPTForCausalLM(
+        transformers.OPTConfig(**OPT, word_embed_proj_dim=32, do_layer_norm_before=False)
     ),
     "gptj": lambda: transformers.GPTJForCausalLM(transformers.GPTJConfig(**GPT2, rotary_dim=4)),
     "pythia": lambda: transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**NEOX)),
@@ -227,3 +232,24 @@ def test_a_score_of_a_transposed_weight_is_that_of_the_matrix():
     expected = metrics.by_matrix(metrics.ria(module.weight.T.clone(), statistics.squared_norms(name)), 0.5)
     prune_weights(Loaded(model, None), SEQUENCES, "ria", 0.5)
     assert torch.equal(module.weight.T == 0, expected)
+
+
+@pytest.mark.parametrize("family", tiny_families.UNGATED)
+def test_no_weight_of_a_spared_neuron_is_removed(family):
+    """A row of the first linear layer and a column of the last one."""
+    model = tiny(family)
+    with sparse(Loaded(model, None), SEQUENCES, "magnitude", 0.5, {1: [3, 4]}):
+        first, down = (tiny_families.rows(model, 1, name) for name in ("gate_proj", "down_proj"))
+        assert first[[3, 4]].all()
+        assert down[:, [3, 4]].all()
+        assert float((first == 0).float().mean()) == pytest.approx(0.5, abs=1e-3)
+        assert not tiny_families.rows(model, 0)[[3, 4]].all()
+
+
+@pytest.mark.parametrize("family", tiny_families.UNGATED)
+def test_the_plan_counts_the_weights_of_the_decoders_matrices(family, tmp_path):
+    model = tiny(family)
+    model.save_pretrained(tmp_path)
+    spec = ModelSpec.model_validate({"source": {"kind": "path", "path": str(tmp_path), "sha256": "0" * 64}})
+    size = model_size(spec, tmp_path, tmp_path, field="models.tiny")
+    assert size.multiply_adds == sum(module.weight.numel() for module in linears(model).values())
