@@ -12,12 +12,18 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedTokenizerFast,
@@ -25,6 +31,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
 )
 
 VOCABULARY = 256 + 1
@@ -74,12 +82,38 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         )
     ),
 }
+OPT = {
+    "ffn_dim": SIZES["intermediate_size"], "init_std": SIZES["initializer_range"],
+    **{name: SIZES[name] for name in (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
+        "bos_token_id", "eos_token_id", "pad_token_id",
+    )},
+}  # fmt: skip
+GPT2 = {
+    "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512, "n_inner": 48,
+    "bos_token_id": 256, "eos_token_id": 256, "initializer_range": 0.4,
+}  # fmt: skip
+NEOX = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
+UNGATED: dict[str, Callable[[], Any]] = {
+    "opt": lambda: OPTForCausalLM(OPTConfig(**OPT, word_embed_proj_dim=32)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2)),
+    "starcoder2": lambda: Starcoder2ForCausalLM(Starcoder2Config(**SIZES, sliding_window=4)),
+    "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**NEOX, use_parallel_residual=False)),
+}
+# The first and the last linear layer of the MLP, by their names in layer {} of a family.
+LINEAR = {
+    "opt": ("model.decoder.layers.{}.fc1", "model.decoder.layers.{}.fc2"),
+    "gpt2": ("transformer.h.{}.mlp.c_fc", "transformer.h.{}.mlp.c_proj"),
+    "starcoder2": ("model.layers.{}.mlp.c_fc", "model.layers.{}.mlp.c_proj"),
+    "gpt_neox": ("gpt_neox.layers.{}.mlp.dense_h_to_4h", "gpt_neox.layers.{}.mlp.dense_4h_to_h"),
+}
+ALL = FAMILIES | UNGATED
 
 
 def tiny_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
     """A random model in eval mode whose parameters take no gradient."""
     torch.manual_seed(seed)
-    model = FAMILIES[family]().to(dtype).eval().requires_grad_(False)
+    model = ALL[family]().to(dtype).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if "bias" in name:  # transformers starts biases at zero, where a mistake with them would not show
             parameter.normal_(std=0.1)
@@ -90,14 +124,37 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0) -
     return model
 
 
+def gated(model: Any) -> bool:
+    return model.config.model_type not in LINEAR
+
+
+def linear(model: Any, layer: int, projection: str = "gate_proj") -> Any:
+    """The linear layer with the rows of a projection; without a gate gate_proj is the first one."""
+    if gated(model):
+        mlp = model.model.layers[layer].mlp
+        both = hasattr(mlp, "gate_up_proj") and projection != "down_proj"
+        return mlp.gate_up_proj if both else getattr(mlp, projection)
+    return model.get_submodule(LINEAR[model.config.model_type][projection == "down_proj"].format(layer))
+
+
+def row_tensors(model: Any, layer: int, projection: str = "gate_proj") -> list[torch.Tensor]:
+    """The weight rows of a projection and, if it has one, its bias: views that can be written to."""
+    found = linear(model, layer, projection)
+    if model.config.model_type == "phi3" and projection != "down_proj":
+        return [found.weight.chunk(2)[projection == "up_proj"]]
+    weight = found.weight.T if model.config.model_type == "gpt2" else found.weight
+    return [weight] if found.bias is None else [weight, found.bias]
+
+
 def rows(model: Any, layer: int, projection: str = "gate_proj") -> torch.Tensor:
     """The weight rows of a projection, a view that can be written to."""
-    mlp = model.model.layers[layer].mlp
-    if hasattr(mlp, "gate_up_proj") and projection != "down_proj":
-        weight = mlp.gate_up_proj.weight
-        half = len(weight) // 2
-        return weight[:half] if projection == "gate_proj" else weight[half:]
-    return getattr(mlp, projection).weight
+    return row_tensors(model, layer, projection)[0]
+
+
+def zero_rows(model: Any, layer: int, neurons: Any, projection: str = "gate_proj") -> None:
+    """Sets rows of a projection and their biases to zero."""
+    for tensor in row_tensors(model, layer, projection):
+        tensor[torch.as_tensor(neurons, dtype=torch.long)] = 0
 
 
 def _double_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:

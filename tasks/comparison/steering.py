@@ -85,11 +85,12 @@ def by_head(stack: DecoderStack, values: Tensor) -> Tensor:
 
 
 def mlp_activations(stack: DecoderStack) -> Site:
-    """act(W_gate x), before it is multiplied by W_up x.
+    """act(W_gate x), before it is multiplied by W_up x; h itself without a gate.
 
     Raises:
         InputError: the MLPs have no separate activation modules.
     """
+    _check_modules(stack)
     modules: list[Any] = [mlp.activation for mlp in stack.mlps]
     if not all(isinstance(module, nn.Module) for module in modules) or len(set(modules)) < len(modules):
         raise InputError(
@@ -99,8 +100,19 @@ def mlp_activations(stack: DecoderStack) -> Site:
 
 
 def mlp_outputs(stack: DecoderStack) -> Site:
-    """The output of the MLP, before a norm that may follow it."""
+    """The output of the MLP, before a norm that may follow it.
+
+    Raises:
+        InputError: the MLPs have no modules of their own.
+    """
+    _check_modules(stack)
     return Site([mlp.module for mlp in stack.mlps])
+
+
+def _check_modules(stack: DecoderStack) -> None:
+    """Refuses MLPs whose linear layers lie in the decoder layer itself (OPT), on [tokens, width]."""
+    if any(mlp.module is layer for mlp, layer in zip(stack.mlps, stack.layers, strict=True)):
+        raise InputError("model", f"{type(stack.model).__name__}: its MLPs are no modules of their own to steer")
 
 
 def layer_outputs(stack: DecoderStack) -> Site:

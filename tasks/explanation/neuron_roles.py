@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tasks.models.calls import Stop
 from tasks.models.stack import DecoderStack, Projection
+from tasks.models.structure import weight_of
 
 BEFORE, AFTER = 8, 3  # tokens of context around a top-activating token
 
@@ -44,7 +45,7 @@ def activations(
     outputs: list[Tensor] = []
 
     def keep(_: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        outputs.append((output if projection == "down_proj" else inputs[0])[0])
+        outputs.append((output if projection == "down_proj" else inputs[0]).flatten(0, -2))
         raise Stop
 
     last, chosen = [], []
@@ -101,9 +102,9 @@ def direct_logits(
     """Direct logit attribution: the effect of each neuron's direction on the logits without the later layers.
 
     The direction W_down[:, j] (after the layer's post-MLP norm, if it has one) passes the model's last norm and the
-    unembedding. The mean over the vocabulary, which a softmax ignores, is subtracted. The norm rescales the direction,
-    so the order of the tokens is meaningful, and the values belong to a residual that is this direction alone. A
-    negative activation writes the opposite.
+    unembedding. What biases give without a direction is subtracted, and the mean over the vocabulary, which a softmax
+    ignores. The norm rescales the direction, so the order of the tokens is meaningful, and the values belong to a
+    residual that is this direction alone. A negative activation writes the opposite.
 
     Returns:
         float64 [neurons, vocabulary].
@@ -111,11 +112,13 @@ def direct_logits(
     if projection == "down_proj":
         directions = torch.eye(stack.d_model, device=stack.device, dtype=stack.dtype)[list(neurons)]
     else:
-        directions = stack.mlps[layer].down.weight.T[list(neurons)].to(stack.dtype)
-    after = getattr(stack.layers[layer], "post_feedforward_layernorm", None)
+        directions = weight_of(stack.mlps[layer].down).T[list(neurons)].to(stack.dtype)
+    _, after = stack.norms(layer)
+    directions = torch.cat([directions, torch.zeros_like(directions[:1])])
     if after is not None:
         directions = after(directions)
-    logits: Tensor = stack.model.get_output_embeddings()(stack.model.get_decoder().norm(directions)).double()
+    logits: Tensor = stack.model.get_output_embeddings()(stack.last_norm(directions)).double()
+    logits = logits[:-1] - logits[-1]
     return (logits - logits.mean(-1, keepdim=True)).cpu()
 
 

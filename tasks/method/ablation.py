@@ -39,13 +39,13 @@ def single(path: LayerPath, layer: int) -> Tensor:
 def activation(stack: DecoderStack, sequences: Sequence[Sequence[int]], projection: Projection) -> Tensor:
     """How active each neuron is: mean over the prompts of the mean over their positions, float64 [layers, width].
 
-    For rows of gate_proj and up_proj of |h_j|, h = act(g) * u, which both of them make; for rows of down_proj of their
-    output's size. It looks at no answer: a baseline for the methods that do.
+    For rows of gate_proj and up_proj of |h_j|, h = act(g) * u, which both of them make (u = 1 without a gate); for rows
+    of down_proj of their output's size. It looks at no answer: a baseline for the methods that do.
     """
     means = torch.zeros(len(stack), stack.width(projection), dtype=torch.float64)
 
     def keep(at: int, values: Tensor) -> None:
-        means[at] += values[0].abs().double().mean(0).cpu() / len(sequences)
+        means[at] += values.flatten(0, -2).abs().double().mean(0).cpu() / len(sequences)
 
     # The model's own forward pass: the packed one leaves out what no later layer looks at.
     handles = [

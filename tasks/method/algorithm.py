@@ -82,7 +82,8 @@ def adapt(
         precision: of the products of pruned runs; bfloat16 is used where it is faster and changes no choice.
 
     Raises:
-        InputError: the model has no gated MLP, an example does not fit it, or the settings leave nothing to search.
+        InputError: the model has no MLP of a known form, an example does not fit it, or the settings leave nothing to
+            search.
 
     Example:
         >>> found = adapt(model, tokenizer, examples)

@@ -56,8 +56,8 @@ class Attributor:
       `all_layers` (the paper leaves open which); path `single`: `ablation.single`, ours.
     * gradient_x_activation: the same with the gradient at the full model instead of its integral.
     * relu_gradient: `LayerPath.rectified`, another reading of the paper's method.
-    * deeplift: DeepLIFT's rescale rule (1704.02685) inside the gated MLP, integrated gradients above it. The reference
-      of gate g_j is 0; the rule carries a contribution of h_j = act(g_j) u_j to g_j whole, since g_j alone makes it. So
+    * deeplift: DeepLIFT's rescale rule (1704.02685) inside the MLP, integrated gradients above it. The reference of
+      g_j is 0; the rule carries a contribution of h_j = act(g_j) u_j to g_j whole, since g_j alone makes it. So
       the scores are those of a common factor on all h_j, which is the path of the rows of up_proj, and add up to F(1) -
       F(0). The rule has no canonical form for attention and norms, which is why it ends at the MLP.
     * shapley: `shapley.shapley`, Owen's sampling to first order.
@@ -67,6 +67,9 @@ class Attributor:
     Args:
         sequences: token ids of each prompt, up to where the answer begins.
         firsts: for targets on options, the first token of each option of each prompt.
+
+    Raises:
+        InputError: the model has no such projection.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Attributor:
         settings: Attribution,
         firsts: Sequence[Sequence[int]] | None = None,
     ):
+        stack.mlps[0].place(settings.projection)  # refuses up_proj where there is no gate
         self._stack = stack
         self._sequences = sequences
         self._settings = settings

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from tasks.method.recipe import Recipe
-from tasks.models.gated import gated_mlp
+from tasks.models.gated import mlp_of
 from tasks.models.stack import DecoderStack, Projection
 from tasks.models.stored import unit_of
+from tasks.models.structure import decoder_layers
 from tasks.runtime.errors import InputError
 
 
@@ -47,10 +48,11 @@ def silenced(model: Any, *recipes: Recipe | Neurons) -> Iterator[None]:
 
 
 def silence(model: Any, recipe: Recipe | Neurons) -> Callable[[], None]:
-    """Sets the rows of the recipe's neurons to zero in the weights of a model in memory.
+    """Sets the rows of the recipe's neurons, and their biases, to zero in the weights of a model in memory.
 
-    The rows of gate_proj (or up_proj) of a gated MLP y = W_down (act(W_gate x) * W_up x) with act(0) = 0: the neuron is
-    silent. `DecoderStack.logits_without` computes the same without touching the weights.
+    The rows of gate_proj (or up_proj) of an MLP y = W_down (act(W_gate x) * W_up x) with act(0) = 0: the neuron is
+    silent. Without a gate, gate_proj is the first linear layer (`tasks.models.gated`).
+    `tasks.models.sweep.logits_without` computes the same without touching the weights.
 
     Returns:
         A function that puts the weights back.
@@ -58,22 +60,25 @@ def silence(model: Any, recipe: Recipe | Neurons) -> Callable[[], None]:
     Raises:
         InputError: the recipe is for a model of another shape.
     """
-    layers = model.layers if isinstance(model, DecoderStack) else list(model.get_decoder().layers)
+    layers = model.layers if isinstance(model, DecoderStack) else decoder_layers(model)
     if recipe.layer >= len(layers) or (isinstance(recipe, Recipe) and recipe.layers != len(layers)):
         raise InputError("recipe", f"is for another model: layer {recipe.layer} of one with {len(layers)} layers")
     layer = layers[recipe.layer]
     with unit_of(layer).used():
-        mlp = gated_mlp(layer, type(model).__name__)
-    rows = mlp.weight_rows(recipe.projection)
-    if isinstance(recipe, Recipe) and recipe.d_ff != len(rows):
-        raise InputError("recipe", f"is for another model: {recipe.projection} has {len(rows)} rows, not {recipe.d_ff}")
-    chosen = torch.as_tensor(np.asarray(recipe.neurons, dtype=np.int64), device=rows.device)
+        mlp = mlp_of(layer, type(model).__name__)
+    rows = mlp.row_tensors(recipe.projection)
+    if isinstance(recipe, Recipe) and recipe.d_ff != len(rows[0]):
+        has = f"{recipe.projection} has {len(rows[0])} rows"
+        raise InputError("recipe", f"is for another model: {has}, not {recipe.d_ff}")
+    chosen = torch.as_tensor(np.asarray(recipe.neurons, dtype=np.int64), device=rows[0].device)
     with torch.no_grad():
-        before = rows[chosen].clone()
-        rows[chosen] = 0
+        before = [tensor[chosen].clone() for tensor in rows]
+        for tensor in rows:
+            tensor[chosen] = 0
 
     def undo() -> None:
         with torch.no_grad():
-            rows[chosen] = before
+            for tensor, values in zip(rows, before, strict=True):
+                tensor[chosen] = values
 
     return undo

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -9,12 +11,16 @@ from torch import Tensor
 
 from tasks.models.attention import tree_mask
 from tasks.models.packing import Pack
+from tasks.models.products import Products
 
 Arguments = dict[str, Any]
 
 
 class Stop(Exception):
     """Ends a forward pass of which no more is wanted."""
+
+
+CACHES = ("past_key_values", "layer_past")  # what the argument is called that a decoder layer takes a cache by
 
 
 class KeysAndValues:
@@ -34,19 +40,31 @@ class KeysAndValues:
 def handing_on(layers: Sequence[Any]) -> Iterator[list[tuple[Tensor, Arguments]]]:
     """In this context decoder layers compute nothing and hand on what enters them.
 
+    Some families give a tuple with the residual first: the first layer is computed once to see which.
+
     Yields:
-        A list that is filled with what each is called with: the residual, and the keyword arguments.
+        A list that is filled with what each is called with: the residual, and the other arguments by name.
     """
     calls: list[tuple[Tensor, Arguments]] = []
+    in_tuple: list[bool] = []
 
-    def forward(hidden: Tensor, **arguments: Any) -> Tensor:
-        calls.append((hidden, arguments))
-        return hidden
+    def forward(layer: Any, own: Any, hidden: Tensor, *positional: Any, **named: Any) -> Any:
+        bound = signature(type(layer).forward).bind(layer, hidden, *positional, **named)
+        if not in_tuple:
+            with Products():
+                in_tuple.append(isinstance(own(hidden, *positional, **named), tuple))
+        _, _, *others = bound.signature.parameters.values()
+        given = {other.name: bound.arguments[other.name] for other in others if other.name in bound.arguments}
+        for other in others:
+            if other.kind is Parameter.VAR_KEYWORD:
+                given |= given.pop(other.name, {})
+        calls.append((hidden, given))
+        return (hidden,) if in_tuple[0] else hidden
 
     before = [vars(layer).get("forward") for layer in layers]
     try:
         for layer in layers:
-            layer.forward = forward
+            layer.forward = partial(forward, layer, layer.forward)
         yield calls
     finally:
         for layer, own in zip(layers, before, strict=True):
@@ -61,12 +79,17 @@ class LayerCalls:
 
     Args:
         body: the model without its output embedding.
+
+    Attributes:
+        cache: the name of the argument that takes a cache.
     """
 
     def __init__(self, body: Any, layers: list[Any]):
         self._body = body
         self._layers = layers
         self._recorded: list[Arguments] = []
+        taken = signature(type(layers[-1]).forward).parameters
+        self.cache = next((name for name in CACHES if name in taken), CACHES[0])
 
     @torch.no_grad()
     def learn(self, length: int, device: torch.device) -> None:

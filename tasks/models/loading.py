@@ -92,14 +92,18 @@ def _place(model: Any, where: torch.device) -> None:
     model.to(where)
 
 
-def _mapped(directory: Path, files: list[Path]) -> Any | None:
-    """The model with the tensors of the files as its parameters; None where their names or shapes are not its own."""
+def skeleton(directory: Path) -> Any:
+    """The model in a directory without memory for its parameters, but with its buffers (rotary tables), in float32."""
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    # Without memory for the parameters, but with the buffers (rotary tables), in float32.
     with init_empty_weights(include_buffers=False):
-        model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=torch.float32, trust_remote_code=False
         )
+
+
+def _mapped(directory: Path, files: list[Path]) -> Any | None:
+    """The model with the tensors of the files as its parameters; None where their names or shapes are not its own."""
+    model = skeleton(directory)
     found: dict[str, Tensor] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:

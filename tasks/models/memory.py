@@ -17,6 +17,7 @@ import psutil
 import torch
 
 from tasks.models.checks import FULL_MEMORY
+from tasks.models.projections import WIDTHS
 from tasks.runtime.errors import InputError
 
 MEMORY = "DSM_MEMORY"
@@ -121,7 +122,7 @@ def room(model: Any, share: float = 1.0) -> Room:
     return Room(
         bytes=share * allowed,
         d_model=config.hidden_size,
-        d_ff=config.intermediate_size,
+        d_ff=next((width for name in WIDTHS if (width := getattr(config, name, None))), 4 * config.hidden_size),
         layers=config.num_hidden_layers,
         vocabulary=config.vocab_size,
         itemsize=torch.promote_types(model.dtype, torch.float32).itemsize,

@@ -79,12 +79,16 @@ class Differences(TorchFunctionMode):
         x, weight = args[:2]
         x0, y0, rounded = self._kept.get(x, weight)
         if self._last is None or self._last[0] is not x:
-            self._last = x, (x - x0).bfloat16()
-        return y0 + func(self._last[1], rounded)
+            runs = x if x.dim() > 2 else x.unflatten(0, (-1, len(x0)))
+            self._last = x, (runs - x0).bfloat16()
+        y = y0 + func(self._last[1], rounded)
+        return y if x.dim() > 2 else y.flatten(0, 1)
 
 
 class Kept:
     """Inputs and outputs of the linear layers in the unedited pass, and their weights in bfloat16.
+
+    Inputs are [runs, tokens, d_in]. In the MLP of OPT they are [runs * tokens, d_in], and always of the same tokens.
 
     Args:
         rounded: bfloat16 copies by the id of the weight; shared by all packs of a model.
@@ -92,19 +96,24 @@ class Kept:
 
     def __init__(self, rounded: dict[int, Tensor]):
         self._rounded = rounded
-        self._pairs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._pairs: dict[tuple[int, int | None], tuple[Tensor, Tensor]] = {}
 
     def put(self, x: Tensor, weight: Tensor, y: Tensor) -> None:
         """Keeps one product. The last decoder layer is called twice, for all tokens and for a few: by their number."""
         weight = stored_of(weight)
-        self._pairs[id(weight), x.shape[-2]] = x, y
+        self._pairs[id(weight), _tokens(x)] = x, y
         if id(weight) not in self._rounded:
             self._rounded[id(weight)] = weight.bfloat16()
 
     def get(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Input and output of the unedited pass for an input of this length, and the rounded weight."""
         weight = stored_of(weight)
-        return *self._pairs[id(weight), x.shape[-2]], self._rounded[id(weight)]
+        return *self._pairs[id(weight), _tokens(x)], self._rounded[id(weight)]
+
+
+def _tokens(x: Tensor) -> int | None:
+    """How many tokens a run of an input has; None if they cannot be told from the runs."""
+    return x.shape[-2] if x.dim() > 2 else None
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,9 +1,9 @@
-"""The decoder stack of a causal language model as a list of gated MLPs that can be edited and re-run from any layer.
+"""The decoder stack of a causal language model as a list of MLPs that can be edited and re-run from any layer.
 
 A change to the MLP of layer l leaves the layers below it as they were, so a run starts from the residual that enters
 that MLP. The layers themselves are the model's own modules, called with the arguments the model calls them with; the
-view works for every family whose decoder layers have a gated MLP (`tasks.models.gated`), and checks itself against the
-plain model before it is used.
+view works for every family whose decoder layers have an MLP of a known form (`tasks.models.gated`) that takes what
+attention leaves, and checks itself against the plain model before it is used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,12 +18,13 @@ from torch import Tensor
 from tasks.models.attention import NAME as TREE_ATTENTION
 from tasks.models.calls import Arguments, KeysAndValues, LayerCalls, Stop
 from tasks.models.checks import check_finite, check_logits, one_line
-from tasks.models.gated import LOOKED_FOR, gated_mlp
+from tasks.models.gated import mlp_of
 from tasks.models.memory import at_hand
 from tasks.models.packing import Pack, Unit, pack
 from tasks.models.products import Kept, Precision, Products, linear, linear_by_rows, pieces
 from tasks.models.projections import PROJECTIONS, Projection
 from tasks.models.stored import NARROW, kept_as_stored, unit_of
+from tasks.models.structure import decoder_layers, is_norm, last_norm, weight_of
 from tasks.runtime.errors import InputError
 
 __all__ = ["PROJECTIONS", "DecoderStack", "Projection", "Residuals"]
@@ -55,10 +56,10 @@ class Residuals:
 
 
 class DecoderStack:
-    """The decoder layers of `model`, with a view of each layer's gated MLP.
+    """The decoder layers of `model`, with a view of each layer's MLP.
 
     Raises:
-        InputError: a layer has no gated MLP, or the view does not reproduce the model's logits.
+        InputError: a layer has no MLP of a known form, or the view does not reproduce the model's logits.
     """
 
     def __init__(self, model: Any):
@@ -70,10 +71,10 @@ class DecoderStack:
 
     def _take_apart(self, model: Any) -> None:
         self._body = model.get_decoder()  # of a model that takes images too, the part that reads text
-        self.layers: list[Any] = list(getattr(self._body, "layers", None) or [])
+        self.layers: list[Any] = decoder_layers(model)
         kind = type(model).__name__
         if not self.layers:
-            raise InputError("model", f"{kind} has no gated MLP: {LOOKED_FOR} in model.layers")
+            raise InputError("model", f"{kind} has no decoder layers: its decoder has no list of modules")
         if any(parameter.is_meta for parameter in model.parameters()):
             raise InputError("model", f"{kind}: some weights are offloaded; all of them must be in memory")
         if model.dtype in NARROW and not kept_as_stored(model):
@@ -92,12 +93,20 @@ class DecoderStack:
         self.mlps = []
         for layer, unit in zip(self.layers, self._units, strict=True):
             with unit.used():
-                self.mlps.append(gated_mlp(layer, kind))
+                self.mlps.append(mlp_of(layer, kind))
         self.d_ff: int = self.mlps[0].d_ff
-        self.d_model: int = self.mlps[0].down.out_features
+        self.d_model: int = self.mlps[0].d_model
+        if output.in_features != self.d_model:
+            raise InputError(
+                "model",
+                f"{kind}: its layers give {self.d_model} numbers and its output embedding takes {output.in_features}; "
+                "this family is not supported",
+            )
         self.config = model.config.get_text_config()
         self.context = _context(self.config)
+        self.last_norm = last_norm(self._body)
         self._calls = LayerCalls(self._body, self.layers)
+        self._names = self._traced()
         self.rounded: dict[int, Tensor] = {}
         self._check()
 
@@ -133,28 +142,59 @@ class DecoderStack:
 
     # -- one layer, taken apart ---------------------------------------------------------------------------------------
 
-    def _norms(self, layer: Any) -> tuple[Any, Any]:
-        """(norm before the MLP or None, norm after it or None). Every family that has them names them so."""
-        before, after = (getattr(layer, f"{place}_feedforward_layernorm", None) for place in ("pre", "post"))
-        if before is None and after is None:
-            before = getattr(layer, "post_attention_layernorm", None)
-            if before is None:
-                raise InputError(
-                    "model",
-                    f"{type(self.model).__name__}: a {type(layer).__name__} has no post_attention_layernorm and no "
-                    "pre_feedforward_layernorm, through which the residual that attention leaves enters the MLP (with "
-                    "parallel residuals it does not); this family is not supported",
-                )
+    def norms(self, index: int) -> tuple[Any, Any]:
+        """(norm before the MLP or None, norm after it or None) of a layer."""
+        before, after = (getattr(self.layers[index], name) if name else None for name in self._names)
+        return before, after
+
+    @torch.no_grad()
+    def _traced(self) -> tuple[str | None, str | None]:
+        """The names of these norms, by what they give and take in a run of the first layer.
+
+        Raises:
+            InputError: the MLP does not take what attention leaves, as with parallel residuals.
+        """
+        layer, mlp = self.layers[0], self.mlps[0]
+        norms = [(name, child) for name, child in layer.named_children() if is_norm(child)]
+        seen: dict[Any, tuple[Tensor, Tensor]] = {}
+        given: list[Tensor] = []
+
+        def keep(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[module] = inputs[0], output
+
+        def stop(*_: Any) -> None:
+            raise Stop
+
+        modules = {child for _, child in norms} | {mlp.linear("gate_proj"), mlp.down}
+        handles = [module.register_forward_hook(keep) for module in modules]
+        handles += [layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))]
+        handles += [layer.register_forward_hook(stop)]
+        try:
+            self._body(input_ids=torch.zeros((1, 2), dtype=torch.long, device=self.device), use_cache=False)
+        except Stop:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        entering, leaving = seen[mlp.linear("gate_proj")][0].data_ptr(), seen[mlp.down][1].data_ptr()
+        before = next((name for name, norm in norms if norm in seen and seen[norm][1].data_ptr() == entering), None)
+        after = next((name for name, norm in norms if norm in seen and seen[norm][0].data_ptr() == leaving), None)
+        if given[0].data_ptr() == (seen[getattr(layer, before)][0].data_ptr() if before else entering):
+            raise InputError(
+                "model",
+                f"{type(self.model).__name__}: the MLP of a {type(layer).__name__} takes what enters the layer, beside "
+                "attention (parallel residuals), and not what attention leaves; this family is not supported",
+            )
         return before, after
 
     def gate_and_up(self, index: int, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Pre-activations g = W_gate x and u = W_up x of layer `index`, each [..., d_ff]."""
-        before, _ = self._norms(self.layers[index])
+        """Pre-activations g = W_gate x and u = W_up x of layer `index`, each [..., d_ff]: see `Mlp.gate_and_up`."""
+        before, _ = self.norms(index)
         return self.mlps[index].gate_and_up(residual if before is None else before(residual))
 
     def _leaving(self, index: int, residual: Tensor, y: Tensor) -> Tensor:
         """The residual that leaves layer `index`, given what its down_proj gives."""
-        _, after = self._norms(self.layers[index])
+        _, after = self.norms(index)
         return residual + (y if after is None else after(y))
 
     def leaving_scaled(
@@ -202,7 +242,7 @@ class DecoderStack:
                 added = torch.as_tensor(np.setdiff1d(rows, before), device=full.device)
                 y = last
                 if len(added):
-                    y = last - linear(hidden[..., added], mlp.down.weight[:, added])
+                    y = last - linear(hidden[..., added], weight_of(mlp.down)[:, added])
                 before, last = rows, y
             results.append(self._leaving(index, residual, y))
         return torch.stack(results)
@@ -252,11 +292,11 @@ class DecoderStack:
         found: list[Tensor] = []
 
         def keep(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            found.append(inputs[0][0])
+            found.append(inputs[0].reshape(-1, self.d_model))
             if kept is None:
                 raise Stop
 
-        module = self._norms(self.layers[index])[0] or self.mlps[index].module
+        module = self.norms(index)[0] or self.mlps[index].linear("gate_proj")
         handle = module.register_forward_pre_hook(keep)
         try:
             with Products(kept):
@@ -313,17 +353,17 @@ class DecoderStack:
         """The last layer: keys and values of all tokens, everything else for the reads alone."""
         layer, cache = self.layers[-1], KeysAndValues()
         try:
-            layer(hidden, **arguments | {"past_key_values": cache})
+            layer(hidden, **arguments | {self._calls.cache: cache})
         except Stop:
             pass
         else:
-            raise RuntimeError(f"{type(layer).__name__} does not update past_key_values")
-        return _first(layer(hidden[:, reads.to(hidden.device)], **arguments | of_reads | {"past_key_values": cache}))
+            raise RuntimeError(f"{type(layer).__name__} does not update {self._calls.cache}")
+        return _first(layer(hidden[:, reads.to(hidden.device)], **arguments | of_reads | {self._calls.cache: cache}))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of what leaves the last layer."""
         output = self.model.get_output_embeddings()
-        x = self._body.norm(hidden)
+        x = self.last_norm(hidden)
         logits = linear_by_rows(x.to(output.weight.device), output.weight)
         if output.bias is not None:
             logits = logits + output.bias
@@ -341,7 +381,7 @@ class DecoderStack:
 
         handle = self.layers[0].register_forward_pre_hook(stop)
         try:
-            self._body(input_ids=packed.tokens[None], use_cache=False)
+            self._body(input_ids=packed.tokens[None], position_ids=packed.positions[None], use_cache=False)
         except Stop:
             pass
         finally:
@@ -371,6 +411,7 @@ class DecoderStack:
         check_logits(self.model, plain)
         unedited = torch.ones(1, self.d_ff, device=self.device, dtype=self.dtype)
         residuals = self.clean(packed)
+        self._check_layers(residuals, unedited)
         for logits in (residuals.logits, *(self.scaled(residuals, i, unedited)[0] for i in (0, len(self) - 1))):
             gap = float((logits.to(plain.device) - plain).abs().max() / plain.abs().max().clamp(min=1))
             if not gap < 1e-3:
@@ -379,6 +420,21 @@ class DecoderStack:
                     f"{type(self.model).__name__}: re-running its layers does not give its logits (relative "
                     f"difference {gap:.1e}); this family is not supported",
                 )
+
+    def _check_layers(self, residuals: Residuals, unedited: Tensor) -> None:
+        """Compares what leaves a layer with its MLP by the formula, where the MLP has no module to compare alone."""
+        for index, layer in enumerate(self.layers):
+            if self.mlps[index].module is layer:
+                entering, expected = self.entering(residuals, index), residuals.inputs[index + 1]
+                found = self.leaving_scaled(index, entering, unedited, "gate_proj", None)
+                gap = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+                if not gap < 1e-3:
+                    kind = type(self.model).__name__
+                    raise InputError(
+                        "model",
+                        f"{kind}: layer {index} does not add down_proj(act(first)) to what attention leaves (relative "
+                        f"difference {gap:.1e}); this family is not supported",
+                    )
 
 
 def edited(rows: Tensor, scale: Tensor, added: Tensor | None) -> Tensor:

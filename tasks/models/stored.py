@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tasks.models.structure import decoder_layers
+
 NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -101,7 +103,7 @@ def keep_as_stored(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.dtype in NARROW and id(parameter) not in matrices:
             parameter.data = parameter.data.float()
-    layers = list(getattr(model.get_decoder(), "layers", None) or [])
+    layers = decoder_layers(model)
     output = model.get_output_embeddings()
     inside = {id(module) for layer in layers for module in layer.modules()}
     outside = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding) and id(m) not in inside]

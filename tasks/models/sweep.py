@@ -284,7 +284,7 @@ def _piece(stack: DecoderStack, index: int, path: Path, hidden: Tensor, projecti
 
     def everywhere(leaves: list[Tensor]) -> Tensor:
         by, more = factors(leaves[1])
-        handle = stack.mlps[index].edit_rows(projection, partial(edited, scale=by, added=more))
+        handle = stack.mlps[index].edit_rows(projection, partial(edited, scale=by, added=more), len(by))
         try:
             return stack.run_layer(index, leaves[0], residuals)
         finally:

@@ -1,13 +1,17 @@
 """How large a model is, as far as that is known before its weights are loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tasks.models.model_spec import ModelSpec
+from tasks.models.projections import WIDTHS
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json
 from tasks.sources.kinds import HubSource, PathSource
+
+HIDDEN, HEADS = ("hidden_size", "n_embd"), ("num_attention_heads", "n_head")  # the second name is GPT-2's
+WITHOUT_GATE = ("starcoder2", "gpt_neox", "nemotron", "biogpt")  # though they have an `intermediate_size`
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class ModelSize:
     intermediate: int
     heads: int
     key_value_heads: int
+    gated: bool = True
 
     @property
     def multiply_adds(self) -> int:
@@ -27,7 +32,7 @@ class ModelSize:
         It is also the number of weights of the decoder's matrices.
         """
         attention = 2 * self.hidden * self.hidden * (self.heads + self.key_value_heads) // self.heads
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+        return self.layers * (attention + (3 if self.gated else 2) * self.hidden * self.intermediate)
 
 
 def model_size(spec: ModelSpec, fetched: Path, root: Path, *, field: str) -> ModelSize | None:
@@ -61,18 +66,22 @@ def _of_config(path: Path, *, field: str) -> ModelSize:
     except ValueError as error:
         raise InputError(field, f"{path} is not JSON: {error}") from None
     config = config.get("text_config", config)
-    heads = config.get("num_attention_heads")
-    return _checked(
+    hidden, heads = (config.get(name, config.get(older)) for name, older in (HIDDEN, HEADS))
+    width = next((config[name] for name in WIDTHS if config.get(name)), None)
+    if width is None and "n_inner" in config and isinstance(hidden, int):
+        width = 4 * hidden
+    size = _checked(
         {
-            "num_hidden_layers": config.get("num_hidden_layers"),
-            "hidden_size": config.get("hidden_size"),
-            "intermediate_size": config.get("intermediate_size"),
+            "num_hidden_layers": config.get("num_hidden_layers", config.get("n_layer")),
+            "hidden_size": hidden,
+            "intermediate_size": width,
             "num_attention_heads": heads,
             "num_key_value_heads": config.get("num_key_value_heads") or heads,
         },
         path,
         field,
     )
+    return replace(size, gated="intermediate_size" in config and config.get("model_type") not in WITHOUT_GATE)
 
 
 def _of_gguf(path: Path, *, field: str) -> ModelSize:

@@ -1,6 +1,7 @@
 """Step 2 of neuron semantic attribution (2503.01542): how strongly every neuron responds to every word.
 
-A neuron is a column of down_proj with the input h = act(W_gate x) * W_up x. The paper does not define the score; here
+A neuron is a column of down_proj with the input h = act(W_gate x) * W_up x, or h = act(W_first x) without a gate. The
+paper does not define the score; here
 
     a(n, w) = mean over the occurrences of w of |h_n| at the last sub-token of w                       (ours).
 
@@ -104,7 +105,7 @@ def _add(stack: DecoderStack, packed: Pack, sums: Tensor, words: Tensor, reads: 
     """Adds |h| at a pack's reads to the sums of their words."""
 
     def add(layer: int, _: Any, inputs: tuple[Tensor, ...]) -> None:
-        hidden = inputs[0][0]
+        hidden = inputs[0].flatten(0, -2)
         # The last layer runs on the reads only. Sums are on the CPU, where their order is deterministic.
         at_reads = hidden if layer == len(stack) - 1 else hidden[packed.reads.to(hidden.device)]
         sums[layer].index_add_(0, words, at_reads.abs().float().cpu()[reads])

@@ -6,27 +6,16 @@ embedding do not change, tied or not.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from inspect import Parameter, signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from tasks.models.calls import Arguments
+from tasks.models.calls import Arguments, handing_on
 from tasks.models.products import Products
+from tasks.models.structure import LINEAR, decoder_layers
 from tasks.runtime.errors import InputError
 from tasks.sparsity.input_statistics import InputStatistics
-
-LISTS = ("layers", "h")  # where the decoder of a model has its layers; h in GPT-2, GPT-J and Falcon
-
-
-def weight_of(linear: nn.Module) -> Tensor:
-    """The weight of a linear layer, [d_out, d_in]: a view that can be written to. GPT-2 stores [d_in, d_out]."""
-    weight: Tensor = linear.weight  # type: ignore[assignment]
-    return weight.T if isinstance(linear, Conv1D) else weight
 
 
 class Layers:
@@ -41,17 +30,14 @@ class Layers:
 
     def __init__(self, model: Any):
         self._body = model.get_decoder()
-        found = (getattr(self._body, name, None) for name in LISTS)
-        self.layers: list[Any] = list(next((layers for layers in found if isinstance(layers, nn.ModuleList)), []))
+        self.layers: list[Any] = decoder_layers(model)
         kind = type(model).__name__
         if not self.layers:
-            raise InputError("model", f"{kind} has no decoder layers: looked in {' and '.join(LISTS)} of its decoder")
+            raise InputError("model", f"{kind} has no decoder layers: its decoder has no list of modules")
         names = {id(module): name for name, module in model.named_modules()}
         self.linears: list[dict[str, nn.Module]] = []
         for layer in self.layers:
-            linears: dict[str, nn.Module] = {
-                names[id(m)]: m for m in layer.modules() if isinstance(m, nn.Linear | Conv1D)
-            }
+            linears: dict[str, nn.Module] = {names[id(m)]: m for m in layer.modules() if isinstance(m, LINEAR)}
             known = {id(linear.weight) for linear in linears.values()}
             for name, parameter in layer.named_parameters():
                 if parameter.dim() > 1 and id(parameter) not in known:
@@ -107,49 +93,10 @@ class Layers:
         device = next(self._body.parameters()).device
         hidden: list[Tensor] = []
         arguments: dict[int, list[Arguments]] = {}
-        with _handing_on(self.layers) as calls:
+        with handing_on(self.layers) as calls:
             for sequence in sequences:
                 calls.clear()
                 self._body(input_ids=torch.tensor([list(sequence)], device=device), use_cache=False)
                 hidden.append(calls[0][0])
                 arguments.setdefault(len(sequence), [call for _, call in calls])
         return hidden, arguments
-
-
-@contextmanager
-def _handing_on(layers: Sequence[Any]) -> Iterator[list[tuple[Tensor, Arguments]]]:
-    """In this context decoder layers compute nothing and hand on what enters them.
-
-    Unlike `tasks.models.calls.handing_on`, for layers that are called with arguments by position, and for those that
-    give a tuple with the residual first: the first layer is computed once to see which.
-
-    Yields:
-        A list that is filled with what each is called with: the residual, and the other arguments by name.
-    """
-    calls: list[tuple[Tensor, Arguments]] = []
-    in_tuple: list[bool] = []
-
-    def forward(own: Any, hidden: Tensor, *positional: Any, **named: Any) -> Any:
-        bound = signature(own).bind(hidden, *positional, **named)
-        if not in_tuple:
-            with Products():
-                in_tuple.append(isinstance(own(hidden, *positional, **named), tuple))
-        _, *others = bound.signature.parameters.values()
-        given = {other.name: bound.arguments[other.name] for other in others if other.name in bound.arguments}
-        for other in others:
-            if other.kind is Parameter.VAR_KEYWORD:
-                given |= given.pop(other.name, {})
-        calls.append((hidden, given))
-        return (hidden,) if in_tuple[0] else hidden
-
-    before = [vars(layer).get("forward") for layer in layers]
-    try:
-        for layer in layers:
-            layer.forward = partial(forward, layer.forward)
-        yield calls
-    finally:
-        for layer, own in zip(layers, before, strict=True):
-            if own is None:
-                vars(layer).pop("forward", None)
-            else:
-                layer.forward = own

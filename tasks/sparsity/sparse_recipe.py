@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from tasks.models.hashing import sha256_directory
 from tasks.models.loading import Loaded
+from tasks.models.structure import weight_of
 from tasks.runtime.errors import InputError
 from tasks.runtime.fields import Count, Fraction, Seed, Sha256, Strict
 from tasks.runtime.files import replacing, sha256_file, write_json
 from tasks.sparsity.bitmask import unpack_mask
 from tasks.sparsity.calibration import Calibration
-from tasks.sparsity.layers import Layers, weight_of
+from tasks.sparsity.layers import Layers
 from tasks.sparsity.metrics import NOfM
 from tasks.sparsity.weight_pruning import Method, Report
 

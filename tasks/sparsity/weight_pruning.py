@@ -8,14 +8,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from tasks.models.gated import PLACES
+from tasks.models.gated import Mlp, mlp_of
 from tasks.models.loading import Loaded
+from tasks.models.structure import weight_of
 from tasks.runtime.errors import InputError
 from tasks.sparsity import metrics, sparsegpt
 from tasks.sparsity.bitmask import pack_mask
 from tasks.sparsity.channels import by_permuted_group
 from tasks.sparsity.input_statistics import InputStatistics
-from tasks.sparsity.layers import Layers, weight_of
+from tasks.sparsity.layers import Layers
 from tasks.sparsity.metrics import NOfM, Target
 
 Method = Literal["magnitude", "wanda", "ria", "sparsegpt"]
@@ -79,9 +80,10 @@ def prune_weights(
     Args:
         sequences: token ids of the calibration sequences; magnitude does not use them.
         target: the fraction of the weights to remove, or N:M.
-        spared: neurons (rows of gate_proj and up_proj, columns of down_proj) whose weights are not removed. Other
-            weights are removed instead, except for Wanda in gate_proj and up_proj, where each row has its own quota:
-            there, less than `target` is removed. Not for SparseGPT and N:M.
+        spared: neurons (rows of gate_proj and up_proj, columns of down_proj; without a gate, rows of the first linear
+            layer of the MLP and columns of the second) whose weights are not removed. Other weights are removed
+            instead, except for Wanda in gate_proj and up_proj, where each row has its own quota: there, less than
+            `target` is removed. Not for SparseGPT and N:M.
         permuted: RIA with N:M: form the groups by RIA's channel permutation. The weights stay in their order, and the
             masks are N:M in the order that the report gives.
 
@@ -110,9 +112,10 @@ def prune_weights(
     if method != "magnitude":
         walk = layers.walk(sequences, products=method == "sparsegpt")
     for index, statistics in walk:
+        neurons = (spared or {}).get(index, ())
+        mlp = mlp_of(layers.layers[index], type(loaded.model).__name__) if neurons else None
         for name, linear in layers.linears[index].items():
-            neurons = (spared or {}).get(index, ())
-            matrices[name] = _pruned(linear, name, statistics, method, target, neurons, permuted=permuted)
+            matrices[name] = _pruned(linear, name, statistics, method, target, neurons, mlp, permuted=permuted)
     return Report(method, target, matrices, permuted)
 
 
@@ -154,6 +157,7 @@ def _pruned(
     method: Method,
     target: Target,
     spared: Sequence[int],
+    mlp: Mlp | None,
     *,
     permuted: bool,
 ) -> PrunedMatrix:
@@ -172,27 +176,24 @@ def _pruned(
             mask, order = by_permuted_group(score, target)
             order = order.int().cpu()
         else:
-            exempt = _exempt(name, work, spared)
+            exempt = _exempt(mlp, linear, work, spared)
             mask = _selected(score.masked_fill(exempt, torch.inf), target, per_row=method == "wanda") & ~exempt
     weight.masked_fill_(mask, 0)
     rows, columns = mask.shape
     return PrunedMatrix((rows, columns), int(mask.sum()), pack_mask(mask), order)
 
 
-def _exempt(name: str, weight: Tensor, neurons: Sequence[int]) -> Tensor:
+def _exempt(mlp: Mlp | None, linear: nn.Module, weight: Tensor, neurons: Sequence[int]) -> Tensor:
     """Mask of the weights of these neurons, [d_out, d_in]; all False in linear layers outside the MLP."""
     mask = torch.zeros_like(weight, dtype=torch.bool)
-    if not neurons:
-        return mask
-    kind, index = name.rsplit(".", 1)[-1], torch.tensor(list(neurons), device=weight.device)
-    for projection, places in PLACES.items():
-        for place, part, parts in places:
-            if place != kind:
-                continue
-            if projection == "down_proj":
-                mask[:, index] = True
-            else:
-                mask[index + part * (len(weight) // parts)] = True
+    index = torch.tensor(list(neurons), dtype=torch.long, device=weight.device)
+    for projection, (_, part, parts) in mlp.places.items() if mlp else ():
+        if mlp is None or mlp.linear(projection) is not linear:
+            continue
+        if projection == "down_proj":
+            mask[:, index] = True
+        else:
+            mask[index + part * (len(weight) // parts)] = True
     return mask
 
 

@@ -17,7 +17,8 @@ from tasks.pipeline.cell import Cell
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import replacing
 from tasks.sparsity import sparse_recipe
-from tasks.tracking.model_card import model_card, row_place
+from tasks.tracking.model_card import model_card
+from tasks.tracking.row_places import row_places
 
 
 def export(cell: Cell, out: Path) -> None:
@@ -123,15 +124,11 @@ def _write_sparse(directory: Path, model_dir: Path, out: Path) -> None:
 
 
 def _silence(directory: Path, recipe: Recipe) -> None:
-    """Zeroes the rows in the one safetensors file that holds them; nothing else changes, types included."""
-    path, name, part = row_place(directory, recipe)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        contents = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    parts = 2 if ".gate_up_proj." in name else 1
-    if contents[name].shape[0] != parts * recipe.d_ff:
-        raise InputError(
-            "model", f"{name} has {contents[name].shape[0]} rows, but the recipe is for {parts} x {recipe.d_ff}"
-        )
-    contents[name][torch.tensor(recipe.neurons, dtype=torch.long) + part * recipe.d_ff] = 0
-    save_file(contents, path, metadata=metadata)
+    """Zeroes the rows and their biases in the safetensors files; nothing else changes, types included."""
+    for place in row_places(directory, recipe):
+        with safe_open(place.file, framework="pt") as file:
+            metadata = file.metadata()
+            contents = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        rows = torch.tensor(recipe.neurons, dtype=torch.long) + place.start
+        contents[place.tensor].index_fill_(place.dim, rows, 0)
+        save_file(contents, place.file, metadata=metadata)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,9 @@ import jinja2
 from tasks.evidence.verdict import method_name, percent, verdict
 from tasks.method.recipe import Recipe, read_recipe
 from tasks.method.scores import read_scores
-from tasks.models.gated import PLACES
-from tasks.models.weights import tensors, weight_files
 from tasks.pipeline.cell import Cell
-from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json
+from tasks.tracking.row_places import RowPlace, row_places
 
 # The values of `license` that the hub takes (https://huggingface.co/docs/hub/repositories-licenses), without `other`.
 _LICENCES = """
@@ -35,6 +34,7 @@ def model_card(cell: Cell) -> str:
     recipe, evaluation = read_recipe(cell.pruned), read_json(cell.evaluation)
     spec = cell.benchmark_spec
     base = _hub_id(cell)
+    places = row_places(cell.model_dir, recipe)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -56,48 +56,29 @@ def model_card(cell: Cell) -> str:
         prompt=spec.prompt,
         chat=f" (through the chat template, with the date {spec.chat})" if spec.chat else "",
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", spec.prompt)), default=0)),
-        snippet=snippet(recipe, cell.model_dir, base or "BASE"),
+        rows=places[0].parameter.partition(f".{recipe.layer}.")[2].removesuffix(".weight"),
+        snippet=snippet(recipe, places, base or "BASE"),
     )
 
 
-def snippet(recipe: Recipe, model_dir: Path, base: str) -> str:
-    """Five lines of Python that apply pruned.json with `transformers` alone.
+def snippet(recipe: Recipe, places: Sequence[RowPlace], base: str) -> str:
+    """A few lines of Python that apply pruned.json with `transformers` alone.
 
     Args:
-        model_dir: the base model, which says where its rows are.
+        places: where the rows are in the base model.
         base: what to load: the name of a repository on the hub, or a directory.
     """
-    _, name, part = row_place(model_dir, recipe)
-    module = name.removesuffix(".weight").partition(f"layers.{recipe.layer}.")[2]
-    neurons = 'recipe["neurons"]' if not part else f'[{part * recipe.d_ff} + j for j in recipe["neurons"]]'
-    return "\n".join(
-        (
-            "import json, pathlib",
-            "from transformers import AutoModelForCausalLM",
-            'recipe = json.loads(pathlib.Path("pruned.json").read_text())',
-            f"model = AutoModelForCausalLM.from_pretrained({json.dumps(base)})",
-            f'model.get_decoder().layers[recipe["layer"]].{module}.weight.data[{neurons}] = 0',
-        )
-    )
-
-
-def row_place(model_dir: Path, recipe: Recipe) -> tuple[Path, str, int]:
-    """Where the rows of the recipe's projection are: the safetensors file, the tensor, and which part of its rows.
-
-    Raises:
-        InputError: no tensor or several could be it.
-    """
-    places = {name: part for name, part, _ in PLACES[recipe.projection]}
-    wanted = re.compile(rf"(?:.+\.)?layers\.{recipe.layer}\.[a-z_]+\.({'|'.join(places)})\.weight")
-    found = [(p, t.name, m[1]) for p in weight_files(model_dir) for t in tensors(p) if (m := wanted.fullmatch(t.name))]
-    if len(found) != 1:
-        raise InputError(
-            "model",
-            f"{len(found) or 'no'} tensors *layers.{recipe.layer}.*.({' or '.join(places)}).weight in its safetensors "
-            "files; one is needed",
-        )
-    path, name, linear = found[0]
-    return path, name, places[linear]
+    lines = [
+        "import json, pathlib",
+        "from transformers import AutoModelForCausalLM",
+        'recipe = json.loads(pathlib.Path("pruned.json").read_text())',
+        f"model = AutoModelForCausalLM.from_pretrained({json.dumps(base)})",
+    ]
+    for place in places:
+        layers, _, parameter = place.parameter.partition(f".{recipe.layer}.")
+        rows = f'[{place.start} + j for j in recipe["neurons"]]' if place.start else 'recipe["neurons"]'
+        lines.append(f'model.get_decoder().{layers}[recipe["layer"]].{parameter}.data[{":, " * place.dim}{rows}] = 0')
+    return "\n".join(lines)
 
 
 def _hub_id(cell: Cell) -> str:

@@ -6,27 +6,22 @@ import torch
 
 from tasks.explanation.neuron_roles import activations, direct_logits, top_activating, top_tokens
 from tasks.models.stack import DecoderStack
-from tests.tiny import rows, tiny_model, tiny_tokenizer
+from tests.method.oracles import parts_of_hidden
+from tests.tiny import UNGATED, rows, tiny_model, tiny_tokenizer
 
 PROMPTS = [[5, 6, 7, 8, 1], [5, 6, 7, 9, 20, 30, 2, 2], [5, 44]]
 NEURONS = [3, 30, 11]
 
 
 @pytest.mark.parametrize("layer", [0, 2])
-@pytest.mark.parametrize("family", ["llama", "gemma3", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "phi3", *UNGATED])
 def test_activations_are_those_of_the_formula(family, layer):
     model = tiny_model(family)
     found = activations(DecoderStack(model), layer, PROMPTS, NEURONS)
     assert found.last.shape == (3, 48)
-    mlp = model.model.layers[layer].mlp
     for number, prompt in enumerate(PROMPTS):
-        entered = []
-        handle = mlp.register_forward_pre_hook(lambda _, inputs, entered=entered: entered.append(inputs[0]))
-        model(input_ids=torch.tensor([prompt]), use_cache=False)
-        handle.remove()
-        gate, up = (entered[0] @ rows(model, layer, name).T for name in ("gate_proj", "up_proj"))
-        act = getattr(mlp, "act_fn", None) or mlp.activation_fn
-        hidden = (act(gate) * up)[0].numpy()
+        act, gate, up = parts_of_hidden(model, layer, prompt)
+        hidden = (act(gate) * up).numpy()
         np.testing.assert_allclose(found.last[number], hidden[-1], atol=1e-10)
         np.testing.assert_allclose(found.chosen[number], hidden[:, NEURONS], atol=1e-10)
 
@@ -57,6 +52,17 @@ def test_the_direct_logits_are_what_the_column_does_to_them():
         words = top_tokens(tiny_tokenizer(), logits, 3)
         assert words["raised"][0]["logit"] == float(logits.max())
         assert words["lowered"][0]["logit"] == float(logits.min())
+
+
+def test_what_a_norm_and_an_output_embedding_add_to_everything_is_no_direct_effect():
+    """GPT-2's last norm has a bias and subtracts the mean."""
+    model = tiny_model("gpt2")
+    column = rows(model, 1, "down_proj")[:, 30]
+    centred = column - column.mean()
+    unscaled = model.lm_head.weight @ (model.transformer.ln_f.weight * centred)
+    expected = (unscaled - unscaled.mean()) / centred.square().mean().sqrt()
+    [found] = direct_logits(DecoderStack(model), 1, [30])
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-3)  # but for the norm's epsilon
 
 
 def test_a_shared_prefix_is_one_context():

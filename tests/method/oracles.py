@@ -6,13 +6,17 @@ import numpy as np
 import torch
 from numpy.polynomial.legendre import leggauss
 from torch.func import functional_call
+from transformers.activations import ACT2FN
 
 from tasks.method.quadrature import Integral, integrate, riemann_rule
+from tests.tiny import UNGATED, gated, linear, row_tensors, rows
 
 PROMPTS = [[5, 6, 7, 8, 1], [5, 6, 7, 9, 20, 30, 2, 2], [5, 44]]
 FIRSTS = [[3, 9, 3], [200, 11], [4, 4, 17, 90]]  # of each prompt's options
 PROJECTIONS = ["gate_proj", "up_proj", "down_proj"]
-FAMILIES = ["llama", "qwen2", "mistral", "gemma3"]  # Gemma 2 has a softmax in float32
+FAMILIES = ["llama", "qwen2", "mistral", "gemma3", "opt", "gpt2"]  # Gemma 2 has a softmax in float32
+# Families and the projections that they have.
+CASES = [(family, p) for family in FAMILIES for p in PROJECTIONS if p != "up_proj" or family not in UNGATED]
 
 
 def logits(model, prompt):
@@ -34,25 +38,35 @@ def mean_target(model, targets):
 
 
 def weight(model, layer, projection):
-    return model.get_parameter(f"model.layers.{layer}.mlp.{projection}.weight")
+    return rows(model, layer, projection)
 
 
 @contextmanager
 def zeroed(model, layers, projection, rows=slice(None)):
-    """The model with these rows of a projection of these layers set to zero."""
-    kept = [weight(model, layer, projection).clone() for layer in layers]
-    for layer in layers:
-        weight(model, layer, projection)[rows] = 0
+    """The model with these rows of a projection of these layers set to zero, and their biases.
+
+    `rows` may also be a pair that says which part of the matrix; a bias then stays.
+    """
+    tensors = [tensor for layer in layers for tensor in row_tensors(model, layer, projection)]
+    tensors = [tensor for tensor in tensors if tensor.dim() == 2 or not isinstance(rows, tuple)]
+    kept = [tensor.clone() for tensor in tensors]
+    for tensor in tensors:
+        tensor[rows] = 0
     try:
         yield
     finally:
-        for layer, values in zip(layers, kept, strict=True):
-            weight(model, layer, projection).copy_(values)
+        for tensor, values in zip(tensors, kept, strict=True):
+            tensor.copy_(values)
 
 
 def weight_scores(model, layers, projection, nodes):
-    """Eq. 4 as it stands, [layers, width]: gradients of the weights, scaled together, by Gauss-Legendre quadrature."""
-    names = [f"model.layers.{layer}.mlp.{projection}.weight" for layer in layers]
+    """Eq. 4 as it stands, [layers, width]: gradients of the weights, scaled together, by Gauss-Legendre quadrature.
+
+    The bias of a row is a part of it.
+    """
+    own = {id(p): name for name, p in model.named_parameters()}
+    of_layer = [[own[id(p)] for p in linear(model, layer, projection).parameters()] for layer in layers]
+    names = [name for part in of_layer for name in part]
     weights = [model.get_parameter(name) for name in names]
     totals = [torch.zeros_like(w) for w in weights]
     for prompt in PROMPTS:
@@ -63,7 +77,11 @@ def weight_scores(model, layers, projection, nodes):
             output = functional_call(model, dict(zip(names, scaled, strict=True)), (), kwargs).logits[0, -1]
             for total, gradient in zip(totals, torch.autograd.grad(target(output), scaled), strict=True):
                 total += share / 2 * gradient
-    return torch.stack([(t * w).sum(1) for t, w in zip(totals, weights, strict=True)]) / len(PROMPTS)
+    inputs = 0 if model.config.model_type == "gpt2" else -1  # the dimension of a matrix along which a row goes
+    by_name = {
+        name: (t * w).sum(inputs) if w.dim() == 2 else t * w for name, t, w in zip(names, totals, weights, strict=True)
+    }
+    return torch.stack([sum(by_name[name] for name in part) for part in of_layer]) / len(PROMPTS)
 
 
 def row_gradients(model, layers, projection, alpha, prompt):
@@ -79,11 +97,39 @@ def row_gradients(model, layers, projection, alpha, prompt):
     target = fixed_target(model, prompt)
     with ExitStack() as hooks:
         for layer in layers:
-            module = getattr(model.model.layers[layer].mlp, projection)
+            module = linear(model, layer, projection)
             hooks.callback(module.register_forward_hook(replace).remove)
         value = target(logits(model, prompt))
     gradients = torch.autograd.grad(value, found)
-    return [(rows.detach()[0], gradient[0]) for rows, gradient in zip(found, gradients, strict=True)]
+    return [
+        (rows.detach().flatten(0, -2), gradient.flatten(0, -2)) for rows, gradient in zip(found, gradients, strict=True)
+    ]
+
+
+def inputs_of(model, layer, prompt):
+    """What enters the MLP of a layer, [positions, d_model]."""
+    found = []
+    first = linear(model, layer, "gate_proj")
+    handle = first.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(0, -2)))
+    logits(model, prompt)
+    handle.remove()
+    return found[0]
+
+
+def by_weights(model, layer, projection, x):
+    """What the rows of a projection give for x [positions, in], by a product with the weights themselves."""
+    matrix, *bias = row_tensors(model, layer, projection)
+    return x @ matrix.T + (bias[0] if bias else 0)
+
+
+def parts_of_hidden(model, layer, prompt):
+    """act, g and u of the MLP of a layer, h being act(g) * u; u is 1 without a gate."""
+    x = inputs_of(model, layer, prompt)
+    kind = model.config.model_type
+    names = {"opt": "activation_function", "gpt2": "activation_function", "gemma3_text": "hidden_activation"}
+    act = ACT2FN[getattr(model.config, names.get(kind, "hidden_act"))]
+    up = by_weights(model, layer, "up_proj", x) if gated(model) else torch.tensor(1.0, dtype=x.dtype)
+    return act, by_weights(model, layer, "gate_proj", x), up
 
 
 def riemann_right(evaluate, one, steps):

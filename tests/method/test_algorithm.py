@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.comparison.steering import mlp_activations, mlp_outputs
 from tasks.method.algorithm import adapt
 from tasks.method.options import Attribution, Search
 from tasks.method.recipe import Recipe
@@ -19,7 +20,7 @@ from tasks.models.stack import DecoderStack
 from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
 from tests.comparison.fit_data import assert_untouched, fit_data, state
-from tests.tiny import FAMILIES, rows, save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import ALL, FAMILIES, UNGATED, row_tensors, rows, save_tiny, tiny_model, tiny_tokenizer, zero_rows
 
 EXAMPLES = [
     {"prompt": f"a {word} film {number} :", "options": [" bad", " good"], "gold": number % 2}
@@ -40,8 +41,10 @@ def test_the_model_is_left_as_it_was(strategy):
     assert found.recipe.neurons == sorted(order[: int(found.recipe.fraction * 48 + 0.5)].tolist())
 
 
-@pytest.mark.parametrize("projection", PROJECTIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "projection"),
+    [(family, p) for family in ALL for p in PROJECTIONS if p != "up_proj" or family in FAMILIES],
+)
 def test_in_flight_and_in_the_weights_give_the_same_logits(family, projection):
     model = tiny_model(family)
     stack = DecoderStack(model)
@@ -52,7 +55,7 @@ def test_in_flight_and_in_the_weights_give_the_same_logits(family, projection):
     for layer in range(len(stack)):
         [in_flight] = logits_without(stack, stack.clean(packed), layer, [np.sort(neurons)], projection)
         naive = copy.deepcopy(model)
-        rows(naive, layer, projection)[torch.tensor(neurons)] = 0
+        zero_rows(naive, layer, neurons, projection)
         with silenced(model, Neurons(layer, neurons, projection)):
             in_weights = model(torch.tensor([sequence])).logits[0, -1]
         torch.testing.assert_close(in_weights, naive(torch.tensor([sequence])).logits[0, -1], atol=0, rtol=0)
@@ -134,3 +137,23 @@ def test_weights_in_bfloat16_are_refused():
     model = tiny_model("llama", torch.bfloat16)
     with pytest.raises(InputError, match=r"^model: LlamaForCausalLM: is in torch.bfloat16"):
         adapt(model, tiny_tokenizer(), EXAMPLES)
+
+
+@pytest.mark.parametrize("family", UNGATED)
+def test_a_model_without_a_gate_is_adapted_and_its_recipe_silences_rows_and_biases(family):
+    model = tiny_model(family, torch.float32)
+    stack = DecoderStack(model)
+    recipe = adapt(stack, tiny_tokenizer(), EXAMPLES, attribution=Attribution(max_nodes=4)).recipe
+    assert (recipe.projection, recipe.layers, recipe.d_ff) == ("gate_proj", 3, 48)
+    before = state(model)
+    with silenced(model, recipe):
+        for tensor in row_tensors(model, recipe.layer):
+            assert ((tensor.reshape(48, -1) == 0).all(1).nonzero()[:, 0]).tolist() == recipe.neurons
+    assert_untouched(model, before)
+
+
+def test_mlps_in_the_decoder_layer_itself_are_refused_as_sites_to_steer():
+    stack = DecoderStack(tiny_model("opt"))
+    for site in (mlp_activations, mlp_outputs):
+        with pytest.raises(InputError, match="OPTForCausalLM: its MLPs are no modules of their own to steer"):
+            site(stack)

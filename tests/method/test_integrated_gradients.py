@@ -11,6 +11,7 @@ from tasks.models.stack import DecoderStack
 from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
 from tests.method.oracles import (
+    CASES,
     FAMILIES,
     PROJECTIONS,
     PROMPTS,
@@ -22,7 +23,7 @@ from tests.method.oracles import (
     weight_scores,
     zeroed,
 )
-from tests.tiny import tiny_model
+from tests.tiny import gated, linear, tiny_model
 
 
 @pytest.fixture(params=FAMILIES)
@@ -49,18 +50,21 @@ def gauss(stack, layer, nodes, projection="gate_proj"):
 
 def captum_scores(model, layer, prompt, steps):
     """Riemann-right IG of the target logit over a factor on each gate pre-activation, by Captum on the whole model."""
-    gate = model.model.layers[layer].mlp.gate_proj
+    gate = linear(model, layer)
     token = int(logits(model, prompt).argmax())
 
     def forward(scale):  # [m, d_ff] -> [m]
-        handle = gate.register_forward_hook(lambda _, __, output: output * scale[:, None])
+        def scaled(_, __, output):
+            return (output.reshape(len(scale), -1, 48) * scale[:, None]).reshape(output.shape)
+
+        handle = gate.register_forward_hook(scaled)
         try:
             ids = torch.tensor([prompt]).expand(len(scale), -1)
             return model(ids, use_cache=False).logits[:, -1, token]
         finally:
             handle.remove()
 
-    one = torch.ones(1, gate.out_features, dtype=torch.float64)
+    one = torch.ones(1, 48, dtype=torch.float64)
     return IntegratedGradients(forward).attribute(one, one * 0, n_steps=steps, method="riemann_right")[0]
 
 
@@ -72,7 +76,7 @@ def test_equals_captum_over_a_row_scale_vector(model, layer):
     assert expected.abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize(("model", "projection"), CASES, indirect=["model"])
 @pytest.mark.parametrize("layer", [0, 2])
 def test_equals_integrated_gradients_of_the_weights(model, layer, projection):
     result = gauss(DecoderStack(model), layer, 6, projection)
@@ -81,7 +85,7 @@ def test_equals_integrated_gradients_of_the_weights(model, layer, projection):
     assert expected.abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize(("model", "projection"), CASES, indirect=["model"])
 def test_all_layers_equals_integrated_gradients_of_all_weights(model, projection):
     stack = DecoderStack(model)
     result = gauss(stack, None, 6, projection)
@@ -118,9 +122,13 @@ def test_scores_add_up_in_every_family(model):
 
 @pytest.mark.parametrize("layer", [0, 2])
 def test_a_row_of_gate_a_row_of_up_and_a_column_of_down_are_one_neuron(model, layer):
+    """Without a gate, a row of the first linear layer and a column of the last one."""
     rows = [3, 7, 40]
     found = []
     for projection, at in [("gate_proj", rows), ("up_proj", rows), ("down_proj", (slice(None), rows))]:
+        if projection == "up_proj" and not gated(model):
+            found.append(found[0])
+            continue
         with zeroed(model, [layer], projection, at):
             found.append(torch.stack([logits(model, prompt) for prompt in PROMPTS]))
     assert torch.equal(found[0], found[1])
@@ -141,7 +149,7 @@ def test_a_row_of_gate_a_row_of_up_and_a_column_of_down_are_one_neuron(model, la
 def test_rows_of_up_have_the_scores_of_the_neurons_values(model, layer):
     """h is linear in u, so that the path of up's rows is that of h (and of down's columns)."""
     expected = torch.zeros(48, dtype=torch.float64)
-    down = model.model.layers[layer].mlp.down_proj
+    down = linear(model, layer, "down_proj")
     alphas, shares = zip(*[(0.1, 0.3), (0.5, 0.4), (0.8, 0.3)], strict=True)
     for prompt, target in zip(PROMPTS, fixed_targets(model), strict=True):
         for alpha, share in zip(alphas, shares, strict=True):

@@ -22,7 +22,7 @@ def scaled_everywhere(
     Differentiable in `scale`, [C, layers, width], and in `added`: for each layer what `DecoderStack.scaled` takes.
     """
     edits = zip(stack.mlps, scale.unbind(1), added or [None] * len(stack), strict=True)
-    handles = [mlp.edit_rows(projection, partial(edited, scale=by, added=more)) for mlp, by, more in edits]
+    handles = [mlp.edit_rows(projection, partial(edited, scale=by, added=more), len(by)) for mlp, by, more in edits]
     try:
         with Products():
             hidden = residuals.inputs[0].expand(len(scale), -1, -1)

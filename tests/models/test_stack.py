@@ -5,13 +5,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
+from tasks.method.silence import Neurons, silenced
 from tasks.models.memory import Room
 from tasks.models.stack import DecoderStack
 from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
-from tests.tiny import FAMILIES, SIZES, VOCABULARY, rows, tiny_model
+from tests.tiny import ALL, SIZES, VOCABULARY, linear, tiny_model, zero_rows
 
 TOKEN = st.integers(0, VOCABULARY - 1)
 # Gemma 2 attends in eager mode, whose softmax transformers computes in float32.
@@ -22,7 +23,7 @@ def plain_logits(model, sequence, position):
     return model(torch.tensor([sequence]), use_cache=False).logits[0, position]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 @settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data())
 def test_edited_runs_equal_the_model_with_zeroed_rows(family, data):
@@ -44,14 +45,14 @@ def test_edited_runs_equal_the_model_with_zeroed_rows(family, data):
 
     for edit in (0, 1):
         if edit:
-            rows(model, layer)[silenced] = 0
+            zero_rows(model, layer, silenced)
         for (unit, _, position), logits in results.items():
             expected = plain_logits(model, units[unit][0][0], position)
             torch.testing.assert_close(logits[edit], expected, atol=TOLERANCE.get(family, 1e-10), rtol=1e-5)
     assert len(results) == len({(u, p) for u, unit in enumerate(units) for p in unit[0][1]})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 @settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data())
 def test_silenced_runs_equal_a_padded_batch_of_the_model_with_zeroed_rows(family, data):
@@ -76,24 +77,16 @@ def test_silenced_runs_equal_a_padded_batch_of_the_model_with_zeroed_rows(family
     batch = [_padded(sequence, length, side, 0) for sequence in sequences]
     mask = torch.tensor([_padded([1] * len(sequence), length, side, 0) for sequence in sequences])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    rows, places = silencing_rows(stack, layer)
-    whole = rows.clone()
+    whole = {name: value.clone() for name, value in model.state_dict().items()}
     for i, chosen in enumerate(sets):
-        rows[places[chosen]] = 0
+        zero_rows(model, layer, chosen)
         plain = model(torch.tensor(batch), attention_mask=mask, position_ids=positions, use_cache=False).logits
         for number, sequence in enumerate(sequences):
             expected = plain[number, -1 if side == "left" else len(sequence) - 1]
             if family == "gemma2":  # eager attention in float64 makes NaN of padding that sees nothing
                 expected = plain_logits(model, sequence, -1)
             torch.testing.assert_close(found[number][i], expected, atol=TOLERANCE.get(family, 1e-10), rtol=1e-5)
-        rows.copy_(whole)
-
-
-def silencing_rows(stack, layer):
-    """The weight tensor whose rows silence the neurons of a layer, and for each neuron its row."""
-    mlp = stack.layers[layer].mlp
-    weight = mlp.gate_up_proj.weight if hasattr(mlp, "gate_up_proj") else mlp.gate_proj.weight
-    return weight, np.arange(stack.d_ff)
+        model.load_state_dict(whole)
 
 
 def _padded(values, length, side, pad):
@@ -127,16 +120,31 @@ def test_no_hook_and_no_change_is_left_behind():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_model_without_gated_mlp_is_refused_by_name():
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=20, bos_token_id=0, eos_token_id=0))
-    with pytest.raises(InputError, match="GPT2LMHeadModel has no gated MLP: looked for"):
+def test_a_model_whose_mlp_has_no_known_form_is_refused_by_name():
+    model = MambaForCausalLM(MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, state_size=4))
+    with pytest.raises(InputError, match=r"^model: MambaForCausalLM has no MLPs of a known form: looked for"):
         DecoderStack(model.eval())
 
 
-def test_a_gate_with_bias_is_refused():
-    model = LlamaForCausalLM(LlamaConfig(**SIZES, mlp_bias=True)).eval()
-    with pytest.raises(InputError, match="gate_proj has a bias"):
-        DecoderStack(model)
+@pytest.mark.parametrize("projection", ["gate_proj", "up_proj", "down_proj"])
+def test_a_bias_in_a_gated_mlp_is_zeroed_with_its_row(projection):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, mlp_bias=True)).double().eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if "bias" in name:
+            parameter.normal_(std=0.3)
+    stack, neurons = DecoderStack(model), [1, 5, 30]
+    [packed] = stack.pack([[([1, 2, 3, 4], [3])]])
+    [found] = logits_without(stack, stack.clean(packed), 1, [np.array(neurons)], projection)
+    scale = torch.ones(1, stack.width(projection), dtype=torch.float64)
+    scale[0, neurons] = 0
+    scaled = stack.scaled(stack.clean(packed), 1, scale, projection)
+    with silenced(model, Neurons(1, neurons, projection)):
+        assert not linear(model, 1, projection).bias[neurons].any()
+        expected = plain_logits(model, [1, 2, 3, 4], 3)
+    torch.testing.assert_close(found[0, 0], expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(scaled[0, 0], expected, atol=1e-6, rtol=1e-5)
+    assert linear(model, 1, projection).bias[neurons].all()
 
 
 def test_a_family_that_the_view_does_not_reproduce_is_refused(monkeypatch):

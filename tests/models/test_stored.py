@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from transformers import AutoModelForCausalLM
+from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 
 from tasks.benchmarks.encoding import Encoded
 from tasks.method.grid import Grid, Part, assemble
@@ -23,7 +24,7 @@ from tasks.models.stack import DecoderStack
 from tasks.models.stored import Wide
 from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
-from tests.tiny import FAMILIES, save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import ALL, save_tiny, tiny_model, tiny_tokenizer
 
 PROMPTS = [[1, 2, 3, 9, 9], [1, 2, 3, 4], [1, 2, 7, 7, 7, 7], [1, 5, 5, 8]]
 ROWS = [Encoded(prompt, [[10, 11], [12], [13]], 0) for prompt in PROMPTS]
@@ -37,6 +38,10 @@ def save_narrow(directory: Path, family: str, dtype: torch.dtype, **options: Any
     tiny_model(family, torch.float32).to(dtype).save_pretrained(directory, **options)
     tiny_tokenizer().save_pretrained(directory)
     return directory
+
+
+# transformers reads and writes GPT-NeoX's output embedding by two names, so that it is loaded in float32 (`_renamed`).
+AS_STORED = sorted(ALL.keys() - {"neox"})
 
 
 def numbers(stack: DecoderStack) -> tuple[np.ndarray, dict[Part, Any], list[torch.Tensor]]:
@@ -58,12 +63,15 @@ def numbers(stack: DecoderStack) -> tuple[np.ndarray, dict[Part, Any], list[torc
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", AS_STORED)
 def test_on_a_cpu_they_give_the_bits_of_the_model_in_float32(family, dtype, tmp_path):
     directory = save_narrow(tmp_path / "model", family, NARROW[dtype])
     narrow, wide = load(directory).model, load(directory, wide=True).model
     matrices = [
-        module.weight for module in narrow.modules() if isinstance(module, torch.nn.Linear | torch.nn.Embedding)
+        module.weight
+        for module in narrow.modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding)
+        and not isinstance(module, OPTLearnedPositionalEmbedding)  # not looked up by ids alone: in float32
     ]
     assert {weight.dtype for weight in matrices} == {NARROW[dtype]}
     assert {parameter.dtype for parameter in wide.parameters()} == {torch.float32}
@@ -79,7 +87,7 @@ def test_on_a_cpu_they_give_the_bits_of_the_model_in_float32(family, dtype, tmp_
     assert {weight.dtype for weight in matrices} == {NARROW[dtype]}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_a_mapped_model_is_the_one_that_transformers_loads(family, tmp_path):
     directory = save_tiny(tmp_path, family)
     ours, theirs = load(directory).model, AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
@@ -157,7 +165,7 @@ def test_pieces_hold_the_bits_of_the_activations(data):
 
 
 @pytest.mark.parametrize("pieces", ["2", "3"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", AS_STORED)
 def test_products_by_pieces_agree_with_float64(family, pieces, tmp_path, monkeypatch):
     """The contract of `docs/scale.md`: what a GPU computes, here with the same numbers on a CPU."""
     directory = save_narrow(tmp_path, family, torch.bfloat16)

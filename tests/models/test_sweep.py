@@ -24,7 +24,7 @@ from tasks.models.stack import DecoderStack
 from tasks.models.sweep import Path, Without, all_logits_without, gradients
 from tasks.runtime.errors import InputError
 from tests.models.everywhere import scaled_everywhere
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import ALL, tiny_model
 
 TOKEN = st.integers(0, 256)
 SEQUENCES = st.lists(st.lists(TOKEN, min_size=1, max_size=7), min_size=1, max_size=4, unique_by=tuple)
@@ -72,7 +72,7 @@ def visits(stack):
         del stack.turn
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 @settings(max_examples=settings.default.max_examples // 4)
 @given(data=st.data())
 def test_gradients_of_a_sweep_are_those_of_one_path_after_the_other(family, data):
@@ -107,7 +107,7 @@ def test_gradients_of_a_sweep_are_those_of_one_path_after_the_other(family, data
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 @settings(max_examples=settings.default.max_examples // 4)
 @given(data=st.data())
 def test_logits_of_a_sweep_are_those_of_one_run_after_the_other(family, precision, data):

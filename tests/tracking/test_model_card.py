@@ -21,8 +21,9 @@ from tasks.runtime.files import read_json, write_json
 from tasks.tracking.export import apply, export
 from tasks.tracking.hub import push
 from tasks.tracking.model_card import LICENCES, _licence, model_card, snippet
+from tasks.tracking.row_places import row_places
 from tests.cells import servable_cell
-from tests.tiny import save_tiny
+from tests.tiny import SIZES, UNGATED, save_tiny
 
 TOKENS = torch.arange(2, 14)[None]
 REPOSITORY = Path(__file__).parents[2]
@@ -116,17 +117,25 @@ def test_a_prompt_with_a_fence_of_its_own_stays_in_its_block(master: Cell) -> No
     assert "\n````\n```\n{{ text }}\n```\n{{ '</b>' }}\n````\n" in model_card(open_cell(root=root))
 
 
-@pytest.mark.parametrize("projection", ["gate_proj", "up_proj"])
-@pytest.mark.parametrize("family", ["llama", "phi3", "gemma3", "olmo2"])
-def test_five_lines_of_the_card_make_the_exported_weights(
+@pytest.mark.parametrize(
+    ("family", "projection"),
+    [
+        *((family, p) for family in ("llama", "phi3", "gemma3", "olmo2") for p in ("gate_proj", "up_proj")),
+        *((family, p) for family in UNGATED for p in ("gate_proj", "down_proj")),
+    ],
+)
+def test_a_few_lines_of_the_card_make_the_exported_weights(
     master: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, projection: str
 ) -> None:
     base = save_tiny(tmp_path / "base", family)
     recipe = read_json(master.pruned) | {"base_sha256": sha256_directory(base), "projection": projection}
+    if projection == "down_proj":
+        recipe |= {"d_ff": SIZES["hidden_size"], "neurons": [0, 7, 31]}
     write_json(tmp_path / "pruned.json", recipe)
     apply(tmp_path / "pruned.json", base, tmp_path / "applied")
-    code = snippet(read_recipe(tmp_path / "pruned.json"), base, str(base))
-    assert code.count("\n") == 4
+    recipe = read_recipe(tmp_path / "pruned.json")
+    code = snippet(recipe, row_places(base, recipe), str(base))
+    assert code.count("\n") == (5 if family in UNGATED else 4)  # one more for the biases
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code, names)
