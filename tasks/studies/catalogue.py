@@ -67,7 +67,7 @@ STUDIES = {
     "timing": Study(_single_part(costs.timing), unit="seconds an example"),
     "cross_benchmark": Study(crossing.compute, crossing.parts),
     "generation": Study(_single_part(pruning.generation), unit="exact match"),
-    "calibration": Study(calibrating.compute, calibrating.parts, _over(calibrating.spreads)),
+    "calibration": Study(calibrating.compute, calibrating.parts, _over(calibrating.paired)),
     "bridge": Study(bridging.compute, bridging.parts),
     "choice": Study(choosing.compute, choosing.parts, choosing.finish, arrays=choosing.arrays),
 }

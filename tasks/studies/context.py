@@ -25,6 +25,7 @@ from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.runs import StudyRun
 from tasks.runtime.files import read_jsonl
+from tasks.sparsity.calibration import Calibration
 
 # Studies that change weights by more than zeroing some: the model is in memory, in float32.
 CHANGES_WEIGHTS = ("compare", "calibration", "bridge", "timing")
@@ -66,6 +67,7 @@ class StudyContext:
         self.cell = cell
         self.run = run
         self.settings = cell.settings
+        self.calibrations: dict[str, Calibration] = {}  # that parts of `calibration` share
         self._others: dict[str, tuple[pd.DataFrame, pd.DataFrame]] = {}
 
     @cached_property

@@ -9,7 +9,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from flows.study_flows import list_study
-from tasks.benchmarks.scoring import answers_without
+from tasks.benchmarks.scoring import answers_unedited, answers_without
 from tasks.benchmarks.table import exact_matches
 from tasks.evidence.study_pages import fingerprint, write_page
 from tasks.evidence.study_tables import table
@@ -22,10 +22,13 @@ from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json
 from tasks.semantics.influence import influential_words
 from tasks.semantics.words import own_words
+from tasks.sparsity.calibration import from_texts, read_texts
+from tasks.sparsity.coverage import facility_location, input_norms
+from tasks.sparsity.weight_pruning import sparse
 from tasks.steps.data import store as data
 from tasks.steps.model import store as model
 from tasks.steps.study import study
-from tasks.studies import adapting, choosing
+from tasks.studies import adapting, calibrating, choosing
 from tasks.studies.bridging import linked
 from tasks.studies.catalogue import STUDIES as CATALOGUE
 from tasks.studies.context import StudyContext
@@ -245,6 +248,35 @@ def test_calibration_prunes_by_every_set_and_tells_their_spread(results):
     assert other["more"]["spread over sets"] == pytest.approx(abs(own["value"] - other["value"]), abs=1e-3)
 
 
+def test_chosen_calibration_sets_are_compared_with_random_draws_from_the_same_pool(results):
+    cell, _ = results
+    run = cell.settings.studies["calibration-tiny-reviews"]
+    update = {"covering": True, "methods": ["magnitude", "wanda"], "sequences": 1, "benchmarks": []}
+    context = StudyContext(cell, run.model_copy(update=update))
+    parts = calibrating.parts(context)
+    labels = [
+        f"wanda, 50%, {name}, seed {seed}{how}"
+        for name in ("words", "own") for seed in range(2) for how in ("", ", covering")
+    ]  # fmt: skip
+    records = calibrating.paired([record for part in parts for record in calibrating.compute(context, part)])
+    assert [record.label for record in records][3:] == ["magnitude, 50%, none", *labels]
+    values = {record.label: record.value for record in records}
+    for name in ("words", "own"):
+        pairs = [values[f"wanda, 50%, {name}, seed {s}, covering"] - values[f"wanda, 50%, {name}, seed {s}"]
+                 for s in range(2)]  # fmt: skip
+        told = records[[*values].index(f"wanda, 50%, {name}, seed 1, covering")].more["covering - random"]
+        assert told == f"{np.mean(pairs):+.3f} ± {np.std(pairs, ddof=1) / 2**0.5:.3f}"
+    assert sum("covering - random" in record.more for record in records) == 2
+    texts = read_texts(cell.root / "words.txt")
+    pool = from_texts(context.loaded.tokenizer, texts, name="words", count=4, length=512, seed=1)
+    chosen = pool.sequences[facility_location(input_norms(context.loaded, pool.sequences), 1)[0]]
+    for sequence, how in ((pool.sequences[0], ""), (chosen, ", covering")):
+        with sparse(context.loaded, [sequence], "wanda", 0.5):
+            right = context.correct(answers_unedited(context.stack, context.test.encoded))
+        assert values[f"wanda, 50%, words, seed 1{how}"] == right.mean()
+        assert context.calibrations[f"words|1{how.replace(', ', '|')}"].sequences == [sequence]
+
+
 def test_the_bridge_spares_neurons_and_prunes_on_top(results):
     cell, found = results
     records = by_label(found["bridge"])
@@ -347,6 +379,11 @@ def test_a_study_that_is_not_declared_or_cannot_be_is_refused(results):
     ("run", "told"),
     [
         ({"study": "seeds", "benchmarks": ["others"]}, "benchmarks: the study seeds does not use it"),
+        ({"study": "seeds", "covering": True}, "covering: the study seeds does not use it"),
+        (
+            {"study": "calibration", "covering": True, "methods": ["magnitude"]},
+            "covering: magnitude pruning has no calibration set",
+        ),
         (
             {"study": "domains"},
             "study: domains is now cross_benchmark; write study: cross_benchmark, in",
