@@ -62,7 +62,7 @@ def input_norms(loaded: Loaded, sequences: Sequence[Sequence[int]]) -> npt.NDArr
     if not np.isfinite(norms).all():
         raise InputError("calibration", "gives inputs of linear layers that are not finite")
     mean = norms.mean(0)
-    return np.divide(norms, mean, out=np.zeros_like(norms), where=mean > 0)
+    return np.asarray(np.divide(norms, mean, out=np.zeros_like(norms), where=mean > 0))
 
 
 def facility_location(features: npt.NDArray[np.floating], count: int) -> list[int]:
