@@ -21,8 +21,8 @@ class StudyRun(Strict):
         sizes: seeds: the sizes of the adaptation set.
         seeds: seeds: draws of each size; calibration: draws of the adaptation set of DSM pruning, and with `covering`
             of each calibration set.
-        benchmarks: cross_benchmark: the benchmarks besides the cell's; calibration: benchmarks whose train prompts are
-            further calibration sets. All must be declared.
+        benchmarks: cross_benchmark, word_neurons: the benchmarks besides the cell's; calibration: benchmarks whose
+            train prompts are further calibration sets. All must be declared.
         texts: calibration: further calibration sets, name -> file (JSONL with a `text` in each row, or plain text).
         methods: calibration.
         sparsities: calibration.
@@ -69,6 +69,7 @@ class StudyRun(Strict):
             "compare": ("systems", "protocol"),
             "seeds": ("sizes", "seeds"),
             "cross_benchmark": ("benchmarks", "inputs"),
+            "word_neurons": ("benchmarks", "inputs"),
             "calibration": (
                 "benchmarks", "texts", "methods", "sparsities", "covering", "sequences", "seeds", "inputs",
             ),
@@ -92,7 +93,7 @@ class StudyRun(Strict):
                 )
         if self.covering and set(self.methods) == {"magnitude"}:
             raise ValueError("covering: magnitude pruning has no calibration set; methods needs another one")
-        if self.study == "cross_benchmark" and not self.benchmarks:
+        if self.study in ("cross_benchmark", "word_neurons") and not self.benchmarks:
             raise ValueError(f"benchmarks: the study {self.study} needs some besides {self.benchmark}")
         return self
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tasks.method.options import Search
 from tasks.pipeline.runs import StudyRun
-from tasks.studies import adapting, bridging, calibrating, choosing, comparing, costs, crossing, pruning
+from tasks.studies import adapting, bridging, calibrating, choosing, comparing, costs, crossing, pruning, word_neurons
 from tasks.studies.context import Record, StudyContext
 from tasks.studies.joint import EvaluateRecipes
 
@@ -69,5 +69,6 @@ STUDIES = {
     "generation": Study(_single_part(pruning.generation), unit="exact match"),
     "calibration": Study(calibrating.compute, calibrating.parts, _over(calibrating.paired)),
     "bridge": Study(bridging.compute, bridging.parts),
+    "word_neurons": Study(word_neurons.compute, word_neurons.parts, unit="overlap of the neurons of a word"),
     "choice": Study(choosing.compute, choosing.parts, choosing.finish, arrays=choosing.arrays),
 }

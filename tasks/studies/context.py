@@ -103,6 +103,13 @@ class StudyContext:
             self._others[benchmark] = prepared.train, prepared.test
         return self._others[benchmark]
 
+    def test_of(self, benchmark: str) -> Rows:
+        """The test rows of the cell's benchmark or another one, as many as the study uses."""
+        if benchmark == self.cell.benchmark:
+            return self.test
+        limit = self.run.test or self.settings.benchmarks[benchmark].limits.test
+        return self.encoded(self.rows_of(benchmark)[1].head(limit))
+
     def encoded(self, table: pd.DataFrame) -> Rows:
         return encode_rows(table, self.loaded.tokenizer, self.stack.context)
 

@@ -1,6 +1,7 @@
 """Every study on a tiny cell, through files as DVC runs it, against what the cell's own steps found."""
 
 import copy
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from flows.study_flows import list_study
 from tasks.benchmarks.scoring import answers_unedited, answers_without
 from tasks.benchmarks.table import exact_matches
 from tasks.evidence.study_pages import fingerprint, write_page
-from tasks.evidence.study_tables import table
+from tasks.evidence.study_tables import plot, table
 from tasks.method.criteria import CRITERIA
 from tasks.method.neurons import prominent_neurons
 from tasks.method.silence import Neurons, silenced
@@ -21,6 +22,7 @@ from tasks.pipeline.names import STUDIES, SYSTEMS
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json
 from tasks.semantics.influence import influential_words
+from tasks.semantics.permutation import halves
 from tasks.semantics.words import own_words
 from tasks.sparsity.calibration import from_texts, read_texts
 from tasks.sparsity.coverage import facility_location, input_norms
@@ -28,13 +30,13 @@ from tasks.sparsity.weight_pruning import sparse
 from tasks.steps.data import store as data
 from tasks.steps.model import store as model
 from tasks.steps.study import study
-from tasks.studies import adapting, calibrating, choosing
+from tasks.studies import adapting, calibrating, choosing, word_neurons
 from tasks.studies.bridging import linked
 from tasks.studies.catalogue import STUDIES as CATALOGUE
 from tasks.studies.context import StudyContext
 from tests.comparison.fit_data import assert_untouched, fit_data, state
 from tests.method.test_grid import naive
-from tests.steps.test_steps import STEPS, write_project
+from tests.steps.test_steps import STEPS, WORDS, write_project
 from tests.tiny import rows as gate_rows
 
 RUNS = {
@@ -42,6 +44,7 @@ RUNS = {
     "seeds": {"sizes": [4, 6], "seeds": 2},
     "cross_benchmark": {"benchmarks": ["others"]},
     "bridge": {"sequences": 2},
+    "word_neurons": {"benchmarks": ["others"]},
     "choice": {"pool": 20, "draws": 12},
     "calibration": {
         "benchmarks": ["others"],
@@ -324,6 +327,67 @@ def test_the_neurons_that_are_linked_answer_to_influential_words(results):
     assert set(neurons[1]) == set(link.topk(5).indices.tolist())
 
 
+def naive_neurons(context, rows, indices, words):
+    """The ten neurons of each word with the highest share, over all layers, from hooks on the whole model."""
+    network, width = context.loaded.model, context.stack.d_ff
+    own = own_words(rows, context.loaded.tokenizer)
+    sums = {word: (np.zeros(width * len(context.stack)), 0) for word in words}
+    with torch.no_grad():
+        for index in indices:
+            seen = []
+            handles = [
+                layer.mlp.down_proj.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0][0].abs()))
+                for layer in network.model.layers
+            ]
+            network(torch.tensor([rows.encoded[index].prompt]))
+            for handle in handles:
+                handle.remove()
+            for one in own[index].occurrences:
+                if one.word in sums:
+                    total, count = sums[one.word]
+                    sums[one.word] = total + torch.cat([h[one.tokens[-1]] for h in seen]).numpy(), count + 1
+    means = {word: total / count for word, (total, count) in sums.items()}
+    whole = sum(means.values())
+    return {word: set(np.argsort(-mean / whole, kind="stable")[:10].tolist()) for word, mean in means.items()}
+
+
+def test_the_neurons_of_words_on_two_benchmarks_are_those_of_hooks(results):
+    cell, found = results
+    records = by_label(found["word_neurons"])
+    assert list(records) == ["reviews, halves of its rows", "others, halves of its rows", "reviews and others"]
+    context = StudyContext(cell, cell.settings.studies["word_neurons-tiny-reviews"])
+    other = context.test_of("others")
+    one, two = (naive_neurons(context, rows, range(30), WORDS) for rows in (context.test, other))
+    shared = [len(one[word] & two[word]) / 10 for word in WORDS]
+    record = records["reviews and others"]
+    assert record["value"] == pytest.approx(np.mean(shared), abs=1e-9)
+    assert record["stderr"] == pytest.approx(np.std(shared, ddof=1) / len(WORDS) ** 0.5, abs=1e-9)
+    assert record["more"]["words"] == len(WORDS)
+    assert record["more"]["rows"] == "30, 30"
+    assert 0 < record["more"]["p (permutation)"] <= 1
+    assert record["more"]["other words"] < record["value"]
+    assert -1 <= record["more"]["Spearman"] <= 1
+    first, second = halves(30, 0)
+    words = [word for word in WORDS if all(counted(context, half)[word] >= 3 for half in (first, second))]
+    one, two = (naive_neurons(context, context.test, half, words) for half in (first, second))
+    own = records["reviews, halves of its rows"]
+    assert own["more"]["words"] == len(words) >= 3
+    assert own["value"] == pytest.approx(np.mean([len(one[word] & two[word]) / 10 for word in words]), abs=1e-9)
+
+
+def counted(context, indices):
+    return Counter(word for i in indices for word in context.test.table["prompt"].iloc[i].split())
+
+
+def test_too_few_common_words_are_a_note_not_a_number(results):
+    cell, _ = results
+    run = cell.settings.studies["word_neurons-tiny-reviews"].model_copy(update={"test": 2})
+    [record] = word_neurons.compute(StudyContext(cell, run), "reviews|others")
+    assert record.value is None
+    assert record.more["note"] == "fewer than 3 words occur 3 times on both sides"
+    assert plot({"study": "word_neurons", "unit": "overlap", "records": [record.as_json()]}, x="").startswith("<svg")
+
+
 def test_the_seeds_of_a_size_are_averaged(results):
     records = by_label(results[1]["seeds"])
     values = [records[f"4 examples, seed {seed}"]["value"] for seed in range(2)]
@@ -389,6 +453,7 @@ def test_a_study_that_is_not_declared_or_cannot_be_is_refused(results):
             "study: domains is now cross_benchmark; write study: cross_benchmark, in",
         ),
         ({"study": "cross_benchmark"}, "benchmarks: the study cross_benchmark needs some besides reviews"),
+        ({"study": "word_neurons"}, "benchmarks: the study word_neurons needs some besides reviews"),
         ({"study": "cross_benchmark", "benchmarks": ["nowhere"]}, "'nowhere' is not declared under benchmarks"),
         ({"study": "compare", "systems": ["magic"]}, "systems"),
         ({"study": "compare", "model": "other"}, "must be named 'compare-other-reviews'"),
