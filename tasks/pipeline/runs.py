@@ -21,8 +21,8 @@ class StudyRun(Strict):
         sizes: seeds: the sizes of the adaptation set.
         seeds: seeds: draws of each size; calibration: draws of the adaptation set of DSM pruning, and with `covering`
             of each calibration set.
-        benchmarks: cross_benchmark, word_neurons: the benchmarks besides the cell's; calibration: benchmarks whose
-            train prompts are further calibration sets. All must be declared.
+        benchmarks: cross_benchmark, word_neurons: the benchmarks besides the cell's; generation: benchmarks with free
+            answers; calibration: benchmarks whose train prompts are further calibration sets. All must be declared.
         texts: calibration: further calibration sets, name -> file (JSONL with a `text` in each row, or plain text).
         methods: calibration.
         sparsities: calibration.
@@ -70,6 +70,7 @@ class StudyRun(Strict):
             "seeds": ("sizes", "seeds"),
             "cross_benchmark": ("benchmarks", "inputs"),
             "word_neurons": ("benchmarks", "inputs"),
+            "generation": ("benchmarks", "inputs"),
             "calibration": (
                 "benchmarks", "texts", "methods", "sparsities", "covering", "sequences", "seeds", "inputs",
             ),

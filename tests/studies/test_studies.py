@@ -1,6 +1,7 @@
 """Every study on a tiny cell, through files as DVC runs it, against what the cell's own steps found."""
 
 import copy
+import json
 from collections import Counter
 
 import numpy as np
@@ -14,13 +15,16 @@ from tasks.benchmarks.scoring import answers_unedited, answers_without
 from tasks.benchmarks.table import exact_matches
 from tasks.evidence.study_pages import fingerprint, write_page
 from tasks.evidence.study_tables import plot, table
+from tasks.method.adaptation_set import draw
+from tasks.method.algorithm import score_rows
 from tasks.method.criteria import CRITERIA
 from tasks.method.neurons import prominent_neurons
 from tasks.method.silence import Neurons, silenced
+from tasks.models.loading import load
 from tasks.pipeline.cell import open_cell
 from tasks.pipeline.names import STUDIES, SYSTEMS
 from tasks.runtime.errors import InputError
-from tasks.runtime.files import read_json
+from tasks.runtime.files import read_json, sha256_file
 from tasks.semantics.influence import influential_words
 from tasks.semantics.permutation import halves
 from tasks.semantics.words import own_words
@@ -30,7 +34,7 @@ from tasks.sparsity.weight_pruning import sparse
 from tasks.steps.data import store as data
 from tasks.steps.model import store as model
 from tasks.steps.study import study
-from tasks.studies import adapting, calibrating, choosing, word_neurons
+from tasks.studies import adapting, calibrating, choosing, generating, word_neurons
 from tasks.studies.bridging import linked
 from tasks.studies.catalogue import STUDIES as CATALOGUE
 from tasks.studies.context import StudyContext
@@ -38,12 +42,14 @@ from tests.comparison.fit_data import assert_untouched, fit_data, state
 from tests.method.test_grid import naive
 from tests.steps.test_steps import STEPS, WORDS, write_project
 from tests.tiny import rows as gate_rows
+from tests.tiny import tiny_tokenizer
 
 RUNS = {
     "compare": {"systems": ["calibrated", "random", "random_searched", "sft", "caa"]},
     "seeds": {"sizes": [4, 6], "seeds": 2},
     "cross_benchmark": {"benchmarks": ["others"]},
     "bridge": {"sequences": 2},
+    "generation": {"benchmarks": ["free"]},
     "word_neurons": {"benchmarks": ["others"]},
     "choice": {"pool": 20, "draws": 12},
     "calibration": {
@@ -61,6 +67,11 @@ def declare(cell, **runs):
     path = cell.root / "params.yaml"
     params = yaml.safe_load(path.read_text())
     params["benchmarks"]["others"] = params["benchmarks"]["reviews"] | {"prompt": "Others say {{ text }} :"}
+    source = {"kind": "path", "path": "free.jsonl", "sha256": sha256_file(cell.root / "free.jsonl")}
+    params["benchmarks"]["free"] = {
+        "train": {"source": source, "gold": "any"}, "test": {"split": 40, "seed": 0}, "prompt": "{{ question }} :",
+        "options": "{{ answers }}", "limits": {"test": 30, "transfer": 0},
+    }  # fmt: skip
     params["studies"] = {
         f"{name}-tiny-reviews": {"study": name, "model": "tiny", "benchmark": "reviews", **run}
         for name, run in runs.items()
@@ -71,6 +82,24 @@ def declare(cell, **runs):
     return open_cell("tiny", "reviews", cell.root)
 
 
+def most_probable(network, prompt):
+    """The next byte after a prompt, as text."""
+    tokenizer = tiny_tokenizer()
+    with torch.no_grad():
+        return tokenizer.decode([int(network(torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1].argmax())])
+
+
+def write_free_answers(cell):
+    """Questions with two accepted answers, of which the second is what the tiny model writes where it is a text."""
+    network = load(cell.model_dir).model
+    rows = []
+    for i in range(90):
+        text = most_probable(network, f"{WORDS[i % 8]} {i} :")
+        answers = ["zz", text] if text.isascii() and text.isalnum() and i % 3 else ["zz"]
+        rows.append({"question": f"{WORDS[i % 8]} {i}", "answers": answers})
+    (cell.root / "free.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """(cell, study -> its result)."""
@@ -78,6 +107,7 @@ def results(tmp_path_factory):
     for step in [model, data, *STEPS]:
         step(cell)
     (cell.root / "words.txt").write_text("a good film , not a bad one .\n" * 60)
+    write_free_answers(cell)
     cell = declare(cell, **{name: RUNS.get(name, {}) for name in STUDIES})
     found = {}
     for name in STUDIES:
@@ -208,6 +238,50 @@ def test_free_answers_are_counted_like_evaluate_counts_them(results):
     assert records["unpruned"]["value"] == pytest.approx(systems["base"]["exact_match"])
     own = records["chosen by option accuracy (the cell's)"]
     assert own["value"] == pytest.approx(systems["pruned"]["exact_match"])
+
+
+def test_free_answers_are_matched_as_a_plain_model_writes_them(results):
+    """Of the unpruned model, of the cell's recipe and of the one chosen by exact match, with weights zeroed."""
+    cell, found = results
+    records = by_label(found["generation"])
+    context = StudyContext(cell, cell.settings.studies["generation-tiny-reviews"])
+    test = context.test_of("free").table
+    train = draw(context.rows_of("free")[0], context.stack, context.loaded.tokenizer, context.settings.adaptation)
+    scores = score_rows(context.stack, context.loaded.tokenizer, train, context.settings.attribution)
+    assert len(test) == 30
+
+    def exact(table, layer=0, neurons=()):
+        network = copy.deepcopy(context.loaded.model)
+        gate_rows(network, layer)[list(neurons)] = 0
+        told = [most_probable(network, prompt).lower() for prompt in table["prompt"]]
+        return np.mean([any(answer.lower() == text for answer in answers if len(answer) == 1)
+                        for text, answers in zip(told, table["options"], strict=True)])  # fmt: skip
+
+    assert 0 < exact(test) < 1
+    assert records["unpruned on free"]["value"] == pytest.approx(exact(test))
+    own = records["chosen by option accuracy (the cell's) on free"]
+    recipe = read_json(cell.pruned)
+    assert own["value"] == pytest.approx(exact(test, recipe["layer"], recipe["neurons"]))
+    chosen = records["chosen by exact match on free"]["more"]
+    rates = {
+        (layer, fraction): exact(train, layer, prominent_neurons(scores.ranked[layer], fraction))
+        for layer in range(3) for fraction in context.settings.search.fractions
+    }  # fmt: skip
+    assert chosen["on the examples"] == pytest.approx(max(rates.values()), abs=1e-3)
+    assert rates[chosen["layer"], chosen["fraction"]] == max(rates.values())
+    neurons = prominent_neurons(scores.ranked[chosen["layer"]], chosen["fraction"])
+    assert records["chosen by exact match on free"]["value"] == pytest.approx(exact(test, chosen["layer"], neurons))
+
+
+def test_a_target_on_options_has_nothing_to_score_with_free_answers(results):
+    cell, _ = results
+    attribution = cell.settings.attribution.model_copy(update={"target": "option_margin"})
+    settings = cell.settings.model_copy(update={"attribution": attribution})
+    context = StudyContext(
+        type(cell)(cell.root, cell.model, cell.benchmark, settings), settings.studies["generation-tiny-reviews"]
+    )
+    with pytest.raises(InputError, match=r"attribution\.target: option_margin needs options, and free has free"):
+        generating.compute(context, "free")
 
 
 def test_crossing_evaluates_each_choice_on_each_benchmark(results):
