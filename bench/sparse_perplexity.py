@@ -12,6 +12,7 @@ from pathlib import Path
 from tasks.models.loading import device, load
 from tasks.runtime.errors import InputError
 from tasks.sparsity.calibration import from_documents, read_texts
+from tasks.sparsity.coverage import POOL, covering
 from tasks.sparsity.metrics import NOfM, Target
 from tasks.sparsity.perplexity import Perplexity, perplexity
 from tasks.sparsity.weight_pruning import METHODS, sparse
@@ -46,6 +47,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--permuted", action="store_true", help="also RIA with its channel permutation, for N:M")
     parser.add_argument("--sequences", type=int, default=32, help="of calibration")
+    parser.add_argument(
+        "--covering", action="store_true", help=f"chosen to cover a pool {POOL} times as large, not a random draw"
+    )
     parser.add_argument("--length", type=int, default=512, help="tokens of a calibration sequence and of a window")
     parser.add_argument("--tokens", type=int, default=40_960, help="of the text, from its beginning")
     parser.add_argument("--seed", type=int, default=0)
@@ -57,15 +61,18 @@ def main() -> None:
         loaded.tokenizer,
         read_texts(given.calibration),
         name=given.calibration.parent.name,
-        count=given.sequences,
+        count=given.sequences * (POOL if given.covering else 1),
         length=given.length,
         seed=given.seed,
     )
+    if given.covering:
+        calibration = covering(loaded, calibration, given.sequences)
+    how = "covering a pool, " if given.covering else ""
     base = perplexity(loaded, tokens, given.length)
     print(
         f"{given.model.name} on {path.parent.name}/{path.name}: {base.tokens} predicted tokens in {len(base.losses)} "
         f"windows of {base.window}; calibration: {given.sequences} sequences of {given.length} tokens of "
-        f"{calibration.name}, seed {given.seed} (sha256 {calibration.sha256[:12]}); {device().type}\n"
+        f"{calibration.name}, {how}seed {given.seed} (sha256 {calibration.sha256[:12]}); {device().type}\n"
     )
     print(
         "| method | target | removed of the layers' weights | perplexity | NLL per token | change, paired | seconds |"

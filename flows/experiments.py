@@ -25,8 +25,9 @@ def study(
     on: Annotated[
         list[str] | None,
         typer.Option(
-            help="cross_benchmark: a further benchmark; calibration: a further calibration set, a benchmark or a "
-            "file of texts (JSONL with a `text` each, or plain text). May be given several times."
+            help="cross_benchmark, word_neurons: a further benchmark; generation: one with free answers; calibration: "
+            "a further calibration set, a benchmark or a file of texts (JSONL with a `text` each, or plain text). May "
+            "be given several times."
         ),
     ] = None,
     full: Annotated[

@@ -46,6 +46,7 @@ STUDIES = {
     },
     "compare": {"systems": ["calibrated", "random_searched"]},
     "bridge": {"sequences": 2},
+    "word_neurons": {"benchmarks": ["others"]},
     "seeds": {"sizes": [4], "seeds": 1},
     "choice": {"pool": 20, "draws": 2},
     "generation": {},

@@ -8,6 +8,8 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from tasks.runtime.fields import Count, Fraction, Seed, Strict
 from tasks.sources.kinds import RowsSource
 
+ANY = "any"  # the `gold` of free answers
+EVERY = -1  # the index of the right option of a row with free answers: every option is an accepted answer
 DATE = "2024-07-26"  # today's date for chat templates; the default of the Llama 3 templates
 
 
@@ -15,6 +17,9 @@ class SplitRows(Strict):
     """The rows of one split: a source, a filter, and templates over its columns.
 
     Prompt and options are templates over `fields`, or over the columns if there are no fields.
+
+    Attributes:
+        gold: a template over the columns that gives the label of the right option; or `any` for free answers.
     """
 
     source: RowsSource
@@ -78,7 +83,10 @@ Labels = Annotated[Annotated[str, Tag("one")] | Annotated[list[str], Tag("severa
 
 
 class BenchmarkSpec(Strict):
-    """A multiple-choice benchmark as data.
+    """A multiple-choice benchmark as data, or one with free answers.
+
+    With free answers (`gold: any`) the options are the accepted answers, one or more in a row, and each is right. Only
+    exact match is defined: such a benchmark is no cell, and is used by the study `generation` and for its prompts.
 
     Attributes:
         prompt: a Jinja template over the fields of a row. As in lm-evaluation-harness, white space at its end is
@@ -107,6 +115,11 @@ class BenchmarkSpec(Strict):
     licence: str = ""
 
     @property
+    def free_answers(self) -> bool:
+        """Whether the options are accepted answers, each of which is right."""
+        return self.train.gold == ANY
+
+    @property
     def chat(self) -> str | bool:
         """The date for the chat template; False without a chat template."""
         return self.date if self.chat_template else False
@@ -126,6 +139,15 @@ class BenchmarkSpec(Strict):
     def _date_is_for_a_chat_template(self) -> "BenchmarkSpec":
         if self.date != DATE and not self.chat_template:
             raise ValueError("date is for a chat template, but chat_template is false")
+        return self
+
+    @model_validator(mode="after")
+    def _free_answers_have_no_labels(self) -> "BenchmarkSpec":
+        if not isinstance(self.test, HeldOut) and (self.test.gold == ANY) != self.free_answers:
+            raise ValueError(f"gold must be {ANY} in both train and test, or in neither")
+        if self.free_answers and (self.labels is not None or not isinstance(self.options, str)):
+            what = "labels: free answers have none" if self.labels is not None else "options: must be one template"
+            raise ValueError(f"{what}; with gold: {ANY} it gives the list of accepted answers")
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.benchmarks.benchmark_spec import BenchmarkSpec, HeldOut
+from tasks.benchmarks.benchmark_spec import EVERY, BenchmarkSpec, HeldOut
 from tasks.benchmarks.rows import (
     AMBIGUOUS,
     BY_WHERE,
@@ -102,6 +102,8 @@ def _fetch(source: RowsSource, root: Path, field: str, work: Path) -> list[Row]:
 
 def _counted(split: list[Example]) -> str:
     """The number of rows, and of each gold option: by its text if all rows share the options, else by its number."""
+    if split[0].gold == EVERY:
+        return f"{len(split)} with free answers"
     counts = Counter(example.gold for example in split)
     width = max(len(example.options) for example in split)
     shared = len({example.options for example in split}) == 1

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.benchmarks.benchmark_spec import BenchmarkSpec, HeldOut, SplitRows
+from tasks.benchmarks.benchmark_spec import EVERY, BenchmarkSpec, HeldOut, SplitRows
 from tasks.benchmarks.columns import Kinds, add_kinds, as_sent
 from tasks.benchmarks.templates import (
     Evaluate,
@@ -39,7 +39,12 @@ BY_WHERE, UNLABELLED, AMBIGUOUS = "left out by `where`", "without a label", "wit
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a benchmark. `number` counts the rows of its source from 1; `gold` is an index into the options."""
+    """One row of a benchmark.
+
+    Attributes:
+        number: counts the rows of its source from 1.
+        gold: an index into the options; `EVERY` if each of them is right (free answers).
+    """
 
     number: int
     prompt: str
@@ -232,7 +237,7 @@ class _Compiled:
             name: compile_value(text, field=f"{field}.{split}.fields.{name}") for name, text in rows.fields.items()
         }
         self.prompt = compile_template(spec.prompt, field=f"{field}.prompt")
-        self.options = _compile_list(spec.options, f"{field}.options")
+        self.options = _compile_list(spec.options, f"{field}.options", least=1 if spec.free_answers else 2)
         self._gold = compile_template(rows.gold, field=f"{field}.{split}.gold")
         self._columns_of_gold = names_used(rows.gold)
         self.labels = None if spec.labels is None else _labels(spec.labels, f"{field}.labels")
@@ -261,8 +266,8 @@ class _Compiled:
             raise
 
 
-def _compile_list(templates: list[str] | str, field: str) -> Evaluate:
-    """Compiles a list of templates, or one template that gives a list of at least two texts."""
+def _compile_list(templates: list[str] | str, field: str, least: int = 2) -> Evaluate:
+    """Compiles a list of templates, or one template that gives a list of at least `least` texts."""
     if isinstance(templates, list):
         compiled = [compile_template(text, field=f"{field}.{i}") for i, text in enumerate(templates)]
         if not any(map(is_template, templates)):
@@ -272,8 +277,9 @@ def _compile_list(templates: list[str] | str, field: str) -> Evaluate:
 
     def several(row: Mapping[str, Any], number: int) -> list[str]:
         value = evaluate(row, number)
-        if not isinstance(value, list | tuple) or len(value) < 2:
-            raise InputError(field, f"row {number}: the template must give a list of at least two, not {value!r}")
+        if not isinstance(value, list | tuple) or len(value) < least:
+            words = {1: "one", 2: "two"}[least]
+            raise InputError(field, f"row {number}: the template must give a list of at least {words}, not {value!r}")
         try:
             return [text_of(one, f"number {i} of the list") for i, one in enumerate(value, start=1)]
         except NotTextError as error:
@@ -289,8 +295,8 @@ def _labels(labels: list[str] | str, field: str) -> Evaluate:
 def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test"], *, field: str) -> SourceExamples:
     """The examples of one source: the rows that `where` selects, with prompts and gold options.
 
-    A row without a label (null, -1 or empty) or with an option twice is left out and counted. `field` is the
-    benchmark's field in params.yaml.
+    A row without a label (null, -1 or empty) or with an option twice is left out and counted. An accepted answer that
+    is there twice is kept once. `field` is the benchmark's field in params.yaml.
 
     Raises:
         InputError: no row is left, a row lacks a column that a template uses, a value is not text, or a label is
@@ -312,16 +318,20 @@ def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test
             continue
         values = {name: template(row, number) for name, template in compiled.fields.items()} or row
         options = compiled.options(values, number)
-        labels = compiled.labels(row, number) if compiled.labels else [str(i) for i in range(len(options))]
-        if len(labels) != len(options):
-            raise InputError(f"{field}.labels", f"row {number}: {len(labels)} labels for {len(options)} options")
-        gold = _gold_of(label, labels)
-        if not gold and compared(label) in MISSING:
-            left_out[UNLABELLED] += 1
-            continue
-        if len(gold) != 1:
-            problem = f"occurs {len(gold)} times in {labels}" if gold else f"is not one of {labels}"
-            raise InputError(f"{field}.{split}.gold", f"row {number}: the label {label!r} {problem}")
+        if spec.free_answers:
+            options, right = list(dict.fromkeys(options)), EVERY
+        else:
+            labels = compiled.labels(row, number) if compiled.labels else [str(i) for i in range(len(options))]
+            if len(labels) != len(options):
+                raise InputError(f"{field}.labels", f"row {number}: {len(labels)} labels for {len(options)} options")
+            gold = _gold_of(label, labels)
+            if not gold and compared(label) in MISSING:
+                left_out[UNLABELLED] += 1
+                continue
+            if len(gold) != 1:
+                problem = f"occurs {len(gold)} times in {labels}" if gold else f"is not one of {labels}"
+                raise InputError(f"{field}.{split}.gold", f"row {number}: the label {label!r} {problem}")
+            right = gold[0]
         text = compiled.prompt(values, number)
         if any("\ud800" <= character <= "\udfff" for part in (text, *options) for character in part):
             raise InputError(f"{field}.{split}", f"row {number}: contains half of a surrogate pair, which is not text")
@@ -333,7 +343,7 @@ def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test
         group = compared(compiled.group(row, number)) if compiled.group else None
         add_kinds(kinds, values, names)
         sent = sent if selected_examples else as_sent(values, names)
-        selected_examples.append(Example(number, text, gold[0], tuple(options), group))
+        selected_examples.append(Example(number, text, right, tuple(options), group))
     if not selected_examples:
         raise InputError(f"{field}.{split}", f"is empty: {_why_empty(len(rows), left_out)}")
     return SourceExamples(selected_examples, left_out, kinds, sent)

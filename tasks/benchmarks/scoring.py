@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.benchmarks.benchmark_spec import EVERY
 from tasks.benchmarks.encoding import Encoded, encode
 from tasks.models.loading import Loaded
 from tasks.models.memory import room, with_less
@@ -37,9 +38,15 @@ class Answers:
         return np.stack([logprobs.argmax(-1) for logprobs in self.logprobs], axis=1)
 
     def margins(self, gold: Sequence[int]) -> np.ndarray:
-        """Log-probability of the gold option minus that of the best other option, float64 [C, n]."""
+        """Log-probability of the gold option minus that of the best other option, float64 [C, n].
+
+        With `EVERY` as gold the log-probability of the most probable accepted answer.
+        """
         columns = []
         for logprobs, index in zip(self.logprobs, gold, strict=True):
+            if index == EVERY:
+                columns.append(logprobs.max(-1).astype(np.float64))
+                continue
             others = np.delete(logprobs, index, axis=-1).max(-1)
             columns.append(logprobs[:, index].astype(np.float64) - others)
         return np.stack(columns, axis=1)

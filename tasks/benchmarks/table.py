@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from tasks.benchmarks.benchmark_spec import EVERY
 from tasks.benchmarks.encoding import Encoded, encode, prefix_pair
 from tasks.benchmarks.scoring import Answers, exact_match
 from tasks.runtime.errors import InputError
@@ -18,7 +19,7 @@ from tasks.runtime.errors import InputError
 class Rows:
     """n rows: the table and the token ids of each.
 
-    The columns are id, prompt, options and gold; with a chat template also chat, its date.
+    The columns are id, prompt, options and gold (`EVERY` for free answers); with a chat template also chat, its date.
     """
 
     table: pd.DataFrame
@@ -56,13 +57,14 @@ def encode_rows(table: pd.DataFrame, tokenizer: Any, context: int, *, warn: bool
     shared = table["options"].map(tuple).nunique() == 1
     encoded: list[Encoded] = []
     overlapping = 0
-    columns = (table["id"], table["prompt"], table["options"], chat_column(table))
-    for name, prompt, options, chat in zip(*columns, strict=True):
+    free = table["gold"] == EVERY if "gold" in table else [False] * len(table)
+    columns = (table["id"], table["prompt"], table["options"], free, chat_column(table))
+    for name, prompt, options, accepted, chat in zip(*columns, strict=True):
         try:
             row = encode(tokenizer, prompt, list(options), context, chat=chat)
         except InputError as error:
             raise InputError(f"row {name}: {error.field}", error.problem) from None
-        if pair := prefix_pair(row):
+        if not accepted and (pair := prefix_pair(row)):  # an accepted answer may begin another one
             if shared:
                 first, second = (options[i] for i in pair)
                 raise InputError(f"row {name}: options", f"the tokens of {first!r} begin those of {second!r}")
@@ -82,12 +84,15 @@ def encode_rows(table: pd.DataFrame, tokenizer: Any, context: int, *, warn: bool
 def exact_matches(tokenizer: Any, rows: Rows, answers: Answers, model: int) -> npt.NDArray[np.bool_]:
     """Which rows one of the models answers with the exact right option (`scoring.exact_match`), bool [n].
 
-    White space from the end of the prompt is given, not predicted.
+    Of free answers any accepted one. White space from the end of the prompt is given, not predicted.
     """
     asked = zip(rows.table["options"], rows.gold, answers.greedy, rows.encoded, strict=True)
     return np.array(
         [
-            exact_match(tokenizer, options[gold], greedy[model, gold, row.given :].tolist())
+            any(
+                exact_match(tokenizer, options[right], greedy[model, right, row.given :].tolist())
+                for right in (range(len(options)) if gold == EVERY else [gold])
+            )
             for options, gold, greedy, row in asked
         ]
     )

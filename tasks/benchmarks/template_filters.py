@@ -48,4 +48,18 @@ def without(value: Any, start: str, end: str) -> str:
     return re.sub(f"{re.escape(start)}.*?{re.escape(end)}", "", text_of(value))
 
 
-FILTERS = {"shuffled": shuffled, "without": without}
+def around(values: Any, before: str, after: str) -> list[str]:
+    """The list with a text before and after each value: `{{ answers | around(" ", "\\n") }}`.
+
+    Raises:
+        NotTextError: `values` is no list, or holds what is not text.
+    """
+    if isinstance(values, Undefined):
+        return list(values)  # raises what says which name is not there
+    if not isinstance(values, list | tuple):
+        kind = "null" if is_null(values) else f"a {type(values).__name__}"
+        raise NotTextError(f"around takes a list, not {kind}")
+    return [f"{before}{text_of(value)}{after}" for value in values]
+
+
+FILTERS = {"around": around, "shuffled": shuffled, "without": without}

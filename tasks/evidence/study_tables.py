@@ -69,7 +69,7 @@ def plot(result: dict[str, Any], *, x: str) -> str:
                 axes.errorbar(
                     record["value"], y, xerr=record["stderr"] or 0, fmt="o", ms=5, lw=1.5, color=colour, ecolor=colour
                 )
-            if result["unit"] != "seconds an example":
+            if records and result["unit"] != "seconds an example":
                 axes.axvline(records[0]["value"], color=LINE, lw=1.2, ls=(0, (4, 3)), zorder=0)
             axes.set_yticks(range(len(records)), [_cut(record["label"]) for record in records], fontsize=8)
             axes.tick_params(axis="y", length=0, labelcolor=INK)

@@ -2,7 +2,7 @@
 
 STUDIES = (
     "compare", "fractions", "seeds", "selection", "projections", "attributions", "layers", "transfer", "timing",
-    "cross_benchmark", "generation", "calibration", "bridge", "choice", "interactions",
+    "cross_benchmark", "generation", "calibration", "bridge", "word_neurons", "choice", "interactions",
 )  # fmt: skip
 RENAMED_STUDIES = {"multilingual": "cross_benchmark", "domains": "cross_benchmark"}
 WEIGHT_METHODS = ("magnitude", "wanda", "ria", "sparsegpt")

@@ -19,12 +19,15 @@ class StudyRun(Strict):
         protocol: compare: the rows on which systems choose their settings; with `published` the test rows, as in the
             code published with SADI.
         sizes: seeds: the sizes of the adaptation set.
-        seeds: seeds: draws of each size; calibration: draws of the adaptation set of DSM pruning.
-        benchmarks: cross_benchmark: the benchmarks besides the cell's; calibration: benchmarks whose train prompts are
-            further calibration sets. All must be declared.
+        seeds: seeds: draws of each size; calibration: draws of the adaptation set of DSM pruning, and with `covering`
+            of each calibration set.
+        benchmarks: cross_benchmark, word_neurons: the benchmarks besides the cell's; generation: benchmarks with free
+            answers; calibration: benchmarks whose train prompts are further calibration sets. All must be declared.
         texts: calibration: further calibration sets, name -> file (JSONL with a `text` in each row, or plain text).
         methods: calibration.
         sparsities: calibration.
+        covering: calibration: beside each random draw of a calibration set, as many sequences that are chosen to cover
+            the activations of a pool four times as large.
         pool: choice: train rows whose log-probabilities are computed; ten labeled rows are drawn from them.
         draws: choice: how often.
         sequences: calibration and bridge: the number of sequences, of 512 tokens each, in each calibration set.
@@ -47,6 +50,7 @@ class StudyRun(Strict):
     texts: dict[str, str] = Field(default={})
     methods: list[Literal[WEIGHT_METHODS]] = Field(default=list(WEIGHT_METHODS), min_length=1)  # type: ignore[valid-type]
     sparsities: list[Fraction] = Field(default=[0.3, 0.5], min_length=1)
+    covering: bool = False
     sequences: Count = 8
     pool: Annotated[int, Field(ge=20)] = 50
     draws: Count = 200
@@ -65,10 +69,14 @@ class StudyRun(Strict):
             "compare": ("systems", "protocol"),
             "seeds": ("sizes", "seeds"),
             "cross_benchmark": ("benchmarks", "inputs"),
-            "calibration": ("benchmarks", "texts", "methods", "sparsities", "sequences", "seeds", "inputs"),
+            "word_neurons": ("benchmarks", "inputs"),
+            "generation": ("benchmarks", "inputs"),
+            "calibration": (
+                "benchmarks", "texts", "methods", "sparsities", "covering", "sequences", "seeds", "inputs",
+            ),
             "bridge": ("sequences",),
             "choice": ("pool", "draws"),
-        }
+        }  # fmt: skip
         for field in sorted(self.model_fields_set - {"study", "model", "benchmark", "test"}):
             if field not in users.get(self.study, ()):
                 raise ValueError(f"{field}: the study {self.study} does not use it")
@@ -84,7 +92,9 @@ class StudyRun(Strict):
                     f"texts.{name}: must be a name of letters, digits, - and _ that no other calibration set has; "
                     f"{' and '.join(RESERVED)} are reserved"
                 )
-        if self.study == "cross_benchmark" and not self.benchmarks:
+        if self.covering and set(self.methods) == {"magnitude"}:
+            raise ValueError("covering: magnitude pruning has no calibration set; methods needs another one")
+        if self.study in ("cross_benchmark", "word_neurons") and not self.benchmarks:
             raise ValueError(f"benchmarks: the study {self.study} needs some besides {self.benchmark}")
         return self
 

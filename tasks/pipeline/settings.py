@@ -160,6 +160,23 @@ class Settings(Strict):
                 for name in names:
                     if name not in getattr(self, section):
                         raise ValueError(f"{place}.{key}: {name!r} is not declared under {section}")
+        free = {name for name, spec in self.benchmarks.items() if spec.free_answers}
+        used = [(f"pipeline.cells.{key}", cell.benchmark) for key, cell in self.pipeline.cells.items()]
+        used += [(f"{place}.{key}", run.benchmark) for place, key, run, _ in runs]
+        used += [
+            (f"studies.{key}.benchmarks", name)
+            for key, study in self.studies.items()
+            for name in (study.benchmarks if study.study == "cross_benchmark" else ())
+        ]
+        for place, name in used:
+            if name in free:
+                raise ValueError(
+                    f"{place}: {name} has free answers, not options to choose from; `dsm study generation --on {name}` "
+                    "evaluates models on it"
+                )
+        for key, study in self.studies.items():
+            if study.study == "generation" and (with_options := sorted({*study.benchmarks} - free)):
+                raise ValueError(f"studies.{key}.benchmarks: {with_options[0]} has no free answers (gold: any)")
         for key, sparse in self.sparse.items():
             if not NAME.fullmatch(key):
                 raise ValueError(f"sparse.{key}: a name has letters, digits, - and _ only")

@@ -1,4 +1,4 @@
-"""Reliability of the findings: against random words of the same frequency, and between halves of the rows."""
+"""Reliability of the findings: against random words of the same frequency, between halves of the rows and data sets."""
 
 from typing import Any
 
@@ -64,6 +64,54 @@ def permutation_test(
         "seed": seed,
         "chosen": int(chosen.sum()),
         "words": len(values),
+        "exchangeable": exchangeable,
+    }
+
+
+def matching_test(
+    similarity: npt.NDArray[np.float64],
+    strata: npt.NDArray[np.int64],
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Tests whether the words of one data set are more similar to themselves in another than to other words there.
+
+    Each permutation assigns to every word a word of its stratum, each of them once. One-sided p as in
+    `permutation_test`, of the mean over the words of their similarity to the assigned word.
+
+    Args:
+        similarity: of word i in one data set and word j in the other, [words, words].
+        strata: [words].
+
+    Returns:
+        `mean` of each word with itself; `random`, the expected mean of a permutation; `p`; `permutations`; `seed`;
+        `words`; `exchangeable`, the number of words whose stratum has other words. If it is 0, p is 1.
+
+    Raises:
+        ValueError: there are no words, or the shapes differ.
+    """
+    words = len(strata)
+    if not words or similarity.shape != (words, words):
+        raise ValueError("the similarity of each pair of words and the stratum of each word are needed")
+    rng = np.random.default_rng(seed)
+    sums, expected, exchangeable = np.zeros(permutations), 0.0, 0
+    for stratum in np.unique(strata):
+        inside = np.flatnonzero(strata == stratum)
+        own = similarity[np.ix_(inside, inside)]
+        assigned = rng.random((permutations, len(inside))).argsort(1)
+        sums += own[np.arange(len(inside)), assigned].sum(1)
+        expected += float(own.sum() / len(inside))
+        exchangeable += len(inside) if len(inside) > 1 else 0
+    mean = float(similarity.trace() / words)
+    slack = 1e-12 * max(1.0, abs(mean))
+    return {
+        "mean": mean,
+        "random": expected / words,
+        "p": (1 + int((sums / words >= mean - slack).sum())) / (1 + permutations),
+        "permutations": permutations,
+        "seed": seed,
+        "words": words,
         "exchangeable": exchangeable,
     }
 

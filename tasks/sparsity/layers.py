@@ -61,15 +61,14 @@ class Layers:
             InputError: there are no sequences, one is empty or longer than the context, or a linear layer is not used
                 in a forward pass.
         """
-        self._check(sequences)
+        self.check(sequences)
         hidden, arguments = self._first_inputs(sequences)
         for index, layer in enumerate(self.layers):
             statistics = InputStatistics(self.linears[index], products=products)
             with statistics.gathering(), Products():
                 for x in hidden:
                     layer(x, **arguments[x.shape[1]][index])
-            if unused := [name for name, count in statistics.sequences.items() if not count]:
-                raise InputError("model", f"{unused[0]} is not used in a forward pass")
+            self.check_used(statistics)
             yield index, statistics
             if index < len(self.layers) - 1:
                 with Products():
@@ -77,13 +76,20 @@ class Layers:
                         y = layer(x, **arguments[x.shape[1]][index])
                         hidden[i] = y[0] if isinstance(y, tuple) else y
 
-    def _check(self, sequences: Sequence[Sequence[int]]) -> None:
+    def check(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Raises `InputError` if there are no sequences, or one is empty or longer than the context."""
         if not sequences or not all(map(len, sequences)):
             raise InputError("calibration", "needs at least one sequence, and none may be empty")
         context = getattr(self._body.config, "max_position_embeddings", None)
         longest = max(map(len, sequences))
         if context is not None and longest > context:
             raise InputError("calibration", f"has a sequence of {longest} tokens; the model's context has {context}")
+
+    @staticmethod
+    def check_used(statistics: InputStatistics) -> None:
+        """Raises `InputError` if a linear layer was not used in a forward pass."""
+        if unused := [name for name, count in statistics.sequences.items() if not count]:
+            raise InputError("model", f"{unused[0]} is not used in a forward pass")
 
     def _first_inputs(self, sequences: Sequence[Sequence[int]]) -> tuple[list[Tensor], dict[int, list[Arguments]]]:
         """The input of layer 0 for each sequence, [1, T, d_model], and the arguments of each layer by length T.

@@ -8,7 +8,19 @@ import numpy as np
 
 from tasks.method.options import Search
 from tasks.pipeline.runs import StudyRun
-from tasks.studies import adapting, bridging, calibrating, choosing, comparing, costs, crossing, interacting, pruning
+from tasks.studies import (
+    adapting,
+    bridging,
+    calibrating,
+    choosing,
+    comparing,
+    costs,
+    crossing,
+    generating,
+    interacting,
+    pruning,
+    word_neurons,
+)
 from tasks.studies.context import Record, StudyContext
 from tasks.studies.joint import EvaluateRecipes
 
@@ -66,9 +78,10 @@ STUDIES = {
     "transfer": Study(_single_part(pruning.transfer)),
     "timing": Study(_single_part(costs.timing), unit="seconds an example"),
     "cross_benchmark": Study(crossing.compute, crossing.parts),
-    "generation": Study(_single_part(pruning.generation), unit="exact match"),
-    "calibration": Study(calibrating.compute, calibrating.parts, _over(calibrating.spreads)),
+    "generation": Study(generating.compute, generating.parts, unit="exact match"),
+    "calibration": Study(calibrating.compute, calibrating.parts, _over(calibrating.paired)),
     "bridge": Study(bridging.compute, bridging.parts),
+    "word_neurons": Study(word_neurons.compute, word_neurons.parts, unit="overlap of the neurons of a word"),
     "choice": Study(choosing.compute, choosing.parts, choosing.finish, arrays=choosing.arrays),
     "interactions": Study(interacting.compute, interacting.parts, unit="share of the scores"),
 }

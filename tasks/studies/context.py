@@ -25,6 +25,7 @@ from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.runs import StudyRun
 from tasks.runtime.files import read_jsonl
+from tasks.sparsity.calibration import Calibration
 
 # Studies that change weights by more than zeroing some: the model is in memory, in float32.
 CHANGES_WEIGHTS = ("compare", "calibration", "bridge", "timing")
@@ -66,6 +67,7 @@ class StudyContext:
         self.cell = cell
         self.run = run
         self.settings = cell.settings
+        self.calibrations: dict[str, Calibration] = {}  # that parts of `calibration` share
         self._others: dict[str, tuple[pd.DataFrame, pd.DataFrame]] = {}
 
     @cached_property
@@ -100,6 +102,13 @@ class StudyContext:
             prepared = prepare(benchmark, self.settings.benchmarks[benchmark], self.cell.root)
             self._others[benchmark] = prepared.train, prepared.test
         return self._others[benchmark]
+
+    def test_of(self, benchmark: str) -> Rows:
+        """The test rows of the cell's benchmark or another one, as many as the study uses."""
+        if benchmark == self.cell.benchmark:
+            return self.test
+        limit = self.run.test or self.settings.benchmarks[benchmark].limits.test
+        return self.encoded(self.rows_of(benchmark)[1].head(limit))
 
     def encoded(self, table: pd.DataFrame) -> Rows:
         return encode_rows(table, self.loaded.tokenizer, self.stack.context)

@@ -3,7 +3,6 @@
 import numpy as np
 
 from tasks.benchmarks.scoring import answers_unedited
-from tasks.benchmarks.table import Rows
 from tasks.method.recipe import Recipe
 from tasks.studies.context import Record, StudyContext, accuracy_record, pair_columns
 
@@ -18,7 +17,7 @@ def compute(context: StudyContext, part: str) -> list[Record]:
     recipe, seconds = _adapted(context, part)
     records: list[Record] = []
     for benchmark in parts(context):
-        rows = _test(context, benchmark)
+        rows = context.test_of(benchmark)
         gold = np.array(rows.gold)
         base = answers_unedited(context.stack, rows.encoded).predicted()[0] == gold
         right = context.answers(recipe, rows.encoded).predicted()[0] == gold
@@ -36,11 +35,3 @@ def _adapted(context: StudyContext, benchmark: str) -> tuple[Recipe, float | Non
         return context.recipe, None
     train, _ = context.rows_of(benchmark)
     return context.adapt(train=train)
-
-
-def _test(context: StudyContext, benchmark: str) -> Rows:
-    if benchmark == context.cell.benchmark:
-        return context.test
-    _, test = context.rows_of(benchmark)
-    limit = context.run.test or context.settings.benchmarks[benchmark].limits.test
-    return context.encoded(test.head(limit))

@@ -1,19 +1,16 @@
-"""Studies on the cell's scores: fractions, several layers, free answers, and the transfer check."""
-
-from collections.abc import Sequence
+"""Studies on the cell's scores: fractions, several layers, and the transfer check."""
 
 import numpy as np
 
 from tasks.benchmarks.scoring import Answers, answers_unedited, answers_without
-from tasks.benchmarks.table import Rows, exact_matches
+from tasks.benchmarks.table import Rows
 from tasks.evidence.statistics import standard_error
-from tasks.method.algorithm import search_rows
 from tasks.method.neurons import count, prominent_neurons, random_neurons
-from tasks.method.recipe import Recipe, make_recipe
+from tasks.method.recipe import Recipe
 from tasks.method.silence import silenced
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json
-from tasks.studies.context import Record, StudyContext, accuracy_record, pair_columns
+from tasks.studies.context import Record, StudyContext, accuracy_record
 
 FRACTIONS = [0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40]
 ROUNDS = 4  # of `layers`
@@ -66,34 +63,6 @@ def layers(context: StudyContext) -> list[Record]:
 def _rank(answers: Answers, rows: Rows) -> tuple[float, float]:
     accuracy = float((answers.predicted()[0] == np.array(rows.gold)).mean())
     return accuracy, float(answers.margins(rows.gold)[0].mean())
-
-
-def generation(context: StudyContext) -> list[Record]:
-    """Free answers: choice and comparison are by exact match of the greedily decoded answer.
-
-    Teacher forcing suffices: greedy decoding gives the right option if and only if each of its tokens is the most
-    probable one after those before it.
-    """
-    samples, test = context.samples, context.test
-
-    def exact(answers: Answers, units: Sequence[int]) -> np.ndarray:
-        part = Rows(samples.table.iloc[list(units)], [samples.encoded[unit] for unit in units])
-        models = range(len(answers.logprobs[0]))
-        return np.stack([exact_matches(context.loaded.tokenizer, part, answers, model) for model in models])
-
-    settings = context.settings
-    grid, _ = search_rows(context.stack, samples, context.scores, settings.search, settings.precision.search, exact)
-    by_exact_match = make_recipe(grid, context.scores, by="exact_match")
-    best = by_exact_match.trail[0].best
-    before = exact_matches(context.loaded.tokenizer, test, context.base, 0)
-    records = [accuracy_record("unpruned", before, None)]
-    for label, recipe, more in (
-        ("chosen by exact match", by_exact_match, {"on the examples": round(best, 3)}),
-        ("chosen by option accuracy (the cell's)", context.recipe, {}),
-    ):
-        right = exact_matches(context.loaded.tokenizer, test, context.answers(recipe), 0)
-        records.append(accuracy_record(label, right, before, **pair_columns(recipe) | more))
-    return records
 
 
 def transfer(context: StudyContext) -> list[Record]:

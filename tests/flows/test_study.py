@@ -45,6 +45,22 @@ def test_a_line_that_would_be_wrong_is_not_written(project: Path) -> None:
     assert (project / "params.yaml").read_bytes() == before
 
 
+def test_a_benchmark_with_free_answers_is_no_cell(project: Path) -> None:
+    write_cell(project)
+    path = project / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    reviews = params["benchmarks"]["reviews"]
+    free = {"train": reviews["train"] | {"gold": "any"}, "options": "{{ [text] }}", "prompt": "{{ text }}"}
+    params["benchmarks"]["free"] = {key: reviews[key] for key in ("test", "limits")} | free
+    path.write_text(yaml.safe_dump(params))
+    before = path.read_bytes()
+    code, out, err = call("run", "--model", "tiny", "--benchmark", "free")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: params.yaml: pipeline.cells.tiny-free: free has free answers, not options to choose")
+    assert err.count("\n") == 1
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["domains", "multilingual"])
 def test_a_study_of_an_earlier_name_is_refused_with_the_name_that_it_has_now(project: Path, name: str) -> None:
     write_cell(project)

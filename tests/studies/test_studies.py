@@ -1,6 +1,8 @@
 """Every study on a tiny cell, through files as DVC runs it, against what the cell's own steps found."""
 
 import copy
+import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,36 +11,46 @@ import yaml
 from safetensors.numpy import load_file
 
 from flows.study_flows import list_study
-from tasks.benchmarks.scoring import answers_without
+from tasks.benchmarks.scoring import answers_unedited, answers_without
 from tasks.benchmarks.table import exact_matches
 from tasks.evidence.study_pages import fingerprint, write_page
-from tasks.evidence.study_tables import table
+from tasks.evidence.study_tables import plot, table
+from tasks.method.adaptation_set import draw
+from tasks.method.algorithm import score_rows
 from tasks.method.criteria import CRITERIA
 from tasks.method.neurons import prominent_neurons
 from tasks.method.silence import Neurons, silenced
+from tasks.models.loading import load
 from tasks.pipeline.cell import open_cell
 from tasks.pipeline.names import STUDIES, SYSTEMS
 from tasks.runtime.errors import InputError
-from tasks.runtime.files import read_json
+from tasks.runtime.files import read_json, sha256_file
 from tasks.semantics.influence import influential_words
+from tasks.semantics.permutation import halves
 from tasks.semantics.words import own_words
+from tasks.sparsity.calibration import from_texts, read_texts
+from tasks.sparsity.coverage import facility_location, input_norms
+from tasks.sparsity.weight_pruning import sparse
 from tasks.steps.data import store as data
 from tasks.steps.model import store as model
 from tasks.steps.study import study
-from tasks.studies import adapting, choosing
+from tasks.studies import adapting, calibrating, choosing, generating, word_neurons
 from tasks.studies.bridging import linked
 from tasks.studies.catalogue import STUDIES as CATALOGUE
 from tasks.studies.context import StudyContext
 from tests.comparison.fit_data import assert_untouched, fit_data, state
 from tests.method.test_grid import naive
-from tests.steps.test_steps import STEPS, write_project
+from tests.steps.test_steps import STEPS, WORDS, write_project
 from tests.tiny import rows as gate_rows
+from tests.tiny import tiny_tokenizer
 
 RUNS = {
     "compare": {"systems": ["calibrated", "random", "random_searched", "sft", "caa"]},
     "seeds": {"sizes": [4, 6], "seeds": 2},
     "cross_benchmark": {"benchmarks": ["others"]},
     "bridge": {"sequences": 2},
+    "generation": {"benchmarks": ["free"]},
+    "word_neurons": {"benchmarks": ["others"]},
     "choice": {"pool": 20, "draws": 12},
     "calibration": {
         "benchmarks": ["others"],
@@ -55,6 +67,11 @@ def declare(cell, **runs):
     path = cell.root / "params.yaml"
     params = yaml.safe_load(path.read_text())
     params["benchmarks"]["others"] = params["benchmarks"]["reviews"] | {"prompt": "Others say {{ text }} :"}
+    source = {"kind": "path", "path": "free.jsonl", "sha256": sha256_file(cell.root / "free.jsonl")}
+    params["benchmarks"]["free"] = {
+        "train": {"source": source, "gold": "any"}, "test": {"split": 40, "seed": 0}, "prompt": "{{ question }} :",
+        "options": "{{ answers }}", "limits": {"test": 30, "transfer": 0},
+    }  # fmt: skip
     params["studies"] = {
         f"{name}-tiny-reviews": {"study": name, "model": "tiny", "benchmark": "reviews", **run}
         for name, run in runs.items()
@@ -65,6 +82,24 @@ def declare(cell, **runs):
     return open_cell("tiny", "reviews", cell.root)
 
 
+def most_probable(network, prompt):
+    """The next byte after a prompt, as text."""
+    tokenizer = tiny_tokenizer()
+    with torch.no_grad():
+        return tokenizer.decode([int(network(torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1].argmax())])
+
+
+def write_free_answers(cell):
+    """Questions with two accepted answers, of which the second is what the tiny model writes where it is a text."""
+    network = load(cell.model_dir).model
+    rows = []
+    for i in range(90):
+        text = most_probable(network, f"{WORDS[i % 8]} {i} :")
+        answers = ["zz", text] if text.isascii() and text.isalnum() and i % 3 else ["zz"]
+        rows.append({"question": f"{WORDS[i % 8]} {i}", "answers": answers})
+    (cell.root / "free.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """(cell, study -> its result)."""
@@ -72,6 +107,7 @@ def results(tmp_path_factory):
     for step in [model, data, *STEPS]:
         step(cell)
     (cell.root / "words.txt").write_text("a good film , not a bad one .\n" * 60)
+    write_free_answers(cell)
     cell = declare(cell, **{name: RUNS.get(name, {}) for name in STUDIES})
     found = {}
     for name in STUDIES:
@@ -204,6 +240,50 @@ def test_free_answers_are_counted_like_evaluate_counts_them(results):
     assert own["value"] == pytest.approx(systems["pruned"]["exact_match"])
 
 
+def test_free_answers_are_matched_as_a_plain_model_writes_them(results):
+    """Of the unpruned model, of the cell's recipe and of the one chosen by exact match, with weights zeroed."""
+    cell, found = results
+    records = by_label(found["generation"])
+    context = StudyContext(cell, cell.settings.studies["generation-tiny-reviews"])
+    test = context.test_of("free").table
+    train = draw(context.rows_of("free")[0], context.stack, context.loaded.tokenizer, context.settings.adaptation)
+    scores = score_rows(context.stack, context.loaded.tokenizer, train, context.settings.attribution)
+    assert len(test) == 30
+
+    def exact(table, layer=0, neurons=()):
+        network = copy.deepcopy(context.loaded.model)
+        gate_rows(network, layer)[list(neurons)] = 0
+        told = [most_probable(network, prompt).lower() for prompt in table["prompt"]]
+        return np.mean([any(answer.lower() == text for answer in answers if len(answer) == 1)
+                        for text, answers in zip(told, table["options"], strict=True)])  # fmt: skip
+
+    assert 0 < exact(test) < 1
+    assert records["unpruned on free"]["value"] == pytest.approx(exact(test))
+    own = records["chosen by option accuracy (the cell's) on free"]
+    recipe = read_json(cell.pruned)
+    assert own["value"] == pytest.approx(exact(test, recipe["layer"], recipe["neurons"]))
+    chosen = records["chosen by exact match on free"]["more"]
+    rates = {
+        (layer, fraction): exact(train, layer, prominent_neurons(scores.ranked[layer], fraction))
+        for layer in range(3) for fraction in context.settings.search.fractions
+    }  # fmt: skip
+    assert chosen["on the examples"] == pytest.approx(max(rates.values()), abs=1e-3)
+    assert rates[chosen["layer"], chosen["fraction"]] == max(rates.values())
+    neurons = prominent_neurons(scores.ranked[chosen["layer"]], chosen["fraction"])
+    assert records["chosen by exact match on free"]["value"] == pytest.approx(exact(test, chosen["layer"], neurons))
+
+
+def test_a_target_on_options_has_nothing_to_score_with_free_answers(results):
+    cell, _ = results
+    attribution = cell.settings.attribution.model_copy(update={"target": "option_margin"})
+    settings = cell.settings.model_copy(update={"attribution": attribution})
+    context = StudyContext(
+        type(cell)(cell.root, cell.model, cell.benchmark, settings), settings.studies["generation-tiny-reviews"]
+    )
+    with pytest.raises(InputError, match=r"attribution\.target: option_margin needs options, and free has free"):
+        generating.compute(context, "free")
+
+
 def test_crossing_evaluates_each_choice_on_each_benchmark(results):
     cell, found = results
     records = by_label(found["cross_benchmark"])
@@ -243,6 +323,35 @@ def test_calibration_prunes_by_every_set_and_tells_their_spread(results):
     own, other = (records[f"DSM pruning, 6 examples, seed {seed}"] for seed in range(2))
     assert own["value"] == read_json(results[0].evaluation)["systems"]["pruned"]["accuracy"]
     assert other["more"]["spread over sets"] == pytest.approx(abs(own["value"] - other["value"]), abs=1e-3)
+
+
+def test_chosen_calibration_sets_are_compared_with_random_draws_from_the_same_pool(results):
+    cell, _ = results
+    run = cell.settings.studies["calibration-tiny-reviews"]
+    update = {"covering": True, "methods": ["magnitude", "wanda"], "sequences": 1, "benchmarks": []}
+    context = StudyContext(cell, run.model_copy(update=update))
+    parts = calibrating.parts(context)
+    labels = [
+        f"wanda, 50%, {name}, seed {seed}{how}"
+        for name in ("words", "own") for seed in range(2) for how in ("", ", covering")
+    ]  # fmt: skip
+    records = calibrating.paired([record for part in parts for record in calibrating.compute(context, part)])
+    assert [record.label for record in records][3:] == ["magnitude, 50%, none", *labels]
+    values = {record.label: record.value for record in records}
+    for name in ("words", "own"):
+        pairs = [values[f"wanda, 50%, {name}, seed {s}, covering"] - values[f"wanda, 50%, {name}, seed {s}"]
+                 for s in range(2)]  # fmt: skip
+        told = records[[*values].index(f"wanda, 50%, {name}, seed 1, covering")].more["covering - random"]
+        assert told == f"{np.mean(pairs):+.3f} ± {np.std(pairs, ddof=1) / 2**0.5:.3f}"
+    assert sum("covering - random" in record.more for record in records) == 2
+    texts = read_texts(cell.root / "words.txt")
+    pool = from_texts(context.loaded.tokenizer, texts, name="words", count=4, length=512, seed=1)
+    chosen = pool.sequences[facility_location(input_norms(context.loaded, pool.sequences), 1)[0]]
+    for sequence, how in ((pool.sequences[0], ""), (chosen, ", covering")):
+        with sparse(context.loaded, [sequence], "wanda", 0.5):
+            right = context.correct(answers_unedited(context.stack, context.test.encoded))
+        assert values[f"wanda, 50%, words, seed 1{how}"] == right.mean()
+        assert context.calibrations[f"words|1{how.replace(', ', '|')}"].sequences == [sequence]
 
 
 def test_the_bridge_spares_neurons_and_prunes_on_top(results):
@@ -290,6 +399,67 @@ def test_the_neurons_that_are_linked_answer_to_influential_words(results):
     weighted = sum(means[word] * weight for word, weight in weights.items())
     link = weighted / torch.stack(list(means.values())).mean(0)
     assert set(neurons[1]) == set(link.topk(5).indices.tolist())
+
+
+def naive_neurons(context, rows, indices, words):
+    """The ten neurons of each word with the highest share, over all layers, from hooks on the whole model."""
+    network, width = context.loaded.model, context.stack.d_ff
+    own = own_words(rows, context.loaded.tokenizer)
+    sums = {word: (np.zeros(width * len(context.stack)), 0) for word in words}
+    with torch.no_grad():
+        for index in indices:
+            seen = []
+            handles = [
+                layer.mlp.down_proj.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0][0].abs()))
+                for layer in network.model.layers
+            ]
+            network(torch.tensor([rows.encoded[index].prompt]))
+            for handle in handles:
+                handle.remove()
+            for one in own[index].occurrences:
+                if one.word in sums:
+                    total, count = sums[one.word]
+                    sums[one.word] = total + torch.cat([h[one.tokens[-1]] for h in seen]).numpy(), count + 1
+    means = {word: total / count for word, (total, count) in sums.items()}
+    whole = sum(means.values())
+    return {word: set(np.argsort(-mean / whole, kind="stable")[:10].tolist()) for word, mean in means.items()}
+
+
+def test_the_neurons_of_words_on_two_benchmarks_are_those_of_hooks(results):
+    cell, found = results
+    records = by_label(found["word_neurons"])
+    assert list(records) == ["reviews, halves of its rows", "others, halves of its rows", "reviews and others"]
+    context = StudyContext(cell, cell.settings.studies["word_neurons-tiny-reviews"])
+    other = context.test_of("others")
+    one, two = (naive_neurons(context, rows, range(30), WORDS) for rows in (context.test, other))
+    shared = [len(one[word] & two[word]) / 10 for word in WORDS]
+    record = records["reviews and others"]
+    assert record["value"] == pytest.approx(np.mean(shared), abs=1e-9)
+    assert record["stderr"] == pytest.approx(np.std(shared, ddof=1) / len(WORDS) ** 0.5, abs=1e-9)
+    assert record["more"]["words"] == len(WORDS)
+    assert record["more"]["rows"] == "30, 30"
+    assert 0 < record["more"]["p (permutation)"] <= 1
+    assert record["more"]["other words"] < record["value"]
+    assert -1 <= record["more"]["Spearman"] <= 1
+    first, second = halves(30, 0)
+    words = [word for word in WORDS if all(counted(context, half)[word] >= 3 for half in (first, second))]
+    one, two = (naive_neurons(context, context.test, half, words) for half in (first, second))
+    own = records["reviews, halves of its rows"]
+    assert own["more"]["words"] == len(words) >= 3
+    assert own["value"] == pytest.approx(np.mean([len(one[word] & two[word]) / 10 for word in words]), abs=1e-9)
+
+
+def counted(context, indices):
+    return Counter(word for i in indices for word in context.test.table["prompt"].iloc[i].split())
+
+
+def test_too_few_common_words_are_a_note_not_a_number(results):
+    cell, _ = results
+    run = cell.settings.studies["word_neurons-tiny-reviews"].model_copy(update={"test": 2})
+    [record] = word_neurons.compute(StudyContext(cell, run), "reviews|others")
+    assert record.value is None
+    assert record.more["note"] == "fewer than 3 words occur 3 times on both sides"
+    assert plot({"study": "word_neurons", "unit": "overlap", "records": [record.as_json()]}, x="").startswith("<svg")
 
 
 def test_the_seeds_of_a_size_are_averaged(results):
@@ -347,11 +517,17 @@ def test_a_study_that_is_not_declared_or_cannot_be_is_refused(results):
     ("run", "told"),
     [
         ({"study": "seeds", "benchmarks": ["others"]}, "benchmarks: the study seeds does not use it"),
+        ({"study": "seeds", "covering": True}, "covering: the study seeds does not use it"),
+        (
+            {"study": "calibration", "covering": True, "methods": ["magnitude"]},
+            "covering: magnitude pruning has no calibration set",
+        ),
         (
             {"study": "domains"},
             "study: domains is now cross_benchmark; write study: cross_benchmark, in",
         ),
         ({"study": "cross_benchmark"}, "benchmarks: the study cross_benchmark needs some besides reviews"),
+        ({"study": "word_neurons"}, "benchmarks: the study word_neurons needs some besides reviews"),
         ({"study": "cross_benchmark", "benchmarks": ["nowhere"]}, "'nowhere' is not declared under benchmarks"),
         ({"study": "compare", "systems": ["magic"]}, "systems"),
         ({"study": "compare", "model": "other"}, "must be named 'compare-other-reviews'"),
