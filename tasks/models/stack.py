@@ -17,14 +17,16 @@ from torch import Tensor
 
 from tasks.models.attention import NAME as TREE_ATTENTION
 from tasks.models.calls import Arguments, KeysAndValues, LayerCalls, Stop
-from tasks.models.checks import check_finite, check_logits, one_line
+from tasks.models.checks import check_finite, one_line
 from tasks.models.gated import mlp_of
 from tasks.models.memory import at_hand
+from tasks.models.norms import norms_of_mlp
 from tasks.models.packing import Pack, Unit, pack
 from tasks.models.products import Kept, Precision, Products, linear, linear_by_rows, pieces
 from tasks.models.projections import PROJECTIONS, Projection
 from tasks.models.stored import NARROW, kept_as_stored, unit_of
-from tasks.models.structure import decoder_layers, is_norm, last_norm, weight_of
+from tasks.models.structure import decoder_layers, last_norm, weight_of
+from tasks.models.view_check import check_view
 from tasks.runtime.errors import InputError
 
 __all__ = ["PROJECTIONS", "DecoderStack", "Projection", "Residuals"]
@@ -106,9 +108,9 @@ class DecoderStack:
         self.context = _context(self.config)
         self.last_norm = last_norm(self._body)
         self._calls = LayerCalls(self._body, self.layers)
-        self._names = self._traced()
+        self._norms = norms_of_mlp(self._body, self.layers[0], self.mlps[0], self.device, kind)
         self.rounded: dict[int, Tensor] = {}
-        self._check()
+        check_view(self)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -144,47 +146,7 @@ class DecoderStack:
 
     def norms(self, index: int) -> tuple[Any, Any]:
         """(norm before the MLP or None, norm after it or None) of a layer."""
-        before, after = (getattr(self.layers[index], name) if name else None for name in self._names)
-        return before, after
-
-    @torch.no_grad()
-    def _traced(self) -> tuple[str | None, str | None]:
-        """The names of these norms, by what they give and take in a run of the first layer.
-
-        Raises:
-            InputError: the MLP does not take what attention leaves, as with parallel residuals.
-        """
-        layer, mlp = self.layers[0], self.mlps[0]
-        norms = [(name, child) for name, child in layer.named_children() if is_norm(child)]
-        seen: dict[Any, tuple[Tensor, Tensor]] = {}
-        given: list[Tensor] = []
-
-        def keep(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            seen[module] = inputs[0], output
-
-        def stop(*_: Any) -> None:
-            raise Stop
-
-        modules = {child for _, child in norms} | {mlp.linear("gate_proj"), mlp.down}
-        handles = [module.register_forward_hook(keep) for module in modules]
-        handles += [layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))]
-        handles += [layer.register_forward_hook(stop)]
-        try:
-            self._body(input_ids=torch.zeros((1, 2), dtype=torch.long, device=self.device), use_cache=False)
-        except Stop:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-        entering, leaving = seen[mlp.linear("gate_proj")][0].data_ptr(), seen[mlp.down][1].data_ptr()
-        before = next((name for name, norm in norms if norm in seen and seen[norm][1].data_ptr() == entering), None)
-        after = next((name for name, norm in norms if norm in seen and seen[norm][0].data_ptr() == leaving), None)
-        if given[0].data_ptr() == (seen[getattr(layer, before)][0].data_ptr() if before else entering):
-            raise InputError(
-                "model",
-                f"{type(self.model).__name__}: the MLP of a {type(layer).__name__} takes what enters the layer, beside "
-                "attention (parallel residuals), and not what attention leaves; this family is not supported",
-            )
+        before, after = (getattr(self.layers[index], name) if name else None for name in self._norms)
         return before, after
 
     def gate_and_up(self, index: int, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -397,44 +359,6 @@ class DecoderStack:
             yield
         finally:
             config._attn_implementation = own
-
-    @torch.no_grad()
-    def _check(self) -> None:
-        """Compares a packed run, whole and from the middle, with the plain model on two short sequences."""
-        vocabulary = self.config.vocab_size
-        shared = [(7 * i + 3) % vocabulary for i in range(4)]
-        sequences = [[*shared, 5], [*shared, 1, 2]]
-        [packed] = self.pack([[(sequence, [len(sequence) - 1])] for sequence in sequences])
-        plain = torch.stack(
-            [self.model(torch.tensor([s], device=self.device), use_cache=False).logits[0, -1] for s in sequences]
-        )
-        check_logits(self.model, plain)
-        unedited = torch.ones(1, self.d_ff, device=self.device, dtype=self.dtype)
-        residuals = self.clean(packed)
-        self._check_layers(residuals, unedited)
-        for logits in (residuals.logits, *(self.scaled(residuals, i, unedited)[0] for i in (0, len(self) - 1))):
-            gap = float((logits.to(plain.device) - plain).abs().max() / plain.abs().max().clamp(min=1))
-            if not gap < 1e-3:
-                raise InputError(
-                    "model",
-                    f"{type(self.model).__name__}: re-running its layers does not give its logits (relative "
-                    f"difference {gap:.1e}); this family is not supported",
-                )
-
-    def _check_layers(self, residuals: Residuals, unedited: Tensor) -> None:
-        """Compares what leaves a layer with its MLP by the formula, where the MLP has no module to compare alone."""
-        for index, layer in enumerate(self.layers):
-            if self.mlps[index].module is layer:
-                entering, expected = self.entering(residuals, index), residuals.inputs[index + 1]
-                found = self.leaving_scaled(index, entering, unedited, "gate_proj", None)
-                gap = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
-                if not gap < 1e-3:
-                    kind = type(self.model).__name__
-                    raise InputError(
-                        "model",
-                        f"{kind}: layer {index} does not add down_proj(act(first)) to what attention leaves (relative "
-                        f"difference {gap:.1e}); this family is not supported",
-                    )
 
 
 def edited(rows: Tensor, scale: Tensor, added: Tensor | None) -> Tensor:

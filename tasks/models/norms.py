@@ -1,0 +1,59 @@
+"""The norms around the MLP of a decoder layer, found by what goes in and out of them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tasks.models.calls import Stop
+from tasks.models.gated import Mlp
+from tasks.models.structure import is_norm
+from tasks.runtime.errors import InputError
+
+
+@torch.no_grad()
+def norms_of_mlp(body: Any, layer: Any, mlp: Mlp, device: torch.device, kind: str) -> tuple[str | None, str | None]:
+    """The names of the norms before and after the MLP of a model's first decoder layer, None where there is none.
+
+    They are seen in a run of two tokens: the norm before the MLP gives the tensor that the MLP takes, the one after it
+    takes the tensor that the MLP gives.
+
+    Args:
+        body: the model without its output embedding.
+        kind: the class of the model, for messages.
+
+    Raises:
+        InputError: the MLP does not take what attention leaves, as with parallel residuals.
+    """
+    norms = [(name, child) for name, child in layer.named_children() if is_norm(child)]
+    seen: dict[Any, tuple[Tensor, Tensor]] = {}
+    given: list[Tensor] = []
+
+    def keep(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen[module] = inputs[0], output
+
+    def stop(*_: Any) -> None:
+        raise Stop
+
+    modules = {child for _, child in norms} | {mlp.linear("gate_proj"), mlp.down}
+    handles = [module.register_forward_hook(keep) for module in modules]
+    handles += [layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))]
+    handles += [layer.register_forward_hook(stop)]
+    try:
+        body(input_ids=torch.zeros((1, 2), dtype=torch.long, device=device), use_cache=False)
+    except Stop:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    # Where the tensors begin in memory: OPT reshapes them in between.
+    entering, leaving = seen[mlp.linear("gate_proj")][0].data_ptr(), seen[mlp.down][1].data_ptr()
+    before = next((name for name, norm in norms if norm in seen and seen[norm][1].data_ptr() == entering), None)
+    after = next((name for name, norm in norms if norm in seen and seen[norm][0].data_ptr() == leaving), None)
+    if given[0].data_ptr() == (seen[getattr(layer, before)][0].data_ptr() if before else entering):
+        raise InputError(
+            "model",
+            f"{kind}: the MLP of a {type(layer).__name__} takes what enters the layer, beside attention (parallel "
+            "residuals), and not what attention leaves; this family is not supported",
+        )
+    return before, after
