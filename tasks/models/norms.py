@@ -46,14 +46,18 @@ def norms_of_mlp(body: Any, layer: Any, mlp: Mlp, device: torch.device, kind: st
     finally:
         for handle in handles:
             handle.remove()
-    # Where the tensors begin in memory: OPT reshapes them in between.
-    entering, leaving = seen[mlp.linear("gate_proj")][0].data_ptr(), seen[mlp.down][1].data_ptr()
-    before = next((name for name, norm in norms if norm in seen and seen[norm][1].data_ptr() == entering), None)
-    after = next((name for name, norm in norms if norm in seen and seen[norm][0].data_ptr() == leaving), None)
-    if given[0].data_ptr() == (seen[getattr(layer, before)][0].data_ptr() if before else entering):
+    entering, leaving = seen[mlp.linear("gate_proj")][0], seen[mlp.down][1]
+    before = next((name for name, norm in norms if norm in seen and _same(seen[norm][1], entering)), None)
+    after = next((name for name, norm in norms if norm in seen and _same(seen[norm][0], leaving)), None)
+    if _same(given[0], seen[getattr(layer, before)][0] if before else entering):
         raise InputError(
             "model",
             f"{kind}: the MLP of a {type(layer).__name__} takes what enters the layer, beside attention (parallel "
             "residuals), and not what attention leaves; this family is not supported",
         )
     return before, after
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one, or one of another shape (OPT) where a tensor has an address."""
+    return a is b or a.data_ptr() == b.data_ptr() != 0
