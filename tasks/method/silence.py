@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tasks.method.recipe import Recipe
-from tasks.models.gated import mlp_of
+from tasks.models.mlp import mlp_of
 from tasks.models.stack import DecoderStack, Projection
 from tasks.models.stored import unit_of
 from tasks.models.structure import decoder_layers
@@ -51,7 +51,7 @@ def silence(model: Any, recipe: Recipe | Neurons) -> Callable[[], None]:
     """Sets the rows of the recipe's neurons, and their biases, to zero in the weights of a model in memory.
 
     The rows of gate_proj (or up_proj) of an MLP y = W_down (act(W_gate x) * W_up x) with act(0) = 0: the neuron is
-    silent. Without a gate, gate_proj is the first linear layer (`tasks.models.gated`).
+    silent. Without a gate, gate_proj is the first linear layer (`tasks.models.mlp`).
     `tasks.models.sweep.logits_without` computes the same without touching the weights.
 
     Returns:

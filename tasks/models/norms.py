@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tasks.models.calls import Stop
-from tasks.models.gated import Mlp
+from tasks.models.mlp import Mlp
 from tasks.models.structure import is_norm
 from tasks.runtime.errors import InputError
 

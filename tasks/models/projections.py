@@ -1,6 +1,6 @@
 """The names of the projections of an MLP, without PyTorch: files and pages name them, too.
 
-In an MLP without a gate `gate_proj` is the first linear layer, and there is no `up_proj` (`tasks.models.gated`).
+In an MLP without a gate `gate_proj` is the first linear layer, and there is no `up_proj` (`tasks.models.mlp`).
 """
 
 from typing import Literal

@@ -2,7 +2,7 @@
 
 A change to the MLP of layer l leaves the layers below it as they were, so a run starts from the residual that enters
 that MLP. The layers themselves are the model's own modules, called with the arguments the model calls them with; the
-view works for every family whose decoder layers have an MLP of a known form (`tasks.models.gated`) that takes what
+view works for every family whose decoder layers have an MLP of a known form (`tasks.models.mlp`) that takes what
 attention leaves, and checks itself against the plain model before it is used.
 """
 
@@ -18,8 +18,8 @@ from torch import Tensor
 from tasks.models.attention import NAME as TREE_ATTENTION
 from tasks.models.calls import Arguments, KeysAndValues, LayerCalls, Stop
 from tasks.models.checks import check_finite, one_line
-from tasks.models.gated import mlp_of
 from tasks.models.memory import at_hand
+from tasks.models.mlp import mlp_of
 from tasks.models.norms import norms_of_mlp
 from tasks.models.packing import Pack, Unit, pack
 from tasks.models.products import Kept, Precision, Products, linear, linear_by_rows, pieces

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from tasks.models.gated import Mlp, mlp_of
 from tasks.models.loading import Loaded
+from tasks.models.mlp import Mlp, mlp_of
 from tasks.models.structure import weight_of
 from tasks.runtime.errors import InputError
 from tasks.sparsity import metrics, sparsegpt

@@ -8,8 +8,8 @@ from transformers.pytorch_utils import Conv1D
 
 from tasks.method.recipe import Recipe
 from tasks.models.checks import one_line
-from tasks.models.gated import mlp_of
 from tasks.models.loading import skeleton
+from tasks.models.mlp import mlp_of
 from tasks.models.structure import layer_list
 from tasks.models.weights import Tensor, tensors, weight_files
 from tasks.runtime.errors import InputError
