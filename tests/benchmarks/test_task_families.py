@@ -353,7 +353,8 @@ def put(value, path, new):
 
 
 def test_there_is_a_row_of_every_spec():
-    assert {name.partition("-")[0] for name in ROWS} == set(library.spec_names())
+    free = {"lambada", "nq_open"}  # without options: test_free_answers.py
+    assert {name.partition("-")[0] for name in ROWS} | free == set(library.spec_names())
 
 
 @pytest.mark.parametrize("name", ROWS)

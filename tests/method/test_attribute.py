@@ -277,8 +277,8 @@ def test_a_remaximised_target_switches_tokens_and_stays_complete():
 
 def test_a_remaximised_gradient_is_that_of_the_token_ahead():
     model = tiny_model("llama")
-    path = attributor(model, target="max_logit_remaximised", prompts=PROMPTS[:1])._path
-    fixed = attributor(model, prompts=PROMPTS[:1])._path
+    path = attributor(model, target="max_logit_remaximised", prompts=PROMPTS[:1]).path
+    fixed = attributor(model, prompts=PROMPTS[:1]).path
     gate = model.model.layers[1].mlp.gate_proj
     factor = torch.full((48,), 0.1, dtype=torch.float64, requires_grad=True)
     handle = gate.register_forward_hook(lambda _, __, output: output * factor)

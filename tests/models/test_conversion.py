@@ -9,7 +9,7 @@ import torch
 import yaml
 from gguf import GGUFWriter
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTJConfig, GPTJForCausalLM
 
 from tasks.models import conversion
 from tasks.models.conversion import convert_gguf, write_model
@@ -250,14 +250,12 @@ def test_the_step(tmp_path, capsys):
     assert [path.name for path in cell.model_dir.parent.iterdir()] == ["tiny"]
 
 
-def test_a_model_without_a_gated_mlp_is_named_and_not_stored(tmp_path):
-    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=257, n_embd=16, n_layer=2, n_head=2, n_positions=64))
-    gpt2.save_pretrained(tmp_path / "in")
+def test_a_model_that_cannot_be_pruned_is_named_and_not_stored(tmp_path):
+    sizes = {"vocab_size": 257, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "rotary_dim": 4}
+    GPTJForCausalLM(GPTJConfig(**sizes)).save_pretrained(tmp_path / "in")
     tiny_tokenizer().save_pretrained(tmp_path / "in")
     cell = make_cell(tmp_path, path_source(tmp_path / "in"))
-    with pytest.raises(
-        InputError, match=r"GPT2LMHeadModel has no gated MLP: looked for .*gate_proj, up_proj and down_proj"
-    ):
+    with pytest.raises(InputError, match=r"GPTJForCausalLM: the MLP of a GPTJBlock takes what enters the layer"):
         step.store(cell)
     assert list(cell.model_dir.parent.iterdir()) == []
 

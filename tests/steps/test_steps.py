@@ -245,7 +245,7 @@ def test_rows_of_another_projection_are_scored_searched_pruned_and_exported(fini
     assert grid.neurons.max() == int(0.4 * width + 0.5)
 
     export(cell, tmp_path / "out")
-    assert f"(rows of `{projection}`)" in (tmp_path / "out" / "README.md").read_text()
+    assert f"(rows of `mlp.{projection}`)" in (tmp_path / "out" / "README.md").read_text()
     loaded = load(tmp_path / "out")
     rows = loaded.model.get_parameter(f"model.layers.{recipe.layer}.mlp.{projection}.weight")
     assert torch.nonzero(rows.abs().sum(1) == 0).flatten().tolist() == recipe.neurons

@@ -20,7 +20,7 @@ from tasks.steps.sample import sample
 from tasks.steps.score import score
 from tasks.steps.search import search
 from tasks.studies.context import StudyContext
-from tasks.studies.pruning import generation
+from tasks.studies.generating import compute as generation
 from tasks.studies.systems import systems
 from tests.steps.test_steps import write_project
 
@@ -86,5 +86,5 @@ def test_free_answers_are_searched_where_the_cell_looks(contexts, strategy):
         records.append((layer, fraction, len(neurons), right, answers.margins(rows.gold)[0].mean()))
     if strategy != "coarse_to_fine":  # its second half depends on what the first one found
         pair, _ = choose(pd.DataFrame(records, columns=list(grid.columns)))
-        found = next(record for record in generation(context) if record.label == "chosen by exact match")
+        found = next(record for record in generation(context, "reviews") if record.label == "chosen by exact match")
         assert (found.more["layer"], found.more["fraction"]) == (pair["layer"], pair["fraction"])
