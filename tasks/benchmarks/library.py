@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import Field, ValidationError
 
+from tasks.benchmarks.benchmark_spec import ANY
 from tasks.runtime.errors import InputError
 from tasks.runtime.fields import Strict
 
@@ -150,10 +151,11 @@ def undeclared(name: str, declared: Iterable[str]) -> str:
     """The message for a benchmark that params.yaml does not declare: whether the library has it, or similar names."""
     problem = f"{name!r} is not declared in params.yaml; there are {sorted(declared)}"
     try:
-        member(name, field="benchmarks")
+        spec, _ = member(name, field="benchmarks")
     except InputError as error:
         return f"{problem}; {error.problem}"
-    return f"{problem}, but it is in the library: `dsm run --benchmark {name}` adds it"
+    command = f"dsm study generation --on {name}" if spec.gold == ANY else f"dsm run --benchmark {name}"
+    return f"{problem}, but it is in the library: `{command}` adds it"
 
 
 def member(name: str, *, field: str) -> tuple[Spec, Variant]:

@@ -63,6 +63,11 @@ def test_no_name_and_no_cell(tmp_path):
             "benchmarks: 'sst2' is not declared in params.yaml; there are ['reviews'], but it is in the library: "
             "`dsm run --benchmark sst2` adds it",
         ),
+        (
+            {"benchmark": "nq_open"},
+            "benchmarks: 'nq_open' is not declared in params.yaml; there are ['reviews'], but it is in the library: "
+            "`dsm study generation --on nq_open` adds it",
+        ),
     ],
 )
 def test_an_unknown_name(root, names, line):
