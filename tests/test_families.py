@@ -24,7 +24,7 @@ from tasks.steps.model import store
 from tasks.tracking import export as exporter
 from tasks.tracking.export import apply, export
 from tests.cells import settings, write_cell
-from tests.tiny import ALL, SIZES, save_tiny, tiny_model, tiny_tokenizer, zero_rows
+from tests.tiny import ALL, MIXTURES, SIZES, save_tiny, tiny_model, tiny_tokenizer, zero_rows
 
 TIED = {"llama3", "qwen3", "gemma2", "gemma3", "opt", "gpt2", "starcoder2"}
 SILENT = list(range(0, SIZES["intermediate_size"], 3))
@@ -54,7 +54,7 @@ def plain(directory):
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", [*ALL, *MIXTURES])
 def test_a_pruned_directory_is_the_edited_model(family, tmp_path):
     source = save_tiny(tmp_path / "source", family)
     cell = stored(tmp_path / "project", source)
@@ -86,7 +86,7 @@ def stored_names(directory):
     return {tensor.name for path in weight_files(directory) for tensor in tensors(path)}
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", *MIXTURES])
 def test_shards_are_pruned_and_no_copy_of_the_weights_is_taken_along(family, tmp_path):
     source = tmp_path / "source"
     tiny_model(family, torch.float32).save_pretrained(source, max_shard_size="40KB")

@@ -20,8 +20,12 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     Phi3Config,
@@ -31,6 +35,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     Starcoder2Config,
     Starcoder2ForCausalLM,
 )
@@ -108,16 +114,33 @@ LINEAR = {
     "gpt_neox": ("gpt_neox.layers.{}.mlp.dense_h_to_4h", "gpt_neox.layers.{}.mlp.dense_4h_to_h"),
 }
 ALL = FAMILIES | UNGATED
+# Mixtures of 4 experts of 12 neurons, of which a token is given to 2. In a float64 model routers are in float32, too.
+EACH = 12
+MIXTURES: dict[str, Callable[[], Any]] = {
+    "mixtral": lambda: MixtralForCausalLM(
+        MixtralConfig(**SIZES | {"intermediate_size": EACH}, num_local_experts=4, num_experts_per_tok=2)
+    ),
+    "qwen3_moe": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            **SIZES, head_dim=8, moe_intermediate_size=EACH, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True
+        )
+    ),
+    "olmoe": lambda: OlmoeForCausalLM(
+        OlmoeConfig(**SIZES | {"intermediate_size": EACH}, num_experts=4, num_experts_per_tok=2)
+    ),
+}
 
 
 def tiny_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
     """A random model in eval mode whose parameters take no gradient."""
     torch.manual_seed(seed)
-    model = ALL[family]().to(dtype).eval().requires_grad_(False)
+    model = (ALL | MIXTURES)[family]().to(dtype).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if "bias" in name:  # transformers starts biases at zero, where a mistake with them would not show
             parameter.normal_(std=0.1)
     if dtype == torch.float64:
+        if family in MIXTURES:  # the default has no products in float64
+            model.set_experts_implementation("eager")
         for module in model.modules():
             if type(module).__name__.endswith("RMSNorm"):
                 module.forward = functools.partial(_double_norm, module)
@@ -153,6 +176,11 @@ def rows(model: Any, layer: int, projection: str = "gate_proj") -> torch.Tensor:
 
 def zero_rows(model: Any, layer: int, neurons: Any, projection: str = "gate_proj") -> None:
     """Sets rows of a projection and their biases to zero."""
+    if model.config.model_type in MIXTURES:
+        for neuron in neurons:
+            expert, row = divmod(int(neuron), EACH)
+            model.model.layers[layer].mlp.experts.gate_up_proj[expert, row + EACH * (projection == "up_proj")] = 0
+        return
     for tensor in row_tensors(model, layer, projection):
         tensor[torch.as_tensor(neurons, dtype=torch.long)] = 0
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from tasks.models.calls import Stop
 from tasks.models.stack import DecoderStack, Projection
-from tasks.models.structure import weight_of
 
 BEFORE, AFTER = 8, 3  # tokens of context around a top-activating token
 
@@ -44,12 +43,12 @@ def activations(
     """The activations of one layer of the unpruned model, prompt by prompt; later layers are not run."""
     outputs: list[Tensor] = []
 
-    def keep(_: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        outputs.append((output if projection == "down_proj" else inputs[0]).flatten(0, -2))
+    def keep(values: Tensor) -> None:
+        outputs.append(values)
         raise Stop
 
     last, chosen = [], []
-    handle = stack.mlps[layer].down.register_forward_hook(keep)
+    handle = stack.mlps[layer].watch(projection, keep)
     try:
         for prompt in prompts:
             with suppress(Stop):
@@ -112,7 +111,7 @@ def direct_logits(
     if projection == "down_proj":
         directions = torch.eye(stack.d_model, device=stack.device, dtype=stack.dtype)[list(neurons)]
     else:
-        directions = weight_of(stack.mlps[layer].down).T[list(neurons)].to(stack.dtype)
+        directions = stack.mlps[layer].directions(neurons).to(stack.dtype)
     _, after = stack.norms(layer)
     directions = torch.cat([directions, torch.zeros_like(directions[:1])])
     if after is not None:

@@ -1,6 +1,7 @@
 """Scores without an integral: what one neuron's absence does, and how active a neuron is."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -45,15 +46,10 @@ def activation(stack: DecoderStack, sequences: Sequence[Sequence[int]], projecti
     means = torch.zeros(len(stack), stack.width(projection), dtype=torch.float64)
 
     def keep(at: int, values: Tensor) -> None:
-        means[at] += values.flatten(0, -2).abs().double().mean(0).cpu() / len(sequences)
+        means[at] += values.abs().double().mean(0).cpu() / len(sequences)
 
     # The model's own forward pass: the packed one leaves out what no later layer looks at.
-    handles = [
-        mlp.down.register_forward_hook(
-            lambda _, inputs, output, at=at: keep(at, output if projection == "down_proj" else inputs[0])
-        )
-        for at, mlp in enumerate(stack.mlps)
-    ]
+    handles = [mlp.watch(projection, partial(keep, at)) for at, mlp in enumerate(stack.mlps)]
     try:
         for sequence in sequences:
             stack.model(input_ids=torch.tensor([list(sequence)], device=stack.device), use_cache=False)

@@ -128,7 +128,7 @@ def score_neurons(
 def score_rows(stack: DecoderStack, tokenizer: Any, table: pd.DataFrame, attribution: Attribution) -> Scores:
     """`score_neurons` on the rows of a table, in memory."""
     attributor = attributor_on(stack, tokenizer, table, attribution)
-    header = describe(attribution) | {"n": len(table), "products": attributor.products}
+    header = describe(attribution) | {"n": len(table), "products": attributor.products} | attributor.experts
     return score_neurons(compute_here(attributor), attributor.parts, header)
 
 

@@ -20,7 +20,9 @@ from tasks.method.scores import Scores
 from tasks.method.shapley import shapley
 from tasks.method.targets import ON_OPTIONS, TARGETS
 from tasks.models.memory import room
+from tasks.models.routing import unreached
 from tasks.models.stack import DecoderStack, Projection
+from tasks.runtime.errors import InputError
 
 Part = tuple[int, ...]  # the layers that share a path
 
@@ -64,12 +66,16 @@ class Attributor:
     * saliency: `LayerPath.saliency`, the size of the gradient.
     * activation: `ablation.activation`, a baseline that looks at no answer.
 
+    In a mixture of experts, the neurons of a layer are those of all its experts (`tasks.models.experts`). On the path
+    of one layer its tokens stay with their experts, and those of the layers above may go to others: F then jumps, and
+    the gap is the sum of the jumps. Neurons of experts that no token is given to have the score 0.
+
     Args:
         sequences: token ids of each prompt, up to where the answer begins.
         firsts: for targets on options, the first token of each option of each prompt.
 
     Raises:
-        InputError: the model has no such projection.
+        InputError: the model has no such projection, or experts and the path is all_layers.
     """
 
     def __init__(
@@ -79,7 +85,13 @@ class Attributor:
         settings: Attribution,
         firsts: Sequence[Sequence[int]] | None = None,
     ):
-        stack.mlps[0].place(settings.projection)  # refuses up_proj where there is no gate
+        stack.mlps[0].check(settings.projection)  # refuses up_proj where there is no gate
+        if stack.has_experts and settings.path == "all_layers":
+            raise InputError(
+                "attribution.path",
+                "all_layers is not supported for a mixture of experts: along the path the tokens of every layer change "
+                "their experts; use layer",
+            )
         self._stack = stack
         self._sequences = sequences
         self._settings = settings
@@ -95,6 +107,14 @@ class Attributor:
     def products(self) -> str:
         """How the model computes."""
         return self._stack.products
+
+    @property
+    def experts(self) -> dict[str, Any]:
+        """For the header of the scores: how many neurons `each` expert has, and which ones are `unreached`, by layer.
+
+        Empty if the model has no experts.
+        """
+        return {"experts": {"each": self._stack.mlps[0].each, "unreached": self._unreached}} if self._unreached else {}
 
     def together(self, parts: Sequence[Part]) -> list[list[Part]]:
         """The parts in groups that are computed in common rounds: one by one where weights are at hand."""
@@ -123,7 +143,10 @@ class Attributor:
         if settings.method == "shapley":
             return _attributed(shapley(self.path, part[0], settings.steps), 1)
         if settings.path == "single":
-            return Attributed(single(self.path, part[0])[None])
+            scores = single(self.path, part[0])
+            if self._unreached:  # here 0 is the difference of two sums, which are rounded
+                scores.unflatten(0, (-1, self._stack.mlps[0].each))[self._unreached[part[0]]] = 0
+            return Attributed(scores[None])
         return _attributed(layer_scores(self.path, layer, self._one, settings), len(part))
 
     def compute(self, part: Part) -> dict[str, Any]:
@@ -149,6 +172,17 @@ class Attributor:
     @cached_property
     def _one(self) -> tuple[Tensor, Tensor]:
         return self.path.at_one()
+
+    @cached_property
+    def _unreached(self) -> list[list[int]]:
+        """The experts of each layer that no token is given to; of a model without experts []."""
+        stack = self._stack
+        if not stack.has_experts:
+            return []
+        if self._settings.method == "activation":
+            return unreached(stack, lambda: activation(stack, self._sequences, self._settings.projection))
+        units = [[(sequence, [len(sequence) - 1])] for sequence in self._sequences]
+        return unreached(stack, lambda: [stack.clean(packed) for packed in stack.pack(units)])
 
     @cached_property
     def _saliency(self) -> Tensor:

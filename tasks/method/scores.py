@@ -54,8 +54,17 @@ class Scores:
         """What neurons are ordered by, highest first, [layers, width]: the scores, or their absolute values.
 
         The one place that knows of `attribution.ranking`: search, prune and transfer all order neurons by this.
+
+        Neurons of experts that no token of the adaptation set is given to come last: they get a value below all others
+        of their layer.
         """
-        return np.abs(self.values) if self.absolute else self.values
+        values = np.abs(self.values) if self.absolute else self.values
+        if experts := self.header.get("experts"):
+            lowest = np.nextafter(values.min(axis=1), np.float32(-np.inf))
+            values = values.copy()
+            for layer, none in enumerate(experts["unreached"]):
+                values[layer].reshape(-1, experts["each"])[none] = lowest[layer]
+        return values
 
     @property
     def by_layer(self) -> bool:

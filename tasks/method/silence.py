@@ -66,19 +66,18 @@ def silence(model: Any, recipe: Recipe | Neurons) -> Callable[[], None]:
     layer = layers[recipe.layer]
     with unit_of(layer).used():
         mlp = mlp_of(layer, type(model).__name__)
-    rows = mlp.row_tensors(recipe.projection)
-    if isinstance(recipe, Recipe) and recipe.d_ff != len(rows[0]):
-        has = f"{recipe.projection} has {len(rows[0])} rows"
-        raise InputError("recipe", f"is for another model: {has}, not {recipe.d_ff}")
-    chosen = torch.as_tensor(np.asarray(recipe.neurons, dtype=np.int64), device=rows[0].device)
+    width = mlp.width(recipe.projection)
+    if isinstance(recipe, Recipe) and recipe.d_ff != width:
+        raise InputError("recipe", f"is for another model: {recipe.projection} has {width} rows, not {recipe.d_ff}")
+    rows = mlp.row_tensors(recipe.projection, np.asarray(recipe.neurons, dtype=np.int64))
     with torch.no_grad():
-        before = [tensor[chosen].clone() for tensor in rows]
-        for tensor in rows:
-            tensor[chosen] = 0
+        before = [tensor[index].clone() for tensor, index in rows]
+        for tensor, index in rows:
+            tensor[index] = 0
 
     def undo() -> None:
         with torch.no_grad():
-            for tensor, values in zip(rows, before, strict=True):
-                tensor[chosen] = values
+            for (tensor, index), values in zip(rows, before, strict=True):
+                tensor[index] = values
 
     return undo

@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from tasks.models.checks import FULL_MEMORY
-from tasks.models.projections import WIDTHS
+from tasks.models.projections import expert_width, first_width
 from tasks.runtime.errors import InputError
 
 MEMORY = "DSM_MEMORY"
@@ -122,11 +122,19 @@ def room(model: Any, share: float = 1.0) -> Room:
     return Room(
         bytes=share * allowed,
         d_model=config.hidden_size,
-        d_ff=next((width for name in WIDTHS if (width := getattr(config, name, None))), 4 * config.hidden_size),
+        d_ff=_values(lambda name: getattr(config, name, None), config.hidden_size),
         layers=config.num_hidden_layers,
         vocabulary=config.vocab_size,
         itemsize=torch.promote_types(model.dtype, torch.float32).itemsize,
     )
+
+
+def _values(get: Callable[[str], Any], d_model: int) -> int:
+    """The numbers that the MLP makes of a token: d_ff; of each of its experts d_expert and what that gives."""
+    if (experts := expert_width(get)) is not None:
+        number, width = experts
+        return number * (width + d_model)
+    return first_width(get) or 4 * d_model
 
 
 def at_hand(model: Any) -> bool:

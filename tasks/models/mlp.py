@@ -12,17 +12,23 @@ W_down. There is no `up_proj`; the formula is that of a gated MLP with W_up x = 
 
 A row has a bias in some families. It belongs to the row: both are scaled and both are zeroed, so that what the row
 gives is 0 and, with act(0) = 0, the neuron is silent.
+
+A mixture of experts has the same contract: `tasks.models.experts`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tasks.models.edits import edited, taken_off, without_rows
+from tasks.models.experts import Experts, experts_of
+from tasks.models.products import linear
 from tasks.models.projections import Projection
-from tasks.models.structure import LINEAR, weight_of
+from tasks.models.structure import LINEAR, activations_of, weight_of
 from tasks.runtime.errors import InputError
 
 # Where the rows of a projection lie: (linear layer, which part of its rows, how many equal parts it has).
@@ -64,6 +70,24 @@ class Mlp:
     def d_model(self) -> int:
         return weight_of(self.down).shape[0]
 
+    @property
+    def entrance(self) -> Any:
+        """The module that x enters."""
+        return self.linear("gate_proj")
+
+    @property
+    def exit(self) -> Any:
+        """The module that gives y."""
+        return self.down
+
+    def width(self, projection: Projection) -> int:
+        """The number of rows of a projection: d_ff, or d_model for down_proj."""
+        return self.d_model if projection == "down_proj" else self.d_ff
+
+    def check(self, projection: Projection) -> None:
+        """Raises `InputError` if rows of this projection cannot be edited."""
+        self.place(projection)
+
     def linear(self, projection: Projection) -> Any:
         """The linear layer that has the rows of a projection; that of gate_proj is what x enters first."""
         return getattr(self.module, self.place(projection)[0])
@@ -78,15 +102,49 @@ class Mlp:
             return gate, up
         return gate, self.linear("up_proj")(x)
 
-    def edit_rows(self, projection: Projection, edit: Callable[[Tensor], Tensor], runs: int) -> Any:
-        """Puts what the rows of a projection give through `edit` in all later calls; returns the handle that ends this.
+    def scaled(self, x: Tensor, scale: Tensor, projection: Projection, added: Tensor | None) -> Tensor:
+        """y [C, T, d_model] of x [T, d_model], with row j of a projection times scale[:, j].
 
-        Gradients flow through `edit`, [runs, T, rows] -> [runs, T, rows]. What up_proj gives without a gate is 1.
+        Differentiable in `scale`, [C, width], and in `added`, [C, T, width], which is added to what the rows give.
         """
+        with torch.no_grad():
+            gate, up = self.gate_and_up(x)
+        y: Tensor
+        if projection == "gate_proj":
+            y = self.down(self.activation(edited(gate, scale, added)) * up)
+        elif projection == "up_proj":
+            y = self.down(self.activation(gate) * edited(up, scale, added))
+        else:
+            y = edited(self.down(self.activation(gate) * up), scale, added)
+        return y
+
+    def without(self, x: Tensor, sets: Sequence[np.ndarray], projection: Projection) -> Sequence[Tensor]:
+        """y [T, d_model] of x [T, d_model] without each set of rows of a projection.
+
+        A silent row of gate_proj or up_proj is a column of down_proj without input: its share is taken off y.
+        """
+        gate, up = self.gate_and_up(x)
+        hidden = self.activation(gate) * up
+        full = self.down(hidden)
+        if projection == "down_proj":
+            return without_rows(full, sets)
+
+        def share(y: Tensor, neurons: np.ndarray) -> Tensor:
+            chosen = torch.as_tensor(neurons, device=y.device)
+            return y - linear(hidden[..., chosen], weight_of(self.down)[:, chosen])
+
+        return taken_off(full, sets, share)
+
+    def edit_rows(self, projection: Projection, scale: Tensor, added: Tensor | None) -> Any:
+        """Edits the rows of a projection in all later calls, as in `scaled`; returns the handle that ends this.
+
+        The calls are of len(scale) runs. Gradients flow through the edit. What up_proj gives without a gate is 1.
+        """
+        runs = len(scale)
 
         def on_hidden(_: Any, inputs: tuple[Tensor, ...]) -> Tensor:
             hidden = inputs[0].reshape(runs, -1, self.d_ff)
-            return (hidden * edit(hidden.new_ones(()))).reshape(inputs[0].shape)
+            return (hidden * edited(hidden.new_ones(()), scale, added)).reshape(inputs[0].shape)
 
         if projection == "up_proj" and projection not in self.places:
             return self.down.register_forward_pre_hook(on_hidden)
@@ -95,19 +153,35 @@ class Mlp:
         def hook(_: Any, __: Any, y: Tensor) -> Tensor:
             # In OPT the runs lie one after the other, [runs * T, rows].
             pieces = list(y.reshape(runs, -1, y.shape[-1]).chunk(parts, dim=-1))
-            pieces[part] = edit(pieces[part])
+            pieces[part] = edited(pieces[part], scale, added)
             return torch.cat(pieces, -1).reshape(y.shape)
 
         return self.linear(projection).register_forward_hook(hook)
 
-    def row_tensors(self, projection: Projection) -> list[Tensor]:
-        """The rows of a projection in the weights, [rows, in], and their biases, [rows], if it has any.
+    def watch(self, projection: Projection, keep: Callable[[Tensor], None]) -> Any:
+        """Shows `keep` the neurons' values [tokens, width] in all later calls; returns the handle that ends this.
 
-        They are views that can be written to.
+        The value of a row of gate_proj or up_proj is h_j, what its column of down_proj is multiplied by; that of a row
+        of down_proj is its output.
+        """
+        return self.down.register_forward_hook(
+            lambda _, inputs, y: keep((y if projection == "down_proj" else inputs[0]).flatten(0, -2))
+        )
+
+    def directions(self, neurons: Sequence[int]) -> Tensor:
+        """What each neuron writes, [neurons, d_model]: its column of down_proj."""
+        return weight_of(self.down).T[list(neurons)]
+
+    def row_tensors(self, projection: Projection, neurons: np.ndarray) -> list[tuple[Tensor, Any]]:
+        """The rows of these neurons in the weights and, if they have any, their biases.
+
+        Returns:
+            Tensors that can be written to, each with the index of the rows in it.
         """
         _, part, parts = self.place(projection)
-        linear = self.linear(projection)
-        return [tensor.chunk(parts)[part] for tensor in (weight_of(linear), linear.bias) if tensor is not None]
+        found = self.linear(projection)
+        tensors = [tensor.chunk(parts)[part] for tensor in (weight_of(found), found.bias) if tensor is not None]
+        return [(tensor, torch.as_tensor(neurons, device=tensor.device)) for tensor in tensors]
 
     def place(self, projection: Projection) -> tuple[str, int, int]:
         """Where the rows of a projection are.
@@ -120,26 +194,21 @@ class Mlp:
         return self.places[projection]
 
 
-def mlp_of(layer: Any, kind: str) -> Mlp:
+def mlp_of(layer: Any, kind: str) -> "Mlp | Experts":
     """The MLP of a decoder layer of a model of class `kind`. One without memory for its weights is not computed with.
 
     Raises:
         InputError: the layer has none, or more than one, or one whose neurons a zeroed row does not silence.
     """
+    if experts := experts_of(layer, kind):
+        return experts
     children = list(layer.children())
     found = [(child, places) for child in children if (places := _gated(child))]
     found = found or [(module, places) for module in (layer, *children) if (places := _without_gate(module))]
     if len(found) != 1:
-        if any(hasattr(child, "experts") for child in children):
-            raise InputError(
-                "model",
-                f"{kind} is a mixture of experts, which is not supported: a neuron there works only for the tokens "
-                "that its expert is given, so its score is not that of a row of one MLP; "
-                f"{LOOKED_FOR} in its layers",
-            )
         raise InputError("model", f"{kind} has {len(found) or 'no'} MLPs of a known form: {LOOKED_FOR} in its layers")
     module, places = found[0]
-    activations = _activations(module)
+    activations = activations_of(module)
     if len(activations) != 1 or float(activations[0](torch.zeros(1))) != 0:
         raise InputError("model", f"{kind}: act(0) of its MLP must be 0, or a zeroed row of gate_proj is not silent")
     mlp = Mlp(module, activations[0], places)
@@ -156,19 +225,10 @@ def _gated(module: nn.Module) -> Places | None:
 def _without_gate(module: nn.Module) -> Places | None:
     """The places in a module whose only linear layers are one to d_ff and one back, and which has one activation."""
     linear = [name for name, child in module.named_children() if isinstance(child, LINEAR)]
-    if len(linear) != 2 or len(_activations(module)) != 1:
+    if len(linear) != 2 or len(activations_of(module)) != 1:
         return None
     first, down = (weight_of(getattr(module, name)).shape for name in linear)
     return {"gate_proj": (linear[0], 0, 1), "down_proj": (linear[1], 0, 1)} if first == down[::-1] else None
-
-
-def _activations(module: nn.Module) -> list[Any]:
-    """The children of a module that are functions without parameters."""
-    return [
-        child
-        for child in module.children()
-        if not isinstance(child, nn.Dropout | nn.Identity) and not [*child.children(), *child.parameters()]
-    ]
 
 
 @torch.no_grad()

@@ -6,13 +6,16 @@ import torch
 from torch import Tensor
 
 from tasks.models.calls import Stop
+from tasks.models.experts import Experts
 from tasks.models.mlp import Mlp
 from tasks.models.structure import is_norm
 from tasks.runtime.errors import InputError
 
 
 @torch.no_grad()
-def norms_of_mlp(body: Any, layer: Any, mlp: Mlp, device: torch.device, kind: str) -> tuple[str | None, str | None]:
+def norms_of_mlp(
+    body: Any, layer: Any, mlp: Mlp | Experts, device: torch.device, kind: str
+) -> tuple[str | None, str | None]:
     """The names of the norms before and after the MLP of a model's first decoder layer, None where there is none.
 
     They are seen in a run of two tokens: the norm before the MLP gives the tensor that the MLP takes, the one after it
@@ -35,7 +38,7 @@ def norms_of_mlp(body: Any, layer: Any, mlp: Mlp, device: torch.device, kind: st
     def stop(*_: Any) -> None:
         raise Stop
 
-    modules = {child for _, child in norms} | {mlp.linear("gate_proj"), mlp.down}
+    modules = {child for _, child in norms} | {mlp.entrance, mlp.exit}
     handles = [module.register_forward_hook(keep) for module in modules]
     handles += [layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))]
     handles += [layer.register_forward_hook(stop)]
@@ -46,7 +49,7 @@ def norms_of_mlp(body: Any, layer: Any, mlp: Mlp, device: torch.device, kind: st
     finally:
         for handle in handles:
             handle.remove()
-    entering, leaving = seen[mlp.linear("gate_proj")][0], seen[mlp.down][1]
+    entering, leaving = seen[mlp.entrance][0], seen[mlp.exit][1]
     before = next((name for name, norm in norms if norm in seen and _same(seen[norm][1], entering)), None)
     after = next((name for name, norm in norms if norm in seen and _same(seen[norm][0], leaving)), None)
     if _same(given[0], seen[getattr(layer, before)][0] if before else entering):

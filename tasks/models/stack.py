@@ -18,14 +18,16 @@ from torch import Tensor
 from tasks.models.attention import NAME as TREE_ATTENTION
 from tasks.models.calls import Arguments, KeysAndValues, LayerCalls, Stop
 from tasks.models.checks import check_finite, one_line
+from tasks.models.experts import NAME as BY_EXPERT
+from tasks.models.experts import Experts
 from tasks.models.memory import at_hand
-from tasks.models.mlp import mlp_of
+from tasks.models.mlp import Mlp, mlp_of
 from tasks.models.norms import norms_of_mlp
 from tasks.models.packing import Pack, Unit, pack
-from tasks.models.products import Kept, Precision, Products, linear, linear_by_rows, pieces
+from tasks.models.products import Kept, Precision, Products, linear_by_rows, pieces
 from tasks.models.projections import PROJECTIONS, Projection
 from tasks.models.stored import NARROW, kept_as_stored, unit_of
-from tasks.models.structure import decoder_layers, last_norm, weight_of
+from tasks.models.structure import decoder_layers, last_norm
 from tasks.models.view_check import check_view
 from tasks.runtime.errors import InputError
 
@@ -92,10 +94,13 @@ class DecoderStack:
             raise InputError("model", f"{kind}: its output embedding is no linear layer; this family is not supported")
         self._in_pieces = self.device.type == "cuda"
         self.at_hand = at_hand(model)  # else each layer is read once for as much work as memory holds
-        self.mlps = []
+        self.mlps: list[Mlp | Experts] = []
         for layer, unit in zip(self.layers, self._units, strict=True):
             with unit.used():
                 self.mlps.append(mlp_of(layer, kind))
+        self.has_experts = any(isinstance(mlp, Experts) for mlp in self.mlps)
+        if self.has_experts and len({(type(mlp), mlp.d_ff) for mlp in self.mlps}) > 1:
+            raise InputError("model", f"{kind} has experts in some layers and not in others, which is not supported")
         self.d_ff: int = self.mlps[0].d_ff
         self.d_model: int = self.mlps[0].d_model
         if output.in_features != self.d_model:
@@ -140,7 +145,7 @@ class DecoderStack:
 
     def width(self, projection: Projection) -> int:
         """How many neurons (rows) a projection has: d_ff, or d_model for down_proj."""
-        return self.d_model if projection == "down_proj" else self.d_ff
+        return self.mlps[0].width(projection)
 
     # -- one layer, taken apart ---------------------------------------------------------------------------------------
 
@@ -149,13 +154,14 @@ class DecoderStack:
         before, after = (getattr(self.layers[index], name) if name else None for name in self._norms)
         return before, after
 
-    def gate_and_up(self, index: int, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Pre-activations g = W_gate x and u = W_up x of layer `index`, each [..., d_ff]: see `Mlp.gate_and_up`."""
+    def _entering_mlp(self, index: int, residual: Tensor) -> Tensor:
+        """What the MLP of layer `index` takes, given the residual that enters it or its norm."""
         before, _ = self.norms(index)
-        return self.mlps[index].gate_and_up(residual if before is None else before(residual))
+        found: Tensor = residual if before is None else before(residual)
+        return found
 
     def _leaving(self, index: int, residual: Tensor, y: Tensor) -> Tensor:
-        """The residual that leaves layer `index`, given what its down_proj gives."""
+        """The residual that leaves layer `index`, given what its MLP gives."""
         _, after = self.norms(index)
         return residual + (y if after is None else after(y))
 
@@ -163,51 +169,18 @@ class DecoderStack:
         self, index: int, residual: Tensor, scale: Tensor, projection: Projection, added: Tensor | None
     ) -> Tensor:
         """The residual that leaves layer `index` with a projection's rows times `scale`, [C, T, d_model]."""
-        mlp = self.mlps[index]
         with self.turn(index):
             with torch.no_grad():
-                gate, up = self.gate_and_up(index, residual)
-            if projection == "gate_proj":
-                y = mlp.down(mlp.activation(edited(gate, scale, added)) * up)
-            elif projection == "up_proj":
-                y = mlp.down(mlp.activation(gate) * edited(up, scale, added))
-            else:
-                y = edited(mlp.down(mlp.activation(gate) * up), scale, added)
-            return self._leaving(index, residual, y)
+                x = self._entering_mlp(index, residual)
+            return self._leaving(index, residual, self.mlps[index].scaled(x, scale, projection, added))
 
     def leaving_without(
         self, index: int, residual: Tensor, sets: Sequence[np.ndarray], projection: Projection
     ) -> Tensor:
-        """The residual that leaves layer `index` without these rows of a projection, [C, T, d_model].
-
-        A silent row of gate_proj or up_proj is a column of down_proj without input: its share is taken off the full
-        product, and of nested sets off that of the set before.
-        """
+        """The residual that leaves layer `index` without these rows of a projection, [C, T, d_model]."""
         with self.turn(index):
-            return self._leaving_without(index, residual, sets, projection)
-
-    def _leaving_without(
-        self, index: int, residual: Tensor, sets: Sequence[np.ndarray], projection: Projection
-    ) -> Tensor:
-        mlp = self.mlps[index]
-        gate, up = self.gate_and_up(index, residual)
-        hidden = mlp.activation(gate) * up
-        full = mlp.down(hidden)
-        results: list[Tensor] = []
-        before, last = np.array([], dtype=np.int64), full
-        for rows in sets:
-            if projection == "down_proj":
-                y = full.index_fill(-1, torch.as_tensor(rows, device=full.device), 0)
-            else:
-                if not np.isin(before, rows).all():
-                    before, last = np.array([], dtype=np.int64), full
-                added = torch.as_tensor(np.setdiff1d(rows, before), device=full.device)
-                y = last
-                if len(added):
-                    y = last - linear(hidden[..., added], weight_of(mlp.down)[:, added])
-                before, last = rows, y
-            results.append(self._leaving(index, residual, y))
-        return torch.stack(results)
+            ys = self.mlps[index].without(self._entering_mlp(index, residual), sets, projection)
+            return torch.stack([self._leaving(index, residual, y) for y in ys])
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
@@ -258,7 +231,7 @@ class DecoderStack:
             if kept is None:
                 raise Stop
 
-        module = self.norms(index)[0] or self.mlps[index].linear("gate_proj")
+        module = self.norms(index)[0] or self.mlps[index].entrance
         handle = module.register_forward_pre_hook(keep)
         try:
             with Products(kept):
@@ -305,7 +278,7 @@ class DecoderStack:
     def run_layer(self, index: int, hidden: Tensor, residuals: Residuals) -> Tensor:
         """One layer on [C, T, d_model]; the last one computes only the reads: [C, R, d_model]."""
         arguments = residuals.arguments[index]
-        with self.turn(index), self._tree_attention():
+        with self.turn(index), self._own_functions():
             if index < len(self) - 1:
                 return _first(self.layers[index](hidden, **arguments))
             arguments = dict(arguments)
@@ -351,20 +324,17 @@ class DecoderStack:
         return entering[0]
 
     @contextmanager
-    def _tree_attention(self) -> Iterator[None]:
+    def _own_functions(self) -> Iterator[None]:
         config = self._body.config
-        own = config._attn_implementation
+        own, of_experts = config._attn_implementation, config._experts_implementation
         config._attn_implementation = TREE_ATTENTION
+        if self.has_experts:
+            config._experts_implementation = BY_EXPERT
         try:
             yield
         finally:
             config._attn_implementation = own
-
-
-def edited(rows: Tensor, scale: Tensor, added: Tensor | None) -> Tensor:
-    """What a projection gives, [.., tokens, width], by an edit of its rows: [C, tokens, width]."""
-    scaled = rows * scale.to(rows.device)[:, None]
-    return scaled if added is None else scaled + added.to(rows.device)
+            config._experts_implementation = of_experts
 
 
 def _first(output: Any) -> Tensor:

@@ -38,3 +38,12 @@ def is_norm(module: nn.Module) -> bool:
 def last_norm(body: Any) -> nn.Module:
     """What the output of the last decoder layer passes before the output embedding; an identity if there is none."""
     return next((child for child in reversed(list(body.children())) if is_norm(child)), torch.nn.Identity())
+
+
+def activations_of(module: nn.Module) -> list[Any]:
+    """The children of a module that are functions without parameters."""
+    return [
+        child
+        for child in module.children()
+        if not isinstance(child, nn.Dropout | nn.Identity) and not [*child.children(), *child.parameters()]
+    ]

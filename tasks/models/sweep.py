@@ -8,7 +8,6 @@ separate runs.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from tasks.models.memory import Room, room
 from tasks.models.products import Differences, Kept, Precision, Products
 from tasks.models.projections import Projection
-from tasks.models.stack import DecoderStack, Residuals, edited
+from tasks.models.stack import DecoderStack, Residuals
 
 # Maps the logits of a pack, [C, R, vocabulary], to the function F at each read position, [C, R].
 Target = Callable[[Tensor], Tensor]
@@ -68,10 +67,13 @@ def all_logits_without(
 ) -> Iterator[tuple[int, Tensor]]:
     """Logits at the read positions of all runs, from one sweep. Unfinished unedited passes advance with them.
 
+    A mixture of experts is computed in float32: rounded products would send tokens to other experts.
+
     Yields:
         The index of a run, and [c, R, vocabulary] for the next c of its sets. c is what memory allows.
     """
     packs = _by_pack([run.residuals for run in runs])
+    precision = "float32" if stack.has_experts else precision
     hidden: dict[int, Tensor] = {}
     for index in range(_first(runs), len(stack)):
         with stack.turn(index):
@@ -284,7 +286,7 @@ def _piece(stack: DecoderStack, index: int, path: Path, hidden: Tensor, projecti
 
     def everywhere(leaves: list[Tensor]) -> Tensor:
         by, more = factors(leaves[1])
-        handle = stack.mlps[index].edit_rows(projection, partial(edited, scale=by, added=more), len(by))
+        handle = stack.mlps[index].edit_rows(projection, by, more)
         try:
             return stack.run_layer(index, leaves[0], residuals)
         finally:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.models.model_spec import ModelSpec
-from tasks.models.projections import WIDTHS
+from tasks.models.projections import expert_width, first_width
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json
 from tasks.sources.kinds import HubSource, PathSource
@@ -29,7 +29,8 @@ class ModelSize:
     def multiply_adds(self) -> int:
         """Of one token in a forward pass, without the output embedding, which only the last token of a prompt needs.
 
-        It is also the number of weights of the decoder's matrices.
+        It is also the number of weights of the decoder's matrices. In a mixture of experts a token is given
+        to k experts only: `intermediate` is k * d_expert, and the router is left out.
         """
         attention = 2 * self.hidden * self.hidden * (self.heads + self.key_value_heads) // self.heads
         return self.layers * (attention + (3 if self.gated else 2) * self.hidden * self.intermediate)
@@ -67,7 +68,9 @@ def _of_config(path: Path, *, field: str) -> ModelSize:
         raise InputError(field, f"{path} is not JSON: {error}") from None
     config = config.get("text_config", config)
     hidden, heads = (config.get(name, config.get(older)) for name, older in (HIDDEN, HEADS))
-    width = next((config[name] for name in WIDTHS if config.get(name)), None)
+    width = first_width(config.get)
+    if (experts := expert_width(config.get)) is not None:
+        width = experts[0] * experts[1]
     if width is None and "n_inner" in config and isinstance(hidden, int):
         width = 4 * hidden
     size = _checked(

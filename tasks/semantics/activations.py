@@ -104,13 +104,12 @@ def word_activations(
 def _add(stack: DecoderStack, packed: Pack, sums: Tensor, words: Tensor, reads: Tensor) -> None:
     """Adds |h| at a pack's reads to the sums of their words."""
 
-    def add(layer: int, _: Any, inputs: tuple[Tensor, ...]) -> None:
-        hidden = inputs[0].flatten(0, -2)
+    def add(layer: int, hidden: Tensor) -> None:
         # The last layer runs on the reads only. Sums are on the CPU, where their order is deterministic.
         at_reads = hidden if layer == len(stack) - 1 else hidden[packed.reads.to(hidden.device)]
         sums[layer].index_add_(0, words, at_reads.abs().float().cpu()[reads])
 
-    handles = [mlp.down.register_forward_pre_hook(partial(add, layer)) for layer, mlp in enumerate(stack.mlps)]
+    handles = [mlp.watch("gate_proj", partial(add, layer)) for layer, mlp in enumerate(stack.mlps)]
     try:
         stack.clean(packed)
     finally:

@@ -35,11 +35,13 @@ def score(cell: Cell) -> None:
     }
     with worker_pool(partial(attributor, cell)) as workers:
         header["products"] = workers.attribute("products")
+        header |= workers.attribute("experts")
         journal = Journal(cell.scratch / "score.jsonl", journal_key(header))
         parts = workers.attribute("parts")
         with progress("score", len(parts)) as advance:
             scores = score_neurons(partial(run_parts, workers, journal=journal), parts, header, advance)
     _warn(scores, settings)
+    _tell_unreached(scores)
     with replacing(cell.scores) as temporary:
         temporary.write_bytes(scores.to_bytes())
     journal.remove()
@@ -58,6 +60,16 @@ def _warn(scores: Scores, settings: Attribution) -> None:
         if where.any():
             layers = np.flatnonzero(np.broadcast_to(where, len(scores.values))).tolist()
             print(f"warning: {what} in layers {layers}", file=sys.stderr)
+
+
+def _tell_unreached(scores: Scores) -> None:
+    """Says how many experts of a mixture of experts no token of the adaptation set is given to."""
+    if experts := scores.header.get("experts"):
+        number = sum(map(len, experts["unreached"]))
+        print(
+            f"experts: {number} of {scores.values.size // experts['each']} are given no token of the adaptation set; "
+            f"their {number * experts['each']} neurons have the score 0 and come last"
+        )
 
 
 def attributor(cell: Cell) -> Attributor:

@@ -125,10 +125,15 @@ def _write_sparse(directory: Path, model_dir: Path, out: Path) -> None:
 
 def _silence(directory: Path, recipe: Recipe) -> None:
     """Zeroes the rows and their biases in the safetensors files; nothing else changes, types included."""
-    for place in row_places(directory, recipe):
-        with safe_open(place.file, framework="pt") as file:
+    places = row_places(directory, recipe)
+    for path in sorted({place.file for place in places}):
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             contents = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        rows = torch.tensor(recipe.neurons, dtype=torch.long) + place.start
-        contents[place.tensor].index_fill_(place.dim, rows, 0)
-        save_file(contents, place.file, metadata=metadata)
+        for place in places:
+            if place.file == path:
+                rows = torch.tensor(place.rows(recipe.neurons), dtype=torch.long)
+                tensor = contents[place.tensor]
+                tensor = tensor.flatten(0, 1) if tensor.dim() == 3 else tensor  # of experts that are stored together
+                tensor.index_fill_(place.dim, rows, 0)
+        save_file(contents, path, metadata=metadata)

@@ -74,6 +74,16 @@ def snippet(recipe: Recipe, places: Sequence[RowPlace], base: str) -> str:
         'recipe = json.loads(pathlib.Path("pruned.json").read_text())',
         f"model = AutoModelForCausalLM.from_pretrained({json.dumps(base)})",
     ]
+    if (each := places[0].each) is not None:
+        layers, _, parameter = places[0].parameter.partition(f".{recipe.layer}.")
+        row = f"{each} + j % {each}" if recipe.projection == "up_proj" else f"j % {each}"
+        return "\n".join(
+            [
+                *lines,
+                f'experts, rows = zip(*((j // {each}, {row}) for j in recipe["neurons"]))',
+                f'model.get_decoder().{layers}[recipe["layer"]].{parameter}.data[experts, rows] = 0',
+            ]
+        )
     for place in places:
         layers, _, parameter = place.parameter.partition(f".{recipe.layer}.")
         rows = f'[{place.start} + j for j in recipe["neurons"]]' if place.start else 'recipe["neurons"]'

@@ -15,7 +15,7 @@ from tasks.benchmarks.rows import Example
 from tasks.benchmarks.scoring import answers_unedited, option_logprobs
 from tasks.models.loading import Loaded, load
 from tasks.models.stack import DecoderStack
-from tests.tiny import ALL, tiny_model, tiny_tokenizer
+from tests.tiny import ALL, MIXTURES, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("DSM_TEST_DATA") or ROOT.parent / "shared" / "data")
@@ -69,7 +69,7 @@ def test_a_begin_of_text_token_is_read_where_the_tokenizer_writes_it():
     assert with_it[0] == pytest.approx(plain, abs=1e-4)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", [*ALL, *MIXTURES])
 def test_no_prediction_depends_on_the_rows_it_shares_a_pack_with(family):
     stack = DecoderStack(tiny_model(family, torch.float32))
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from tasks.benchmarks.scoring import answers_unedited, exact_match, option_logpr
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
 from tasks.runtime.errors import InputError
-from tests.tiny import ALL, tiny_model, tiny_tokenizer
+from tests.tiny import ALL, MIXTURES, tiny_model, tiny_tokenizer
 
 ROWS = [("a film :", [" bad", " good", " so so"]), ("a fine film :", ["y", "n"]), ("x", [" is it ?", " no"])]
 
@@ -21,7 +21,7 @@ def plain_logprob(model, tokenizer, prompt, option):
     return sum(float(logprobs[i - 1, ids[i]]) for i in range(start, len(ids)))
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", [*ALL, *MIXTURES])
 def test_option_logprobs_equal_those_of_a_plain_forward(family):
     loaded = Loaded(tiny_model(family, torch.float32), tiny_tokenizer())
     prompts, options = zip(*ROWS, strict=True)

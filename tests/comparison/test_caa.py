@@ -6,7 +6,7 @@ import pytest
 
 from tasks.comparison.caa import MULTIPLIERS, caa
 from tests.comparison.test_steering import LAYERS, assert_answers, fit_data, plain_answers, plain_differences, rank
-from tests.tiny import FAMILIES
+from tests.tiny import FAMILIES, MIXTURES
 
 
 def plain(given, vectors, layer, multiplier):
@@ -14,7 +14,7 @@ def plain(given, vectors, layer, multiplier):
     return plain_answers(given.loaded.model, "layers", edits, given.selection_rows.encoded, prompt_only=False)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
 def test_the_chosen_vector_is_added_where_the_answer_is_read(family):
     given = fit_data(family)
     fitted = caa(given)

@@ -20,7 +20,7 @@ from tests.comparison.test_steering import (
     plain_answers,
     rank,
 )
-from tests.tiny import FAMILIES
+from tests.tiny import FAMILIES, MIXTURES
 
 DIM = 8
 
@@ -66,7 +66,7 @@ def plain(given, found, heads, strength):
 
 
 @pytest.mark.parametrize("count", [3, 16])  # 16: more than there are, so all of them
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
 def test_the_best_heads_are_shifted_where_the_answer_is_read(family, count, monkeypatch):
     monkeypatch.setattr(module, "COUNTS", (count,))
     given = fit_data(family)

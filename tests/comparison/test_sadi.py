@@ -7,6 +7,7 @@ import torch
 
 from tasks.comparison import sadi as module
 from tasks.comparison.sadi import sadi_head, sadi_hidden, sadi_neuron, top_elements
+from tasks.runtime.errors import InputError
 from tests.comparison.test_steering import (
     HEADS,
     assert_answers,
@@ -15,7 +16,7 @@ from tests.comparison.test_steering import (
     plain_differences,
     rank,
 )
-from tests.tiny import FAMILIES
+from tests.tiny import FAMILIES, MIXTURES
 
 SYSTEMS = {"heads": sadi_head, "neurons": sadi_neuron, "hidden": sadi_hidden}
 COUNTS = {"heads": "HEAD_COUNTS", "neurons": "NEURON_COUNTS", "hidden": "HIDDEN_COUNTS"}
@@ -45,8 +46,21 @@ def plain(given, site, chosen, strength):
     return plain_answers(given.loaded.model, site, edits, given.selection_rows.encoded, prompt_only=True)
 
 
-@pytest.mark.parametrize("site", SYSTEMS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MIXTURES)
+def test_neurons_of_experts_are_refused(family):
+    with pytest.raises(InputError, match=r"^model: \w+ForCausalLM: neurons of experts cannot be steered"):
+        sadi_neuron(fit_data(family))
+
+
+@pytest.mark.parametrize(
+    ("family", "site"),
+    [
+        (family, site)
+        for family in [*FAMILIES, *MIXTURES]
+        for site in SYSTEMS
+        if site != "neurons" or family in FAMILIES
+    ],
+)
 def test_the_top_elements_are_multiplied_at_the_last_prompt_token(family, site, monkeypatch):
     monkeypatch.setattr(module, COUNTS[site], (7,))
     given = fit_data(family)

@@ -11,7 +11,7 @@ from tasks.method.options import Search
 from tasks.method.recipe import AdaptationResult, Recipe
 from tests.comparison.fit_data import assert_untouched, fit_data, state
 from tests.method.test_grid import naive
-from tests.tiny import rows as gate_rows
+from tests.tiny import MIXTURES, zero_rows
 
 
 def recipe(d_ff: int) -> Recipe:
@@ -22,7 +22,7 @@ def recipe(d_ff: int) -> Recipe:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "phi3", *MIXTURES])
 def test_pruned_answers_like_the_model_with_zeroed_rows(family):
     given, test = fit_data(family)
     of = recipe(given.stack.d_ff)
@@ -31,7 +31,7 @@ def test_pruned_answers_like_the_model_with_zeroed_rows(family):
         answers = answer(test.encoded)
     assert_untouched(given.loaded.model, before)
     model = copy.deepcopy(given.loaded.model)
-    gate_rows(model, of.layer)[of.neurons] = 0
+    zero_rows(model, of.layer, of.neurons)
     for row, found in zip(test.encoded, answers.logprobs, strict=True):
         assert found[0] == pytest.approx(naive(model, row), abs=1e-4)
 
@@ -61,7 +61,7 @@ def test_random_searched_chooses_by_the_examples_alone():
     for layer in range(layers):
         for fraction in fractions:
             model = copy.deepcopy(given.loaded.model)
-            gate_rows(model, layer)[np.argsort(-scores[layer], kind="stable")[: int(fraction * width + 0.5)]] = 0
+            zero_rows(model, layer, np.argsort(-scores[layer], kind="stable")[: int(fraction * width + 0.5)])
             found = [naive(model, row) for row in given.examples.encoded]
             right = np.mean([v.argmax() == g for v, g in zip(found, given.examples.gold, strict=True)])
             margin = np.mean([v[g] - v[1 - g] for v, g in zip(found, given.examples.gold, strict=True)])

@@ -6,22 +6,21 @@ import torch
 
 from tasks.explanation.neuron_roles import activations, direct_logits, top_activating, top_tokens
 from tasks.models.stack import DecoderStack
-from tests.method.oracles import parts_of_hidden
-from tests.tiny import UNGATED, rows, tiny_model, tiny_tokenizer
+from tests.method.oracles import values_of
+from tests.tiny import MIXTURES, UNGATED, rows, tiny_model, tiny_tokenizer
 
 PROMPTS = [[5, 6, 7, 8, 1], [5, 6, 7, 9, 20, 30, 2, 2], [5, 44]]
 NEURONS = [3, 30, 11]
 
 
 @pytest.mark.parametrize("layer", [0, 2])
-@pytest.mark.parametrize("family", ["llama", "gemma3", "phi3", *UNGATED])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "phi3", *UNGATED, *MIXTURES])
 def test_activations_are_those_of_the_formula(family, layer):
     model = tiny_model(family)
     found = activations(DecoderStack(model), layer, PROMPTS, NEURONS)
     assert found.last.shape == (3, 48)
     for number, prompt in enumerate(PROMPTS):
-        act, gate, up = parts_of_hidden(model, layer, prompt)
-        hidden = (act(gate) * up).numpy()
+        hidden = values_of(model, layer, prompt).numpy()
         np.testing.assert_allclose(found.last[number], hidden[-1], atol=1e-10)
         np.testing.assert_allclose(found.chosen[number], hidden[:, NEURONS], atol=1e-10)
 

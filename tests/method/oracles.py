@@ -9,7 +9,7 @@ from torch.func import functional_call
 from transformers.activations import ACT2FN
 
 from tasks.method.quadrature import Integral, integrate, riemann_rule
-from tests.tiny import UNGATED, gated, linear, row_tensors, rows
+from tests.tiny import EACH, MIXTURES, UNGATED, gated, linear, row_tensors, rows
 
 PROMPTS = [[5, 6, 7, 8, 1], [5, 6, 7, 9, 20, 30, 2, 2], [5, 44]]
 FIRSTS = [[3, 9, 3], [200, 11], [4, 4, 17, 90]]  # of each prompt's options
@@ -130,6 +130,24 @@ def parts_of_hidden(model, layer, prompt):
     act = ACT2FN[getattr(model.config, names.get(kind, "hidden_act"))]
     up = by_weights(model, layer, "up_proj", x) if gated(model) else torch.tensor(1.0, dtype=x.dtype)
     return act, by_weights(model, layer, "gate_proj", x), up
+
+
+def values_of(model, layer, prompt):
+    """What the neurons of a layer give at each position, [positions, width]: act(g) * u, with experts times r."""
+    if model.config.model_type not in MIXTURES:
+        act, gate, up = parts_of_hidden(model, layer, prompt)
+        return act(gate) * up
+    inside, given = model.model.layers[layer].mlp.experts, []
+    handle = inside.register_forward_pre_hook(lambda _, inputs: given.append(inputs))
+    logits(model, prompt)
+    handle.remove()
+    x, index, weights = given[0]
+    values = torch.zeros(len(prompt), 4 * EACH, dtype=x.dtype)
+    for token in range(len(prompt)):
+        for expert, weight in zip(index[token].tolist(), weights[token], strict=True):
+            gate, up = inside.gate_up_proj[expert, :EACH] @ x[token], inside.gate_up_proj[expert, EACH:] @ x[token]
+            values[token, expert * EACH : (expert + 1) * EACH] = weight * torch.nn.functional.silu(gate) * up
+    return values
 
 
 def riemann_right(evaluate, one, steps):

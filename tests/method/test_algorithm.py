@@ -20,7 +20,18 @@ from tasks.models.stack import DecoderStack
 from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
 from tests.comparison.fit_data import assert_untouched, fit_data, state
-from tests.tiny import ALL, FAMILIES, UNGATED, row_tensors, rows, save_tiny, tiny_model, tiny_tokenizer, zero_rows
+from tests.tiny import (
+    ALL,
+    FAMILIES,
+    MIXTURES,
+    UNGATED,
+    row_tensors,
+    rows,
+    save_tiny,
+    tiny_model,
+    tiny_tokenizer,
+    zero_rows,
+)
 
 EXAMPLES = [
     {"prompt": f"a {word} film {number} :", "options": [" bad", " good"], "gold": number % 2}
@@ -43,7 +54,8 @@ def test_the_model_is_left_as_it_was(strategy):
 
 @pytest.mark.parametrize(
     ("family", "projection"),
-    [(family, p) for family in ALL for p in PROJECTIONS if p != "up_proj" or family in FAMILIES],
+    [(family, p) for family in ALL for p in PROJECTIONS if p != "up_proj" or family in FAMILIES]
+    + [(family, p) for family in MIXTURES for p in PROJECTIONS[:2]],
 )
 def test_in_flight_and_in_the_weights_give_the_same_logits(family, projection):
     model = tiny_model(family)

@@ -13,7 +13,7 @@ from tasks.method.pairs import UNPRUNED, every_pair
 from tasks.models.stack import DecoderStack
 from tasks.runtime.journal import Journal
 from tasks.runtime.work import run_parts, worker_pool
-from tests.tiny import ALL, row_tensors, tiny_model, tiny_tokenizer, zero_rows
+from tests.tiny import ALL, MIXTURES, tiny_model, tiny_tokenizer, zero_rows
 
 FRACTIONS = [0.1, 0.25, 0.4]
 TOKENIZER = tiny_tokenizer()
@@ -49,23 +49,21 @@ def naive(model, row):
     return np.array(values)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", [*ALL, *MIXTURES])
 def test_every_cell_equals_a_naive_forward_with_zeroed_weights(family, tmp_path):
     model = tiny_model(family, torch.float32)
     frame, scores = run(model, tmp_path)
     assert len(frame) == 1 + len(scores) * len(FRACTIONS)
     for row in frame.itertuples():
-        kept = []
+        kept = {name: value.clone() for name, value in model.state_dict().items()}
         if row.layer != UNPRUNED:
-            kept = [(tensor, tensor.clone()) for tensor in row_tensors(model, row.layer)]
             zero_rows(model, row.layer, top_neurons(scores[row.layer], row.neurons))
         logprobs = [naive(model, encoded) for encoded in ROWS]
         margins = [values[g] - np.delete(values, g).max() for values, g in zip(logprobs, GOLD, strict=True)]
         assert row.accuracy == np.mean([values.argmax() == g for values, g in zip(logprobs, GOLD, strict=True)])
         assert row.margin == pytest.approx(np.mean(margins), abs=2e-3)
         assert row.neurons == count(row.fraction, scores.shape[1])
-        for tensor, before in kept:
-            tensor.copy_(before)
+        model.load_state_dict(kept)
 
 
 def test_each_option_equals_a_naive_forward():

@@ -1,13 +1,12 @@
 """All layers edited in one pass over the whole model: what a sweep with `layer=None` is compared with."""
 
 from collections.abc import Sequence
-from functools import partial
 
 from torch import Tensor
 
 from tasks.models.products import Products
 from tasks.models.projections import Projection
-from tasks.models.stack import DecoderStack, Residuals, edited
+from tasks.models.stack import DecoderStack, Residuals
 
 
 def scaled_everywhere(
@@ -22,7 +21,7 @@ def scaled_everywhere(
     Differentiable in `scale`, [C, layers, width], and in `added`: for each layer what `DecoderStack.scaled` takes.
     """
     edits = zip(stack.mlps, scale.unbind(1), added or [None] * len(stack), strict=True)
-    handles = [mlp.edit_rows(projection, partial(edited, scale=by, added=more), len(by)) for mlp, by, more in edits]
+    handles = [mlp.edit_rows(projection, by, more) for mlp, by, more in edits]
     try:
         with Products():
             hidden = residuals.inputs[0].expand(len(scale), -1, -1)

@@ -12,18 +12,18 @@ from tasks.models.memory import Room
 from tasks.models.stack import DecoderStack
 from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
-from tests.tiny import ALL, SIZES, VOCABULARY, linear, tiny_model, zero_rows
+from tests.tiny import ALL, MIXTURES, SIZES, VOCABULARY, linear, tiny_model, zero_rows
 
 TOKEN = st.integers(0, VOCABULARY - 1)
-# Gemma 2 attends in eager mode, whose softmax transformers computes in float32.
-TOLERANCE = {"gemma2": 1e-4}
+# Gemma 2 attends in eager mode, whose softmax transformers computes in float32, as it does that of routers.
+TOLERANCE = {"gemma2": 1e-4} | dict.fromkeys(MIXTURES, 1e-4)
 
 
 def plain_logits(model, sequence, position):
     return model(torch.tensor([sequence]), use_cache=False).logits[0, position]
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", [*ALL, *MIXTURES])
 @settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data())
 def test_edited_runs_equal_the_model_with_zeroed_rows(family, data):
@@ -52,7 +52,7 @@ def test_edited_runs_equal_the_model_with_zeroed_rows(family, data):
     assert len(results) == len({(u, p) for u, unit in enumerate(units) for p in unit[0][1]})
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", [*ALL, *MIXTURES])
 @settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data())
 def test_silenced_runs_equal_a_padded_batch_of_the_model_with_zeroed_rows(family, data):

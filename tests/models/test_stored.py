@@ -24,7 +24,7 @@ from tasks.models.stack import DecoderStack
 from tasks.models.stored import Wide
 from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
-from tests.tiny import ALL, save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import ALL, MIXTURES, save_tiny, tiny_model, tiny_tokenizer
 
 PROMPTS = [[1, 2, 3, 9, 9], [1, 2, 3, 4], [1, 2, 7, 7, 7, 7], [1, 5, 5, 8]]
 ROWS = [Encoded(prompt, [[10, 11], [12], [13]], 0) for prompt in PROMPTS]
@@ -87,7 +87,7 @@ def test_on_a_cpu_they_give_the_bits_of_the_model_in_float32(family, dtype, tmp_
     assert {weight.dtype for weight in matrices} == {NARROW[dtype]}
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", [*ALL, *MIXTURES])
 def test_a_mapped_model_is_the_one_that_transformers_loads(family, tmp_path):
     directory = save_tiny(tmp_path, family)
     ours, theirs = load(directory).model, AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()

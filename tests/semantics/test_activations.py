@@ -13,8 +13,8 @@ from tasks.semantics.permutation import agreement
 from tasks.semantics.words import occurrence_counts, own_words
 from tasks.sparsity.weight_pruning import prune_weights, sparse
 from tests.comparison.fit_data import assert_untouched, state, table
-from tests.method.oracles import parts_of_hidden
-from tests.tiny import UNGATED, tiny_model, tiny_tokenizer, zero_rows
+from tests.method.oracles import values_of
+from tests.tiny import MIXTURES, UNGATED, tiny_model, tiny_tokenizer, zero_rows
 
 
 def measured(family="llama", dtype=torch.float32, count=10):
@@ -34,15 +34,15 @@ def directly(model, rows, own, words):
     for layer in range(model.config.num_hidden_layers):
         of_words = {word: [] for word in words}
         for row, text in zip(rows.encoded, own, strict=True):
-            act, gate, up = parts_of_hidden(model, layer, row.prompt)
+            hidden = values_of(model, layer, row.prompt)
             for one in text.occurrences:
                 if one.word in of_words:
-                    of_words[one.word].append((act(gate) * up)[max(one.tokens)].abs())
+                    of_words[one.word].append(hidden[max(one.tokens)].abs())
         means.append(torch.stack([torch.stack(of_words[word]).mean(0) for word in words]))
     return torch.stack(means).numpy()
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "phi3", *UNGATED])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "phi3", *UNGATED, *MIXTURES])
 def test_they_are_those_of_hooks_on_the_plain_model(family):
     loaded, stack, rows, own, there = measured(family, torch.float64)
     found = word_activations(stack, there)

@@ -42,9 +42,9 @@ STEPS = [sample, score, search, prune, evaluate, transfer]
 WORDS = ["good", "fine", "dull", "bad", "long", "short", "warm", "cold"]
 
 
-def write_project(root, **sections):
+def write_project(root, family="llama", **sections):
     """params.yaml, a tiny model and 120 sentences in `root`."""
-    save_tiny(root / "source")
+    save_tiny(root / "source", family)
     rng = np.random.default_rng(1)
     rows = [{"text": " ".join(rng.choice(WORDS, 4)) + f" {i}", "label": int(rng.integers(2))} for i in range(120)]
     (root / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

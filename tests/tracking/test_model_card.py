@@ -23,7 +23,7 @@ from tasks.tracking.hub import push
 from tasks.tracking.model_card import LICENCES, _licence, model_card, snippet
 from tasks.tracking.row_places import row_places
 from tests.cells import servable_cell
-from tests.tiny import SIZES, UNGATED, save_tiny
+from tests.tiny import FAMILIES, MIXTURES, SIZES, UNGATED, save_tiny
 
 TOKENS = torch.arange(2, 14)[None]
 REPOSITORY = Path(__file__).parents[2]
@@ -122,6 +122,7 @@ def test_a_prompt_with_a_fence_of_its_own_stays_in_its_block(master: Cell) -> No
     [
         *((family, p) for family in ("llama", "phi3", "gemma3", "olmo2") for p in ("gate_proj", "up_proj")),
         *((family, p) for family in UNGATED for p in ("gate_proj", "down_proj")),
+        *((family, p) for family in MIXTURES for p in ("gate_proj", "up_proj")),
     ],
 )
 def test_a_few_lines_of_the_card_make_the_exported_weights(
@@ -135,7 +136,7 @@ def test_a_few_lines_of_the_card_make_the_exported_weights(
     apply(tmp_path / "pruned.json", base, tmp_path / "applied")
     recipe = read_recipe(tmp_path / "pruned.json")
     code = snippet(recipe, row_places(base, recipe), str(base))
-    assert code.count("\n") == (5 if family in UNGATED else 4)  # one more for the biases
+    assert code.count("\n") == (4 if family in FAMILIES else 5)  # one more for the biases, or to count experts
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code, names)
