@@ -112,6 +112,7 @@ def test_scores_of_every_layer_add_up_where_every_token_is_given_to_all_experts(
     torch.manual_seed(0)
     config = OlmoeConfig(**SIZES | {"intermediate_size": EACH}, num_experts=4, num_experts_per_tok=4)
     model = OlmoeForCausalLM(config).double().eval().requires_grad_(False)
+    model.set_experts_implementation("eager")
     targets = fixed_targets(model)
     found = scores(model, layer, tolerance=1e-3, max_nodes=512)
     full = mean_target(model, targets)
@@ -120,29 +121,56 @@ def test_scores_of_every_layer_add_up_where_every_token_is_given_to_all_experts(
     assert float(found.scores.sum()) == pytest.approx(difference, abs=allowed(difference, 1e-3))
 
 
-def test_where_routes_of_later_layers_change_the_gap_is_the_sum_of_the_jumps_and_is_reported(model):
-    """F along the path by the plain model on a fine grid: it jumps where a later layer gives a token to others."""
-    prompt = PROMPTS[1]
-    found = attributor(model, [prompt], tolerance=1e-2, max_nodes=256).attribute((0,))
-    target, points = fixed_target(model, prompt), 4001
-    values, routes = [], []
+def test_where_tokens_of_later_layers_change_their_experts_the_gap_is_the_sum_of_the_jumps(model):
+    """F along the path by the plain model, with every jump of it bisected."""
+    prompt, routes = [*PROMPTS[1], 71, 9, 150, 33, 4, 4, 90, 12], []
+    target = fixed_target(model, prompt)
+    # Nothing looks at the other tokens of the last layer.
     handles = [
         layer.mlp.experts.register_forward_pre_hook(
-            lambda _, inputs: routes[-1].append(inputs[1].sort().values.flatten().tolist())
+            lambda _, inputs, first=first: routes.append(inputs[1][first:].sort().values.tolist())
         )
-        for layer in model.model.layers[1:]
+        for layer, first in zip(model.model.layers[1:], (0, -1), strict=True)
     ]
-    for alpha in np.linspace(0, 1, points):
-        routes.append([])
-        values.append(float(target(scaled_forward(model, 0, torch.full((WIDTH,), alpha, dtype=torch.float64))(prompt))))
+
+    def at(alpha):
+        """F and the experts of all tokens of the later layers."""
+        routes.clear()
+        value = float(target(scaled_forward(model, 0, torch.full((WIDTH,), alpha, dtype=torch.float64))(prompt)))
+        return value, str(routes)
+
+    edges, jumps = [0.0], []
+    grid = np.linspace(0, 1, 401)
+    seen = [at(alpha) for alpha in grid]
+    for i in range(400):
+        low, high, left, right = grid[i], grid[i + 1], seen[i], seen[i + 1]
+        if left[1] == right[1]:
+            continue
+        while high - low > 1e-9:
+            middle = (low + high) / 2
+            found = at(middle)
+            low, high, left, right = (middle, high, found, right) if found[1] == left[1] else (low, middle, left, found)
+        edges.append(high)
+        jumps.append(right[0] - left[0])
     for handle in handles:
         handle.remove()
-    jumps = sum(values[i + 1] - values[i] for i in range(points - 1) if routes[i + 1] != routes[i])
-    assert sum(routes[i + 1] != routes[i] for i in range(points - 1)) >= 1
-    assert found.difference == pytest.approx(values[-1] - values[0], abs=1e-4)
-    # What the jumps do not explain is smooth: the rule finds it to a few per cent of the whole.
-    assert found.gap == pytest.approx(-jumps, abs=0.1 * max(1, abs(jumps), abs(found.difference)))
-    assert found.error >= 0.9 * abs(found.gap)
+    assert len(jumps) > 3
+
+    path = LayerPath(DecoderStack(model), [prompt])
+    nodes, shares = leggauss(6)
+    smooth = 0.0
+    for low, high in zip(edges, [*edges[1:], 1.0], strict=True):
+        _, gradients = path.evaluate(0, [low + (high - low) * (x + 1) / 2 for x in nodes])
+        smooth += (high - low) / 2 * float(torch.from_numpy(shares) @ gradients.sum(1))
+    difference = seen[-1][0] - seen[0][0]
+    assert smooth + sum(jumps) == pytest.approx(difference, abs=1e-3)
+    assert abs(sum(jumps)) > 1e-2
+    result = attributor(model, [prompt], tolerance=1e-3).attribute((0,))
+    assert result.difference == pytest.approx(difference, abs=1e-5)
+    assert (
+        abs(result.gap + sum(jumps)) <= result.error
+    )  # an adaptive rule meets the jumps as an error, which it reports
+    assert result.error > allowed(difference, 1e-3)
 
 
 METHODS = [
