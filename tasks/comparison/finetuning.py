@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tasks.benchmarks.encoding import Encoded
 from tasks.comparison.system import Answer, FitData, Fitted, unedited
+from tasks.runtime.errors import InputError
 
 EPOCHS = 5
 LEARNING_RATE = {"sft": 1e-5, "lora": 2e-4}
@@ -30,7 +31,14 @@ def sft(fit_data: FitData) -> Fitted:
 
 
 def lora(fit_data: FitData) -> Fitted:
-    """Trains a rank-8 change of every linear layer of the decoder with peft, like `sft`, and adds it to the weights."""
+    """Trains a rank-8 change of every linear layer of the decoder with peft, like `sft`, and adds it to the weights.
+
+    Raises:
+        InputError: the model has experts, whose matrices are not those of linear layers.
+    """
+    if fit_data.stack.each is not None:
+        kind = type(fit_data.stack.model).__name__
+        raise InputError("model", f"{kind}: lora of a mixture of experts is not supported; sft is")
     from peft import LoraConfig, get_peft_model
 
     def train(model: Any) -> None:

@@ -91,7 +91,7 @@ def mlp_activations(stack: DecoderStack) -> Site:
         InputError: the MLPs have no separate activation modules.
     """
     _check_modules(stack)
-    if stack.has_experts:
+    if stack.each is not None:
         raise InputError("model", f"{type(stack.model).__name__}: neurons of experts cannot be steered, heads can")
     modules: list[Any] = [mlp.activation for mlp in stack.mlps]
     if not all(isinstance(module, nn.Module) for module in modules) or len(set(modules)) < len(modules):

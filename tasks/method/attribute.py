@@ -86,7 +86,7 @@ class Attributor:
         firsts: Sequence[Sequence[int]] | None = None,
     ):
         stack.mlps[0].check(settings.projection)  # refuses up_proj where there is no gate
-        if stack.has_experts and settings.path == "all_layers":
+        if stack.each is not None and settings.path == "all_layers":
             raise InputError(
                 "attribution.path",
                 "all_layers is not supported for a mixture of experts: along the path the tokens of every layer change "
@@ -114,7 +114,7 @@ class Attributor:
 
         Empty if the model has no experts.
         """
-        return {"experts": {"each": self._stack.mlps[0].each, "unreached": self._unreached}} if self._unreached else {}
+        return {"experts": {"each": self._stack.each, "unreached": self._unreached}} if self._stack.each else {}
 
     def together(self, parts: Sequence[Part]) -> list[list[Part]]:
         """The parts in groups that are computed in common rounds: one by one where weights are at hand."""
@@ -144,8 +144,8 @@ class Attributor:
             return _attributed(shapley(self.path, part[0], settings.steps), 1)
         if settings.path == "single":
             scores = single(self.path, part[0])
-            if self._unreached:  # here 0 is the difference of two sums, which are rounded
-                scores.unflatten(0, (-1, self._stack.mlps[0].each))[self._unreached[part[0]]] = 0
+            if self._stack.each is not None:  # here 0 is the difference of two sums, which are rounded
+                scores.reshape(-1, self._stack.each)[self._unreached[part[0]]] = 0
             return Attributed(scores[None])
         return _attributed(layer_scores(self.path, layer, self._one, settings), len(part))
 
@@ -177,7 +177,7 @@ class Attributor:
     def _unreached(self) -> list[list[int]]:
         """The experts of each layer that no token is given to; of a model without experts []."""
         stack = self._stack
-        if not stack.has_experts:
+        if stack.each is None:
             return []
         if self._settings.method == "activation":
             return unreached(stack, lambda: activation(stack, self._sequences, self._settings.projection))

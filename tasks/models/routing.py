@@ -26,8 +26,8 @@ class Routed:
     def by_expert(self) -> list[tuple[int, Tensor]]:
         """The experts that have tokens, ascending, each with its pairs: int64, token * k + slot, ascending."""
         order = self.index.flatten().argsort(stable=True)
-        experts, counts = self.index.flatten()[order].unique_consecutive(return_counts=True)
-        return list(zip(experts.tolist(), order.split(counts.tolist()), strict=True))
+        experts, counts = torch.unique_consecutive(self.index.flatten()[order], return_counts=True)
+        return list(zip(experts.tolist(), torch.split(order, counts.tolist()), strict=True))
 
     def together(self, parts: Sequence[Tensor], pairs: Sequence[Tensor]) -> Tensor:
         """The sum over the experts of each token, [.., N, d_model], of their parts [.., pairs, d_model].
@@ -35,7 +35,8 @@ class Routed:
         In the order of the token's own experts: on a GPU, an `index_add` would add in any order.
         """
         inverse = torch.cat(list(pairs)).argsort()
-        return torch.cat(list(parts), -2).index_select(-2, inverse).unflatten(-2, self.index.shape).sum(-2)
+        ordered = torch.cat(list(parts), -2).index_select(-2, inverse)
+        return ordered.reshape(*ordered.shape[:-2], *self.index.shape, -1).sum(-2)
 
 
 def unreached(stack: Any, run: Callable[[], Any]) -> list[list[int]]:
@@ -49,7 +50,7 @@ def unreached(stack: Any, run: Callable[[], Any]) -> list[list[int]]:
     seen: list[set[int]] = [set() for _ in stack.mlps]
 
     def keep(layer: int, _: Any, inputs: tuple[Tensor, ...]) -> None:
-        seen[layer].update(inputs[1].unique().tolist())
+        seen[layer].update(inputs[1].flatten().tolist())
 
     handles = [mlp.inside.register_forward_pre_hook(partial(keep, layer)) for layer, mlp in enumerate(stack.mlps)]
     try:

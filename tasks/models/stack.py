@@ -98,8 +98,9 @@ class DecoderStack:
         for layer, unit in zip(self.layers, self._units, strict=True):
             with unit.used():
                 self.mlps.append(mlp_of(layer, kind))
-        self.has_experts = any(isinstance(mlp, Experts) for mlp in self.mlps)
-        if self.has_experts and len({(type(mlp), mlp.d_ff) for mlp in self.mlps}) > 1:
+        # How many neurons each expert has; None without experts.
+        self.each: int | None = self.mlps[0].each if isinstance(self.mlps[0], Experts) else None
+        if len({isinstance(mlp, Experts) for mlp in self.mlps}) > 1:
             raise InputError("model", f"{kind} has experts in some layers and not in others, which is not supported")
         self.d_ff: int = self.mlps[0].d_ff
         self.d_model: int = self.mlps[0].d_model
@@ -328,7 +329,7 @@ class DecoderStack:
         config = self._body.config
         own, of_experts = config._attn_implementation, config._experts_implementation
         config._attn_implementation = TREE_ATTENTION
-        if self.has_experts:
+        if self.each is not None:
             config._experts_implementation = BY_EXPERT
         try:
             yield

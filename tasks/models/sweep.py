@@ -73,7 +73,7 @@ def all_logits_without(
         The index of a run, and [c, R, vocabulary] for the next c of its sets. c is what memory allows.
     """
     packs = _by_pack([run.residuals for run in runs])
-    precision = "float32" if stack.has_experts else precision
+    precision = precision if stack.each is None else "float32"
     hidden: dict[int, Tensor] = {}
     for index in range(_first(runs), len(stack)):
         with stack.turn(index):

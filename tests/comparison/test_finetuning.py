@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from tasks.comparison.finetuning import EPOCHS, LEARNING_RATE, RANK, answer_loss, lora, sft
+from tasks.runtime.errors import InputError
 from tests.comparison.fit_data import assert_untouched, fit_data, state
 from tests.method.test_grid import naive
+from tests.tiny import MIXTURES
 
 
 def test_the_loss_is_the_mean_of_the_right_options_tokens():
@@ -66,14 +68,24 @@ def test_lora_changes_every_linear_layer_of_the_decoder_by_its_rank_and_the_head
             assert torch.linalg.matrix_rank(change, rtol=1e-3) <= RANK
 
 
-@pytest.mark.parametrize("system", [sft, lora])
-def test_training_makes_the_right_answers_more_probable(system):
-    given, _ = fit_data()
+@pytest.mark.parametrize(
+    ("family", "system"), [("llama", sft), ("llama", lora), *((family, sft) for family in MIXTURES)]
+)
+def test_training_makes_the_right_answers_more_probable(family, system):
+    given, _ = fit_data(family)
     rows, gold = given.examples.encoded, given.examples.gold
     with system(given).applied() as answer:
         after = answer(rows).logprobs
     before = [naive(given.loaded.model, row) for row in rows]
     assert sum(a[0][g] - b[g] for a, b, g in zip(after, before, gold, strict=True)) > 0
+
+
+def test_lora_of_experts_is_refused():
+    given, _ = fit_data("mixtral")
+    before = state(given.loaded.model)
+    with pytest.raises(InputError, match=r"^model: MixtralForCausalLM: lora of a mixture of experts is not supported"):
+        lora(given)
+    assert_untouched(given.loaded.model, before)
 
 
 def test_a_failed_training_leaves_the_model_as_it_was(monkeypatch):

@@ -62,10 +62,11 @@ def test_neurons_of_experts_are_refused(family):
     ],
 )
 def test_the_top_elements_are_multiplied_at_the_last_prompt_token(family, site, monkeypatch):
-    monkeypatch.setattr(module, COUNTS[site], (7,))
+    number = 20 if family in MIXTURES and site == "hidden" else 7
+    monkeypatch.setattr(module, COUNTS[site], (number,))
     given = fit_data(family)
     fitted = SYSTEMS[site](given)
-    chosen = elements(given, site)[:7]
+    chosen = elements(given, site)[:number]
     assert len({layer for layer, _ in chosen}) > 1
     with fitted.applied() as answer:
         answers = answer(given.selection_rows.encoded)

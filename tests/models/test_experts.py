@@ -15,9 +15,12 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from tasks.models.memory import room
+from tasks.models.model_spec import ModelSpec
 from tasks.models.routing import unreached
 from tasks.models.stack import DecoderStack
 from tasks.models.sweep import logits_without
+from tasks.pipeline.model_size import model_size
 from tasks.runtime.errors import InputError
 from tests.method.oracles import values_of
 from tests.tiny import EACH, MIXTURES, SIZES, VOCABULARY, tiny_model, zero_rows
@@ -44,7 +47,6 @@ def routes(model, sequence):
 def test_values_and_directions_of_neurons_make_the_output_of_the_layer(family):
     model = tiny_model(family)
     stack = DecoderStack(model)
-    assert stack.has_experts
     assert (stack.d_ff, stack.mlps[1].number, stack.mlps[1].each) == (4 * EACH, 4, EACH)
     seen, out = [], []
     handles = [stack.mlps[1].watch("gate_proj", seen.append)]
@@ -137,6 +139,17 @@ def test_pruned_runs_in_bfloat16_are_computed_in_float32():
         for precision in ("float32", "bfloat16")
     ]
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_the_plan_and_the_batches_count_the_experts_that_a_token_is_given_to(family, tmp_path):
+    model = tiny_model(family, torch.float32)
+    model.save_pretrained(tmp_path)
+    spec = ModelSpec.model_validate({"source": {"kind": "path", "path": str(tmp_path), "sha256": "0" * 64}})
+    attention = sum(m.weight.numel() for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear))
+    size = model_size(spec, tmp_path, tmp_path, field="models.tiny")
+    assert size.multiply_adds == attention + 3 * 3 * 32 * 2 * EACH
+    assert room(model).d_ff == 2 * (EACH + 32)
 
 
 @pytest.mark.parametrize(
