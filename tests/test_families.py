@@ -19,7 +19,7 @@ from tasks.models.sweep import logits_without
 from tasks.models.weights import model_files
 from tasks.pipeline.cell import open_cell
 from tasks.runtime.errors import InputError
-from tasks.runtime.files import write_json
+from tasks.runtime.files import read_json, write_json
 from tasks.steps.model import store
 from tasks.tracking import export as exporter
 from tasks.tracking.export import apply, export
@@ -104,6 +104,26 @@ def test_shards_are_pruned_and_no_copy_of_the_weights_is_taken_along(family, tmp
         if directory != cell.model_dir:
             assert torch.equal(plain(directory)(TOKENS).logits, edited(TOKENS).logits)
     assert len(model_files(tmp_path / "exported")) == len(model_files(source)) + 1  # pruned.json
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("projection", ["gate_proj", "up_proj"])
+def test_experts_that_are_stored_together_are_pruned(family, projection, tmp_path):
+    """In one tensor of a layer; `save_pretrained` writes one for each expert by default."""
+    source = tmp_path / "source"
+    tiny_model(family, torch.float32).save_pretrained(source, save_original_format=False)
+    tiny_tokenizer().save_pretrained(source)
+    assert "model.layers.1.mlp.experts.gate_up_proj" in stored_names(source)
+    cell = stored(tmp_path / "project", source)
+    write_json(cell.pruned, read_json(cell.pruned) | {"projection": projection})
+    apply(cell.pruned, source, tmp_path / "applied")
+    edited = plain(source)
+    zero_rows(edited, 1, SILENT, projection)
+    assert stored_names(tmp_path / "applied") == stored_names(source)
+    assert all(
+        torch.equal(value, edited.state_dict()[name])
+        for name, value in plain(tmp_path / "applied").state_dict().items()
+    )
 
 
 def test_the_same_weights_saved_by_another_version_are_the_same_base(tmp_path):

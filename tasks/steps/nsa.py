@@ -28,8 +28,8 @@ def nsa(cell: Cell) -> None:
     """Writes nsa.json, nsa.safetensors and nsa.html from the cell's recipe, adaptation set and test rows.
 
     Raises:
-        InputError: one of these does not exist, the cell is not under `nsa` in params.yaml, or no influential word
-            occurs often enough.
+        InputError: one of these does not exist, the cell is not under `nsa` in params.yaml, no influential word occurs
+            often enough, or the model is a mixture of experts.
     """
     for path in (cell.test, cell.samples, cell.pruned):
         if not path.exists():
@@ -39,6 +39,11 @@ def nsa(cell: Cell) -> None:
     recipe = read_recipe(cell.pruned)
     loaded = load(cell.model_dir, wide=True)
     stack = DecoderStack(loaded.model)
+    if stack.each is not None:
+        raise InputError(
+            "model",
+            f"{cell.model} is a mixture of experts, for which NSA is not supported: it compares with weight pruning",
+        )
     rows = encode_rows(read_split(cell.test, run.rows), loaded.tokenizer, stack.context)
     own = own_words(rows, loaded.tokenizer)
     journal = Journal(cell.scratch / "nsa.jsonl", journal_key(_inputs(cell, run)))

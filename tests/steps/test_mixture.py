@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from tasks.benchmarks.scoring import option_logprobs
@@ -10,10 +11,12 @@ from tasks.method.pairs import UNPRUNED
 from tasks.method.scores import read_scores
 from tasks.models.loading import Loaded
 from tasks.pipeline.cell import open_cell
+from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json
 from tasks.steps.data import store as data
 from tasks.steps.explain import explain
 from tasks.steps.model import store as model
+from tasks.steps.nsa import nsa
 from tasks.steps.score import score
 from tasks.tracking.export import apply, export
 from tests.steps.test_steps import STEPS, write_project
@@ -47,7 +50,6 @@ def test_the_exported_and_the_applied_weights_are_the_recipe(finished, tmp_path)
         Loaded(pruned[0], tiny_tokenizer()), asked.prompt.tolist(), [list(options) for options in asked.options]
     )
     assert frame.pruned.tolist() == [int(values.argmax()) for values in given]
-    assert frame.base.tolist() != frame.pruned.tolist() or len(recipe["neurons"])
     card = (tmp_path / "exported" / "README.md").read_text()
     assert f"of the {4 * EACH} neurons (rows of `mlp.experts.gate_up_proj`)" in card
 
@@ -76,3 +78,12 @@ def test_its_neurons_are_explained(finished):
     explain(cell)
     found = read_json(cell.directory / "explanation.json")
     assert {one["neuron"] for one in found["neurons"]["top"]} <= set(read_json(cell.pruned)["neurons"])
+
+
+def test_nsa_is_refused_before_it_computes_anything(finished):
+    params = yaml.safe_load((finished.root / "params.yaml").read_text())
+    entry = {finished.name: {"model": finished.model, "benchmark": finished.benchmark}}
+    (finished.root / "params.yaml").write_text(yaml.safe_dump(params | {"nsa": entry}))
+    with pytest.raises(InputError, match=r"^model: tiny is a mixture of experts, for which NSA is not supported: it"):
+        nsa(open_cell(root=finished.root))
+    (finished.root / "params.yaml").write_text(yaml.safe_dump(params))
