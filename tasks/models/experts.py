@@ -214,15 +214,14 @@ class Experts:
                 gate = edit(gate, tokens, at)
             else:
                 up = edit(up, tokens, at)
-        return self.activation(gate) * up * routed.weights.flatten()[pairs, None]
+        return (self.activation(gate) * up * routed.weights.flatten()[pairs, None]).to(routed.x.dtype)
 
     def _through(self, routed: Routed, projection: Projection = "gate_proj", edit: Edit | None = None) -> Tensor:
+        """y [.., N, d_model], by the experts that have tokens."""
         self.part(projection)
-        groups = routed.by_expert()
+        groups, down = routed.by_expert(), self.inside.down_proj
         parts = [
-            nn.functional.linear(
-                self._hidden(routed, expert, pairs, projection, edit).to(routed.x.dtype), self.inside.down_proj[expert]
-            )
+            nn.functional.linear(self._hidden(routed, expert, pairs, projection, edit), down[expert])
             for expert, pairs in groups
         ]
         return routed.together(parts, [pairs for _, pairs in groups])
@@ -252,15 +251,14 @@ def experts_of(layer: Any, kind: str) -> Experts | None:
         return None
     block = blocks[0]
     refused = f"{kind} is a mixture of experts of a form that is not supported: {LOOKED_FOR}"
-    beside = [name for name, child in block.named_children() if "shared" in name and [*child.parameters()]]
-    if beside:
+    if beside := [name for name, _ in block.named_children() if "shared" in name]:
         raise InputError("model", f"{kind} is a mixture with shared experts ({beside[0]}), which is not supported")
     inside = block.experts
     shapes = {name: tuple(parameter.shape) for name, parameter in inside.named_parameters()}
     if len(blocks) > 1 or set(shapes) != {"gate_up_proj", "down_proj"} or len(activations_of(inside)) != 1:
         raise InputError("model", refused)
-    (number, rows, d_model), down = shapes["gate_up_proj"], shapes["down_proj"]
-    if down != (number, d_model, rows // 2):
+    gates, down = shapes["gate_up_proj"], shapes["down_proj"]
+    if len(gates) != 3 or down != (gates[0], gates[2], gates[1] // 2):
         raise InputError("model", refused)
     [activation] = activations_of(inside)
     found = Experts(block, inside, activation)
