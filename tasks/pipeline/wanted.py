@@ -191,7 +191,7 @@ def of_the_library(name: str, data: str | None, root: Path) -> dict[str, Any]:
 
 def _file_of_rows(text: str, settings: Settings, root: Path, taken: Collection[str]) -> Wanted:
     from tasks.benchmarks.recognise import recognise
-    from tasks.benchmarks.rows import read_rows
+    from tasks.benchmarks.row_files import read_rows
 
     path = existing_path(text, field="benchmark", root=root)
     if path.suffix not in ROWS:

@@ -10,7 +10,8 @@ import pytest
 from flows.benchmark_list import catalogue, page_table
 from tasks.benchmarks import library
 from tasks.benchmarks.benchmark_spec import BenchmarkSpec
-from tasks.benchmarks.rows import UNLABELLED, examples, read_rows
+from tasks.benchmarks.row_files import read_rows
+from tasks.benchmarks.rows import UNLABELLED, examples
 from tasks.benchmarks.splits import splits
 from tasks.runtime.errors import InputError
 from tests.benchmarks.lm_eval_tasks import harness_task, harness_value

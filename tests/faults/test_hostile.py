@@ -261,7 +261,7 @@ def test_parquet_files_of_one_value_many_times(tmp_path: Path) -> None:
         column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, dtype=np.int32)), pa.array([text_]))
         pq.write_table(pa.table({"text": column}), paths[-1], store_schema=False)
         assert paths[-1].stat().st_size < 1 << 20
-    imports = "import tasks.benchmarks.rows as rows\nrows.BYTES_LIMIT >>= 4"
+    imports = "import tasks.benchmarks.row_files as rows\nrows.BYTES_LIMIT >>= 4"
     told = refusals(imports, "rows.read_rows(path, name='rows.parquet', field='f')", paths)
     check(told, ["f: rows.parquet: has 30000000 values", "f: rows.parquet: has more than 134217728 bytes"])
 
