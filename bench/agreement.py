@@ -16,7 +16,8 @@ import numpy as np
 
 from tasks.benchmarks import library
 from tasks.benchmarks.benchmark_spec import BenchmarkSpec, HeldOut
-from tasks.benchmarks.rows import Example, examples, read_rows
+from tasks.benchmarks.row_files import read_rows
+from tasks.benchmarks.rows import Example, examples
 from tasks.benchmarks.scoring import option_logprobs, per_character
 from tasks.models.loading import Loaded, load
 from tasks.sources.kinds import LocalSource

@@ -51,7 +51,7 @@ class Job:
     """How much is asked for. The defaults are the settings of the default job, but for what is assumed.
 
     Attributes:
-        tokens: of a row, behind what all rows share: assumed.
+        tokens: of a row, after what all rows share: assumed.
         nodes: gradient evaluations that a layer gets on average: assumed; max_nodes bounds them.
         systems: base, pruned and random models that evaluate compares.
     """

@@ -57,7 +57,7 @@ def page_table(family: str | None = None) -> str:
 
 def _by_family(family: str | None) -> list[str]:
     if family is not None and family not in library.FAMILIES:
-        raise InputError("family", f"{family!r} is none of {', '.join(map(repr, library.FAMILIES))}")
+        raise InputError("family", f"must be one of {', '.join(map(repr, library.FAMILIES))}, not {family!r}")
     names = [name for name in library.spec_names() if family in (None, library.read_spec(name).family)]
     return sorted(names, key=lambda name: library.FAMILIES.index(library.read_spec(name).family))
 

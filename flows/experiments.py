@@ -51,7 +51,7 @@ def study(
     if name in RENAMED_STUDIES:
         raise InputError("study", f"{name!r} is now {RENAMED_STUDIES[name]!r}")
     if name not in STUDIES:
-        raise InputError("study", f"{name!r} is none of {', '.join(STUDIES)}")
+        raise InputError("study", f"must be one of {', '.join(STUDIES)}, not {name!r}")
     root = Path.cwd()
     known = load_settings(root).benchmarks
     texts = [other for other in on or () if name == "calibration" and (root / other).is_file()]

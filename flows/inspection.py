@@ -90,7 +90,8 @@ def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 5000)
     if not (Path.cwd() / PARAMS).is_file():  # MLflow would make an empty database here, and show that
         raise InputError(PARAMS, f"not found in {Path.cwd()}; run from the project's directory")
     experiment = experiment_in(uri, EXPERIMENT)
-    print(f"http://127.0.0.1:{port}{results_page(experiment) if experiment else ''}\n(Ctrl-C ends it)", flush=True)
+    print(f"http://127.0.0.1:{port}{results_page(experiment) if experiment else ''}")
+    print("(it answers some seconds after MLflow has started; Ctrl-C ends it)", flush=True)
     arguments = ["server", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", uri]
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", *arguments], child_environment())
 

@@ -80,7 +80,7 @@ def _is_json(content: bytes) -> bool:
 
 
 def _is_lock(content: bytes) -> bool:
-    """A cut in the middle of a line may leave YAML, in which DVC would miss the stages behind it."""
+    """A cut in the middle of a line may leave YAML, in which DVC would miss the stages after it."""
     try:
         return content.endswith(b"\n") and "schema" in (yaml.load(content, LOADER) or {})
     except (yaml.YAMLError, TypeError):

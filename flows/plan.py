@@ -112,7 +112,10 @@ def held(cell: Cell, size: ModelSize) -> str:
     weights = sum(path.stat().st_size for path in cell.model_dir.glob("*.safetensors"))
     layer = 4 * size.multiply_adds / size.layers
     if (os.environ.get("DSM_DEVICE") or "cpu").startswith("cuda"):
-        return f"weights of {weights / 1e9:.3g} GB on the GPU, and half of what is free there for activations"
+        return (
+            f"weights of {weights / 1e9:.3g} GB on the GPU, or where they do not fit one layer of {layer / 2e9:.2g} GB "
+            "(in bfloat16) at a time, and half of what is free there for activations"
+        )
     allowed = os.environ.get("DSM_MEMORY")
     rest = f"at most {allowed} bytes in all (DSM_MEMORY)" if allowed else f"at most {MOST} GB of activations"
     return (

@@ -137,6 +137,7 @@ def end_group(process: "subprocess.Popen[bytes]") -> None:
             while time.monotonic() < give_up:
                 process.poll()
                 if not _members(process.pid):
+                    process.poll()  # it may have ended after the first poll
                     return
                 time.sleep(0.05)
     except BaseException:  # a second Ctrl-C: no more patience

@@ -1,4 +1,4 @@
-"""The Prefect flow behind every schedule: new rows, a new challenger, and perhaps a new champion, cell by cell."""
+"""The Prefect flow that every schedule runs: new rows, a new challenger, and perhaps a new champion, cell by cell."""
 
 from pathlib import Path
 from typing import Any

@@ -33,12 +33,12 @@ def list_sparse(
         InputError: a name is not known, or the line would be wrong.
     """
     if method not in WEIGHT_METHODS:
-        raise InputError("method", f"{method!r} is none of {', '.join(WEIGHT_METHODS)}")
+        raise InputError("method", f"must be one of {', '.join(WEIGHT_METHODS)}, not {method!r}")
     cell = open_cell(model, root=root)
     name = calibration or cell.benchmark
     declared = name in cell.settings.benchmarks
     if not declared and not (root / name).is_file():
-        raise InputError("calibration", f"{name!r} is no file and none of {sorted(cell.settings.benchmarks)}")
+        raise InputError("calibration", f"{name!r} is neither a file nor one of {sorted(cell.settings.benchmarks)}")
     entry: dict[str, Any] = {"method": method, "model": cell.model, **_target(target)}
     if permuted:
         entry["permuted"] = True

@@ -121,7 +121,7 @@ def run_command(
     log: Callable[[str], None],
     environment: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Runs `python -m module`, a step that is no DVC stage, with more variables; raises like `run_stage`.
+    """Runs `python -m module`, a step that is not a DVC stage, with more variables; raises like `run_stage`.
 
     Returns:
         The lines of its stdout.

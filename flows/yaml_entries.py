@@ -100,5 +100,5 @@ def _put_following(mapping: Any, following: str) -> None:
 
 
 def _place(holder: Any) -> int:
-    """Where ruamel.yaml keeps the comment behind a value."""
+    """Where ruamel.yaml keeps the comment after a value."""
     return 2 if isinstance(holder, Mapping) else 0

@@ -9,17 +9,8 @@ from typing import Any
 import pandas as pd
 
 from tasks.benchmarks.benchmark_spec import EVERY, BenchmarkSpec, HeldOut
-from tasks.benchmarks.rows import (
-    AMBIGUOUS,
-    BY_WHERE,
-    UNLABELLED,
-    Example,
-    Row,
-    check_templates,
-    examples,
-    frame,
-    read_rows,
-)
+from tasks.benchmarks.row_files import Row, read_rows
+from tasks.benchmarks.rows import AMBIGUOUS, BY_WHERE, UNLABELLED, Example, check_templates, examples, frame
 from tasks.benchmarks.splits import splits
 from tasks.runtime.files import existing_path
 from tasks.sources.fetch import fetch_file, hub_rows

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from tasks.benchmarks.benchmark_spec import BenchmarkSpec
-from tasks.benchmarks.rows import MISSING, Example, Row, examples
+from tasks.benchmarks.row_files import Row
+from tasks.benchmarks.rows import MISSING, Example, examples
 from tasks.benchmarks.splits import splits
 from tasks.benchmarks.templates import is_name
 from tasks.benchmarks.values import NotTextError, compared, is_null, text_of

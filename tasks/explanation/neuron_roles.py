@@ -111,7 +111,8 @@ def direct_logits(
     if projection == "down_proj":
         directions = torch.eye(stack.d_model, device=stack.device, dtype=stack.dtype)[list(neurons)]
     else:
-        directions = stack.mlps[layer].directions(neurons).to(stack.dtype)
+        with stack.turn(layer):
+            directions = stack.mlps[layer].directions(neurons).to(stack.dtype)
     _, after = stack.norms(layer)
     directions = torch.cat([directions, torch.zeros_like(directions[:1])])
     if after is not None:

@@ -70,6 +70,7 @@ def adapt(
     attribution: Attribution | None = None,
     search: Search | None = None,
     precision: Precision = "float32",
+    computing: Callable[[Any], Run] | None = None,
 ) -> Adapted:
     """Scores, grid and recipe for a model in memory, which stays as it is (2507.09185 Algorithm 1).
 
@@ -80,6 +81,7 @@ def adapt(
         attribution: by default adaptive integrated gradients, one layer's neurons on one path.
         search: by default every layer x 5, 10, .. 40 % of its neurons.
         precision: of the products of pruned runs; bfloat16 is used where it is faster and changes no choice.
+        computing: makes the `Run` of an `Attributor` or a `Grid`; by default `compute_here`.
 
     Raises:
         InputError: the model has no MLP of a known form, an example does not fit it, or the settings leave nothing to
@@ -98,8 +100,8 @@ def adapt(
     rows = encode_rows(table, tokenizer, stack.context)
 
     with _no_gradients(stack.model):
-        scores = score_rows(stack, tokenizer, table, attribution)
-        grid, _ = search_rows(stack, rows, scores, search, precision)
+        scores = score_rows(stack, tokenizer, table, attribution, computing)
+        grid, _ = search_rows(stack, rows, scores, search, precision, computing=computing)
     return Adapted(scores, grid, make_recipe(grid, scores))
 
 
@@ -125,11 +127,17 @@ def score_neurons(
     return assemble_scores(list(run(parts, advance=advance).values()), header)
 
 
-def score_rows(stack: DecoderStack, tokenizer: Any, table: pd.DataFrame, attribution: Attribution) -> Scores:
+def score_rows(
+    stack: DecoderStack,
+    tokenizer: Any,
+    table: pd.DataFrame,
+    attribution: Attribution,
+    computing: Callable[[Any], Run] | None = None,
+) -> Scores:
     """`score_neurons` on the rows of a table, in memory."""
     attributor = attributor_on(stack, tokenizer, table, attribution)
     header = describe(attribution) | {"n": len(table), "products": attributor.products} | attributor.experts
-    return score_neurons(compute_here(attributor), attributor.parts, header)
+    return score_neurons((computing or compute_here)(attributor), attributor.parts, header)
 
 
 def search_grid(
@@ -167,11 +175,12 @@ def search_rows(
     search: Search,
     precision: Precision = "float32",
     exact: Exact | None = None,
+    computing: Callable[[Any], Run] | None = None,
 ) -> tuple[pd.DataFrame, Settled]:
     """`search_grid` on encoded rows, in memory. With `exact`, as for `Grid`, it goes by exact match."""
     grid = Grid(stack, rows.encoded, rows.gold, scores.ranked, scores.projection, exact)
     by: Criterion = "accuracy" if exact is None else "exact_match"
-    return search_grid(compute_here(grid), grid.sizes, scores, search, precision, by=by)
+    return search_grid((computing or compute_here)(grid), grid.sizes, scores, search, precision, by=by)
 
 
 class _Worker(Protocol):

@@ -153,7 +153,7 @@ class Attributor:
         """`attribute` as a JSON value, for `tasks.pipeline.work`."""
         return _as_json(self.attribute(part))
 
-    # Made when they are first needed: a run whose parts are all in the journal needs none of them.
+    # Made when they are first needed: a run whose parts are all in the journal does not need them.
 
     @cached_property
     def path(self) -> LayerPath:

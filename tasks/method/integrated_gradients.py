@@ -11,7 +11,7 @@ No weight gradient and no copy of a weight is needed. F is the mean over the ada
 The paper does not say which neurons are scaled together. `layer`: those of one layer, whose F(0) is the model without
 that layer's MLP. `all_layers`: those of all layers, with every later row's output computed anew from what the earlier
 ones leave; the scores of all layers together then add up to F(1) - F(0). Rows of up_proj and down_proj are ours as far
-as the path goes; the paper compares projections without a formula. In a model with a norm behind the MLP (Gemma) they
+as the path goes; the paper compares projections without a formula. In a model with a norm after the MLP (Gemma) they
 say little: y and alpha * y are the same to it, so that all of F(1) - F(0) lies where alpha reaches the norm's epsilon,
 and the gap does not close.
 """

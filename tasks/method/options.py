@@ -40,7 +40,7 @@ class Attribution(Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> "Attribution":
         if self.path == "single" and self.method != "integrated_gradients":
-            raise ValueError(f"path: single is an exact integral, which {self.method} has none of; use layer")
+            raise ValueError(f"path: single is an exact integral, which {self.method} does not have; use layer")
         if self.path != "layer" and self.method in ("gradient_x_activation", "activation", "saliency"):
             raise ValueError(f"path: {self.method} looks at the full model only and has no path; leave it at layer")
         if self.path != "layer" and self.method in ("shapley", "deeplift"):

@@ -1,4 +1,4 @@
-"""F, the number that the scores explain: a function of the logits behind each adaptation prompt.
+"""F, the number that the scores explain: a function of the logits after each adaptation prompt.
 
 2507.09185 says only "the maximum logit". That is `max_logit` here, its token fixed at the full model, or
 `max_logit_remaximised`, the largest logit wherever on the path the model is. The two on the options are ours: the

@@ -23,7 +23,7 @@ class TreeMask:
         trunk: bool [P, P].
         branches: bool [B, 1, m, P + m].
         tokens: int64 [B * m], the tokens of the branches.
-        places: int64 [T - P], where in `tokens` the tokens behind the trunk are.
+        places: int64 [T - P], where in `tokens` the tokens after the trunk are.
     """
 
     trunk: Tensor

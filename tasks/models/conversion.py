@@ -37,7 +37,7 @@ def write_model(
     `field` is the source's place in params.yaml, `root` the project's directory, `work` a temporary one for downloads.
 
     Raises:
-        InputError: the source cannot be had, has other bytes than promised, or is no model in a format read here.
+        InputError: the source cannot be fetched, its hash differs, or it is not a model in a format that is read here.
     """
     if isinstance(source, HubSource):
         # The hub's own cache never changes a file, so its weights need not lie on the disk a second time.

@@ -14,10 +14,13 @@ from transformers.utils import logging
 
 from tasks.models.checks import one_line
 from tasks.models.memory import free, keep_freed_memory
-from tasks.models.stored import NARROW, keep_as_stored
+from tasks.models.stored import NARROW, keep_as_stored, layer_matrices
+from tasks.models.structure import decoder_layers
 from tasks.models.weights import weight_files
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json
+
+MOST_OF_A_GPU = 0.8  # of its free memory, for weights; a larger model is copied there layer by layer
 
 
 @dataclass(frozen=True)
@@ -73,23 +76,35 @@ def load(directory: Path, *, wide: bool = False) -> Loaded:
     for parameter in model.parameters():
         if wide or parameter.dtype not in NARROW:
             parameter.data = parameter.data.float()
-    keep_as_stored(model)
-    _place(model, device())
+    _place(model, device(), whole=wide)
     return Loaded(model, tokenizer)
 
 
-def _place(model: Any, where: torch.device) -> None:
-    """Moves the model to a device.
+def _place(model: Any, where: torch.device, *, whole: bool) -> None:
+    """Moves the model to a device; to a GPU without the matrices of its decoder layers if they do not fit.
+
+    Args:
+        whole: all weights must be there.
 
     Raises:
-        InputError: its weights do not fit there.
+        InputError: the weights that must be there do not fit.
     """
     needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    if where.type == "cuda" and needed > (there := free(where)):
+    there = free(where) if where.type == "cuda" else float("inf")
+    if needed <= there * (1.0 if whole else MOST_OF_A_GPU):
+        keep_as_stored(model)
+        model.to(where)
+        return
+    matrices = [weight.numel() * weight.element_size() for weight in layer_matrices(model)]
+    least = needed - sum(matrices) + sum(matrices) // max(1, len(decoder_layers(model)))
+    if whole or least > there * MOST_OF_A_GPU:
+        what = "weights" if whole else "embeddings and one layer"
         raise InputError(
-            "DSM_DEVICE", f"{where} has {there / 1e9:.1f} GB left, but the weights have {needed / 1e9:.1f} GB; use cpu"
+            "DSM_DEVICE",
+            f"{where} has {there / 1e9:.1f} GB left, but the {what} have {(needed if whole else least) / 1e9:.1f} GB; "
+            "use cpu",
         )
-    model.to(where)
+    keep_as_stored(model, where)
 
 
 def skeleton(directory: Path) -> Any:

@@ -140,11 +140,11 @@ def _values(get: Callable[[str], Any], d_model: int) -> int:
 def at_hand(model: Any) -> bool:
     """Whether the weights stay where they are computed with between two visits of a layer.
 
-    On a GPU they do. On a CPU they do if they are in the process's own memory, or if the system can keep the mapped
-    files in its cache: in what is free, and in DSM_MEMORY where that is set.
+    On a GPU they do if they are there. On a CPU they do if they are in the process's own memory, or if the system can
+    keep the mapped files in its cache: in what is free, and in DSM_MEMORY where that is set.
     """
-    if model.device.type == "cuda":
-        return True
+    if model.device.type != "cpu":
+        return all(parameter.device.type != "cpu" for parameter in model.parameters())
     weights: int = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     cache = psutil.virtual_memory().available
     if (allowed := limit()) is not None:

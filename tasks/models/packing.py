@@ -25,7 +25,7 @@ class Pack:
         tokens: int64 [T].
         positions: int64 [T], the depth of each token.
         ancestors: bool [T, T]; row i is true at i and at its ancestors.
-        branches: int64 [T], the subtree behind the trunk (the tokens that all sequences share, which come first) that a
+        branches: int64 [T], the subtree after the trunk (the tokens that all sequences share, which come first) that a
             token belongs to, from 0; -1 on the trunk.
         reads: int64 [R], indices into the T tokens, each node once.
         read_of: (unit, sequence in the unit, position) -> index into `reads`.
@@ -81,7 +81,7 @@ class _Tree:
                 self.read_of[index, number, position] = read
 
     def _branches(self) -> list[int]:
-        """For each node the subtree behind the trunk that it belongs to, -1 on the trunk."""
+        """For each node the subtree after the trunk that it belongs to, -1 on the trunk."""
         children: dict[int, int] = {}
         for parent in self.parents:
             children[parent] = children.get(parent, 0) + 1

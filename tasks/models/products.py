@@ -13,13 +13,13 @@ attention and the output embedding stay float32.
 """
 
 import os
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tasks.models.stored import Wide, stored_of
+from tasks.models.stored import is_copy, stored_of
 from tasks.runtime.errors import InputError
 
 Precision = Literal["float32", "bfloat16"]
@@ -107,8 +107,9 @@ class Kept:
 
     def get(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Input and output of the unedited pass for an input of this length, and the rounded weight."""
-        weight = stored_of(weight)
-        return *self._pairs[id(weight), _tokens(x)], self._rounded[id(weight)]
+        stored = stored_of(weight)
+        rounded = weight if weight.dtype == torch.bfloat16 else self._rounded[id(stored)].to(x.device)
+        return *self._pairs[id(stored), _tokens(x)], rounded
 
 
 def _tokens(x: Tensor) -> int | None:
@@ -124,8 +125,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.dtype == torch.bfloat16 and input.dtype != torch.bfloat16:
         split: Tensor = _InPieces.apply(input, weight)  # type: ignore[no-untyped-call]
         return split if bias is None else split + bias
-    # The memory of a widened weight is used again, so that no graph may keep it.
-    if weight.requires_grad or not (isinstance(weight, Wide) or _by_onednn(input)):
+    # The memory of a copied weight is used again, so that no graph may keep it.
+    if weight.requires_grad or not (is_copy(weight) or _by_onednn(input)):
         return torch.nn.functional.linear(input, weight, bias)
     if input.requires_grad and torch.is_grad_enabled():
         result: Tensor = _Linear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
@@ -147,20 +148,31 @@ def _float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return result[0].reshape(*x.shape[:-1], -1) if single else result
 
 
+def _keep(ctx: Any, weight: Tensor) -> None:
+    """Keeps a weight for the backward pass; of a copy its module, whose weight is copied again there."""
+    if is_copy(weight):
+        ctx.module = vars(weight)["module"]
+    else:
+        ctx.module = None
+        ctx.save_for_backward(weight)
+
+
+def _kept(ctx: Any, gradient: Tensor) -> Tensor:
+    if ctx.module is None:
+        weight: Tensor = ctx.saved_tensors[0]
+        return weight
+    return cast(Tensor, ctx.module.weight).to(gradient.device)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if isinstance(weight, Wide):  # the copy is not kept for the backward pass, which makes its own
-            ctx.wide = weight.module
-        else:
-            ctx.wide = None
-            ctx.save_for_backward(weight)
+        _keep(ctx, weight)
         return _float32(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        weight = ctx.saved_tensors[0] if ctx.wide is None else ctx.wide.weight.float()
-        return _float32(gradient.contiguous(), weight.t(), None), None, None
+        return _float32(gradient.contiguous(), _kept(ctx, gradient).float().t(), None), None, None
 
 
 ROWS = 1 << 14  # of the output embedding that are multiplied with at once
@@ -211,12 +223,12 @@ class _InPieces(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(weight)
+        _keep(ctx, weight)
         return in_pieces(x, weight.t(), pieces())
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return in_pieces(gradient, ctx.saved_tensors[0], pieces()), None
+        return in_pieces(gradient, _kept(ctx, gradient), pieces()), None
 
 
 def in_pieces(x: Tensor, matrix: Tensor, number: int) -> Tensor:

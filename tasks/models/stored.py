@@ -1,4 +1,4 @@
-"""Weights that stay in their stored type, and are converted to float32 while they are used.
+"""Weights that stay as they are stored, and are copied to float32 or to the device that computes while they are used.
 
 A model in bfloat16 needs half of the memory of float32, and every bfloat16 number is also a float32 number. So the
 matrices of linear layers and embeddings keep their stored type. The matrices of a decoder layer are converted to
@@ -6,14 +6,16 @@ float32 ("widened") while the layer runs. An embedding converts the rows that it
 converts some rows at a time. All other parameters are small and are converted once. `DecoderStack` computes the same
 bits as with the whole model in float32.
 
-On a GPU, the products of `tasks.models.products` take bfloat16 matrices directly.
+On a GPU, the products of `tasks.models.products` take bfloat16 matrices directly. Where the model does not fit there,
+the matrices of the decoder layers stay in the memory of the host, or in the mapped files, and those of one layer at a
+time are on the GPU.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,87 +25,107 @@ from tasks.models.structure import decoder_layers
 NARROW = (torch.bfloat16, torch.float16)
 
 
-class Wide(nn.Parameter):
-    """A temporary float32 copy of a stored matrix.
-
-    Attributes:
-        stored: the matrix in its stored type.
-        module: the module whose weight this copy is.
-    """
-
-    stored: Tensor
-    module: nn.Module
-
-    @staticmethod
-    def of(module: nn.Module, room: Tensor | None = None) -> "Wide":
-        stored: Any = module.weight
-        found = Wide(stored.float() if room is None else room.copy_(stored), requires_grad=False)
-        found.stored, found.module = stored, module
-        return found
-
-
 def stored_of(weight: Tensor) -> Tensor:
-    """The matrix in its stored type; always the same object."""
-    return weight.stored if isinstance(weight, Wide) else weight
+    """The matrix that a temporary copy was made of; always the same object. Another matrix is returned as it is."""
+    stored: Tensor = vars(weight).get("stored", weight)
+    return stored
+
+
+def is_copy(weight: Tensor) -> bool:
+    """Whether a matrix is a temporary copy, whose memory is used again: no graph may keep it."""
+    return "stored" in vars(weight)
 
 
 class Unit:
-    """A module whose matrices are widened together: a decoder layer."""
+    """A module whose matrices are copied together: a decoder layer.
 
-    def __init__(self, module: nn.Module):
-        self._narrow = [m for m in module.modules() if isinstance(m, nn.Linear) and m.weight.dtype in NARROW]
+    Args:
+        device: where the module computes; None for where its matrices are.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device | None = None):
+        self._device = device
+        self._linears = [m for m in module.modules() if isinstance(m, nn.Linear)]
         self._users = 0
 
     def __bool__(self) -> bool:
-        return bool(self._narrow)
+        return any(self._kind_of_copy(module, False) for module in self._linears)
 
     @contextmanager
     def used(self, *, as_stored: bool = False, again: bool = False) -> Iterator[None]:
-        """Widens the matrices inside the `with` block. A nested use changes nothing.
+        """Copies the matrices inside the `with` block. A nested use changes nothing.
 
         Args:
-            as_stored: leave bfloat16 matrices as they are, for products that accept them.
-            again: reuse the memory of the widened matrices for the next unit. New memory costs as much time as the
-                conversion. Nothing may hold a reference to them, as the graph of plain products does.
+            as_stored: leave bfloat16 matrices in bfloat16, for products that accept them.
+            again: reuse the memory of the copies for the next unit. New memory costs as much time as the conversion.
+                Nothing may hold a reference to them, as the graph of plain products does.
         """
-        widened: list[nn.Linear] = []
+        copied: list[nn.Linear] = []
         if not self._users:
-            widened = [m for m in self._narrow if not (as_stored and m.weight.dtype == torch.bfloat16)]
-        for module in widened:
-            module._parameters["weight"] = Wide.of(module, _room(module.weight) if again else None)
+            for module in self._linears:
+                if kind := self._kind_of_copy(module, as_stored):
+                    module._parameters["weight"] = _copy(module, _room(kind, again))
+                    copied.append(module)
         self._users += 1
         try:
             yield
         finally:
             self._users -= 1
-            for module in widened:
+            for module in copied:
                 if again:
                     _rooms.setdefault(_kind(module.weight), []).append(module.weight.data)
                 module._parameters["weight"] = stored_of(module.weight)  # type: ignore[assignment]
 
-
-_rooms: dict[tuple[torch.Size, torch.device], list[Tensor]] = {}  # memory to reuse for the next widened matrix
-
-
-def _kind(weight: Tensor) -> tuple[torch.Size, torch.device]:
-    return weight.shape, weight.device
-
-
-def _room(weight: Tensor) -> Tensor:
-    free = _rooms.get(_kind(weight))
-    return free.pop() if free else torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+    def _kind_of_copy(self, module: nn.Linear, as_stored: bool) -> "_Kind | None":
+        """None if the stored matrix is used itself."""
+        stored = module.weight
+        keeps = stored.dtype not in NARROW or (as_stored and stored.dtype == torch.bfloat16)
+        kind = _Kind(stored.shape, stored.dtype if keeps else torch.float32, self._device or stored.device)
+        return None if kind == _kind(stored) else kind
 
 
-def keep_as_stored(model: Any) -> None:
+class _Kind(NamedTuple):
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+_rooms: dict[_Kind, list[Tensor]] = {}  # memory to reuse for the next copies
+
+
+def _kind(weight: Tensor) -> _Kind:
+    return _Kind(weight.shape, weight.dtype, weight.device)
+
+
+def _room(kind: _Kind, again: bool) -> Tensor:
+    free = _rooms.get(kind) if again else None
+    return free.pop() if free else torch.empty(kind.shape, dtype=kind.dtype, device=kind.device)
+
+
+def _copy(module: nn.Linear, room: Tensor) -> nn.Parameter:
+    """The module's matrix in this memory; its attributes are the matrix, `stored`, and `module`."""
+    copy = nn.Parameter(room.copy_(module.weight), requires_grad=False)
+    vars(copy).update(stored=module.weight, module=module)
+    return copy
+
+
+def keep_as_stored(model: Any, device: torch.device | None = None) -> None:
     """Makes the model compute in float32, whatever type its matrices are stored in.
 
     Small parameters become float32. Modules with matrices in 16 bits widen them in their forward pass.
+
+    Args:
+        device: moves the model there, except the matrices of its decoder layers, which a layer copies there in its
+            forward pass.
     """
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)}
     for parameter in model.parameters():
         if parameter.dtype in NARROW and id(parameter) not in matrices:
             parameter.data = parameter.data.float()
     layers = decoder_layers(model)
+    if device is not None:
+        stay = {id(weight) for weight in layer_matrices(model)}
+        model._apply(lambda tensor: tensor if id(tensor) in stay else tensor.to(device))
     output = model.get_output_embeddings()
     inside = {id(module) for layer in layers for module in layer.modules()}
     outside = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding) and id(m) not in inside]
@@ -115,18 +137,23 @@ def keep_as_stored(model: Any) -> None:
                 vars(module)["forward"] = partial(_look_up, module, module.forward)
         elif module is output and module.weight.dtype in NARROW:
             vars(module)["forward"] = partial(_by_rows, module)
-        elif unit := Unit(module):
+        elif unit := Unit(module, device):
             vars(module).update(dsm_unit=unit, forward=partial(_use, unit, module.forward))
 
 
+def layer_matrices(model: Any) -> list[Tensor]:
+    """The matrices of the linear layers in all decoder layers."""
+    return [m.weight for layer in decoder_layers(model) for m in layer.modules() if isinstance(m, nn.Linear)]
+
+
 def kept_as_stored(model: Any) -> bool:
-    """Whether `keep_as_stored` was called with this model and it has matrices in 16 bits."""
+    """Whether `keep_as_stored` was called with this model and it has embeddings in 16 bits."""
     forward = vars(model.get_input_embeddings()).get("forward")
     return isinstance(forward, partial) and forward.func is _look_up
 
 
 def unit_of(module: Any) -> Unit:
-    """The unit of a decoder layer; a unit without matrices if nothing has to be widened."""
+    """The unit of a decoder layer; a unit without matrices if nothing has to be copied."""
     found: Unit | None = vars(module).get("dsm_unit")
     return found or Unit(nn.Identity())
 

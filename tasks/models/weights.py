@@ -130,7 +130,7 @@ def _tensor(name: str, entry: dict[str, Any], offset: int) -> Tensor:
     if not isinstance(entry["dtype"], str) or not all(
         type(number) is int and number >= 0 for number in [*shape, start]
     ):
-        raise ValueError(f"the entry of {name!r} is none of a tensor")
+        raise ValueError(f"the entry of {name!r} does not describe a tensor")
     if type(end) is not int or end < start:
         raise ValueError(f"{name!r} ends before it begins")
     return Tensor(name, entry["dtype"], shape, offset + start, offset + end)

@@ -59,7 +59,7 @@ def wanted_model(text: str, settings: Settings, root: Path, taken: Collection[st
         try:
             return _hub_model(match["id"], match["revision"], settings, taken)
         except InputError as error:  # it may have been meant as a path
-            raise InputError(error.field, f"{text} is no directory or file here, and {error.problem}") from None
+            raise InputError(error.field, f"{text} is not a directory or file here, and {error.problem}") from None
     raise InputError(
         "models",
         f"{text!r} is not declared in params.yaml; there are {sorted(settings.models)}; it is not a directory, .gguf "
@@ -191,7 +191,7 @@ def of_the_library(name: str, data: str | None, root: Path) -> dict[str, Any]:
 
 def _file_of_rows(text: str, settings: Settings, root: Path, taken: Collection[str]) -> Wanted:
     from tasks.benchmarks.recognise import recognise
-    from tasks.benchmarks.rows import read_rows
+    from tasks.benchmarks.row_files import read_rows
 
     path = existing_path(text, field="benchmark", root=root)
     if path.suffix not in ROWS:

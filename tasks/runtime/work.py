@@ -51,6 +51,11 @@ def worker_pool(make: Callable[[], Worker]) -> Iterator[WorkerPool]:
         yield pool
 
 
+def run_here(worker: Worker, parts: Sequence[Any], journal: Journal, **more: Any) -> dict[Any, Any]:
+    """`run_parts` by a worker that is in this process already."""
+    return run_parts(_LocalPool(lambda: worker), parts, journal, **more)
+
+
 def worker_count() -> int:
     """The number of workers on Ray, from DSM_WORKERS. 0, the default, means this process without Ray.
 

@@ -1,9 +1,10 @@
 """What all studies share: the cell's model and rows, adaptation with other settings, and records of results."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,19 @@ from tasks.benchmarks.scoring import Answers, answers_unedited, answers_without
 from tasks.benchmarks.table import Rows, encode_rows, read_split
 from tasks.evidence.statistics import mcnemar, standard_error
 from tasks.method.adaptation_set import draw
-from tasks.method.algorithm import adapt, search_rows
+from tasks.method.algorithm import Run, adapt, search_rows
 from tasks.method.options import Adaptation, Attribution
 from tasks.method.recipe import Recipe, make_recipe, read_recipe
 from tasks.method.scores import Scores, read_scores
+from tasks.models.hashing import recorded_hash
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.runs import StudyRun
+from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_jsonl
+from tasks.runtime.journal import Journal, journal_key
+from tasks.runtime.work import run_here
 from tasks.sparsity.calibration import Calibration
 
 # Studies that change weights by more than zeroing some: the model is in memory, in float32.
@@ -136,15 +141,40 @@ class StudyContext:
             return self.recipe, None
         started = time.monotonic()
         table = draw(self.train if train is None else train, self.stack, self.loaded.tokenizer, adaptation)
-        adapted = adapt(
-            self.stack,
-            self.loaded.tokenizer,
-            table,
-            attribution=attribution,
-            search=self.settings.search,
-            precision=self.settings.precision.search,
-        )
+        search, precision = self.settings.search, self.settings.precision.search
+        inputs = [table.to_json(), attribution.model_dump(), search.model_dump(), precision]
+        with self._resumable(inputs) as computing:
+            adapted = adapt(
+                self.stack,
+                self.loaded.tokenizer,
+                table,
+                attribution=attribution,
+                search=search,
+                precision=precision,
+                computing=computing,
+            )
         return adapted.recipe, time.monotonic() - started
+
+    @contextmanager
+    def _resumable(self, inputs: list[Any]) -> Iterator[Callable[[Any], Run]]:
+        """Keeps journals until the end: an adaptation that is killed goes on at the layer where it stopped."""
+        key = journal_key([*inputs, recorded_hash(self.cell.model_dir), self.stack.products])
+        journals: list[Journal] = []
+
+        def computing(worker: Any) -> Run:
+            path = self.cell.scratch / f"study-{self.run.study}-{key[:12]}-{len(journals)}.jsonl"
+            journals.append(Journal(path, key))
+            return partial(run_here, worker, journal=journals[-1])
+
+        refused = None
+        try:
+            yield computing
+        except InputError as error:
+            refused = error
+        for journal in journals:
+            journal.remove()
+        if refused:
+            raise refused
 
     @cached_property
     def recipe(self) -> Recipe:

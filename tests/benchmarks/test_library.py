@@ -11,7 +11,8 @@ import yaml
 
 from tasks.benchmarks import library
 from tasks.benchmarks.benchmark_spec import BenchmarkSpec, HeldOut
-from tasks.benchmarks.rows import check_templates, examples, read_rows
+from tasks.benchmarks.row_files import read_rows
+from tasks.benchmarks.rows import check_templates, examples
 from tasks.benchmarks.splits import splits
 from tasks.pipeline.settings import parse_settings
 from tasks.runtime.errors import InputError

@@ -12,7 +12,8 @@ import yaml
 
 from tasks.benchmarks import prepare
 from tasks.benchmarks.benchmark_spec import DATE
-from tasks.benchmarks.rows import read_rows, select
+from tasks.benchmarks.row_files import read_rows
+from tasks.benchmarks.rows import select
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.settings import load_settings
 from tasks.runtime.errors import InputError
@@ -54,7 +55,7 @@ def test_a_csv_value_may_be_long(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 def test_a_text_file_over_the_limit_is_refused_unread(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("tasks.benchmarks.rows.BYTES_LIMIT", 1000)
+    monkeypatch.setattr("tasks.benchmarks.row_files.BYTES_LIMIT", 1000)
     (tmp_path / name).write_text("text\n" + "x" * 1000)
     with pytest.raises(InputError) as caught:
         read(tmp_path / name)

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.benchmarks.benchmark_spec import BenchmarkSpec
-from tasks.benchmarks.rows import examples, read_rows, select
+from tasks.benchmarks.row_files import read_rows
+from tasks.benchmarks.rows import examples, select
 from tasks.benchmarks.templates import compile_template
 from tasks.benchmarks.values import NotTextError, NullError, compared, text_of
 from tasks.runtime.errors import InputError

@@ -67,12 +67,12 @@ WEIGHTS = [
     (safetensors(b"[" * (20 << 20)), "not a safetensors file"),
     (safetensors(b'{"a":' * 100_000), "not a safetensors file"),
     (safetensors({"a": entry(0, 2**62)}, b"1234"), "it ends before its last tensor"),
-    (safetensors({"a": entry(-8, 4)}, b"1234"), "is none of a tensor"),
+    (safetensors({"a": entry(-8, 4)}, b"1234"), "does not describe a tensor"),
     (safetensors({"a": entry(4, 0)}, b"1234"), "ends before it begins"),
     (safetensors({"a": entry(0, 4.0)}, b"1234"), "ends before it begins"),
-    (safetensors({"a": entry(0, 4, [-1])}, b"1234"), "is none of a tensor"),
-    (safetensors({"a": entry(0, 4, "11")}, b"1234"), "is none of a tensor"),
-    (safetensors({"a": entry(0, 4, dtype=["F32"])}, b"1234"), "is none of a tensor"),
+    (safetensors({"a": entry(0, 4, [-1])}, b"1234"), "does not describe a tensor"),
+    (safetensors({"a": entry(0, 4, "11")}, b"1234"), "does not describe a tensor"),
+    (safetensors({"a": entry(0, 4, dtype=["F32"])}, b"1234"), "does not describe a tensor"),
     # Each tensor the whole file: hashing them all would take for ever.
     (safetensors({str(i): entry(0, 1 << 20) for i in range(100_000)}, bytes(1 << 20)), "does not begin where"),
     (safetensors({"a": entry(0, 4), "b": entry(8, 12)}, b"123456789012"), "does not begin where"),
@@ -261,7 +261,7 @@ def test_parquet_files_of_one_value_many_times(tmp_path: Path) -> None:
         column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, dtype=np.int32)), pa.array([text_]))
         pq.write_table(pa.table({"text": column}), paths[-1], store_schema=False)
         assert paths[-1].stat().st_size < 1 << 20
-    imports = "import tasks.benchmarks.rows as rows\nrows.BYTES_LIMIT >>= 4"
+    imports = "import tasks.benchmarks.row_files as rows\nrows.BYTES_LIMIT >>= 4"
     told = refusals(imports, "rows.read_rows(path, name='rows.parquet', field='f')", paths)
     check(told, ["f: rows.parquet: has 30000000 values", "f: rows.parquet: has more than 134217728 bytes"])
 

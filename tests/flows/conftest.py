@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.environment import prepare
 from flows.stages import STEPS
 from tests.conftest import copy_of, made_once
 from tests.flows.stand_in_project import cell_project, dvc, ran
@@ -23,6 +24,16 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
         yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def _prefect() -> Iterator[None]:
+    """A temporary Prefect server."""
+    prepare()
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
 
 
 @pytest.fixture

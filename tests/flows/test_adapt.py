@@ -1,26 +1,15 @@
 """The flow on a project of stand-in steps, on Prefect's ephemeral server."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from flows.environment import prepare
 from flows.stages import STEPS, Busy, StepFailed
 from tasks.pipeline.cell import open_cell
 from tasks.runtime.errors import InputError
 from tests.flows.stand_in_project import cell_project, ran
-
-
-@pytest.fixture(scope="session")
-def _prefect() -> Iterator[None]:
-    prepare()
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 @pytest.mark.usefixtures("_prefect")

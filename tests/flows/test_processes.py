@@ -143,3 +143,15 @@ def test_each_refresh_of_a_bar_is_decoded_once(monkeypatch: pytest.MonkeyPatch, 
         assert decoded <= 2 * sum(map(len, chunks))
         assert lines == [f"search {count - 1:6d}" if end else b"".join(chunks).decode()]
         assert shown == (b"".join(chunks) if terminal else b"")
+
+
+def test_a_child_that_ends_between_two_looks_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+
+    def members_after_the_end(group: int) -> list[int]:
+        os.waitid(os.P_PID, group, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has collected it
+        return []
+
+    monkeypatch.setattr(processes, "_members", members_after_the_end)
+    processes.end_group(child)
+    assert child.returncode is not None

@@ -1,20 +1,8 @@
 """Names and states of runs in Prefect."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
-
-from flows.environment import prepare
-
-
-@pytest.fixture(scope="module")
-def _prefect() -> Iterator[None]:
-    prepare()
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 @pytest.mark.usefixtures("_prefect")

@@ -41,7 +41,7 @@ def test_a_line_that_would_be_wrong_is_not_written(project: Path) -> None:
         list_study(project, "cross_benchmark", "tiny", "reviews")
     code, out, err = call("study", "magic")
     assert (code, out) == (2, "")
-    assert err.startswith("error: study: 'magic' is none of compare, fractions, ")
+    assert err.startswith("error: study: must be one of compare, fractions, ")
     assert (project / "params.yaml").read_bytes() == before
 
 

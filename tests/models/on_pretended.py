@@ -1,6 +1,7 @@
 """Every loop on pretended devices, beside the same on the CPU: `python -m tests.models.on_pretended MODE FAMILY ..`.
 
-MODE: `one` (the second of two devices) or `two` (the layers spread over both). Prints what differs or mixes devices.
+MODE: `one` (the second of two devices), `two` (the layers spread over both) or `host` (the matrices of the layers, in
+bfloat16, stay on the CPU and are copied to a device). Prints what differs or mixes devices.
 """
 
 import sys
@@ -41,6 +42,7 @@ from tasks.method.silence import Neurons, silenced
 from tasks.method.targets import TARGETS
 from tasks.models.loading import Loaded
 from tasks.models.stack import DecoderStack
+from tasks.models.stored import keep_as_stored, layer_matrices
 from tasks.semantics.activations import WordPositions, word_activations
 from tasks.sparsity.weight_pruning import prune_weights, restored
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -103,7 +105,7 @@ def sparsity(model: Any) -> Any:
     return found
 
 
-def loops(family: str) -> Iterator[tuple[str, Callable[[Any], Any]]]:
+def loops(mode: str) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     for target in TARGETS:
         yield f"scores, {target}", lambda model, target=target: scores(model, target=target)
     for settings in (
@@ -117,12 +119,29 @@ def loops(family: str) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     yield "steering", steering
     yield "explanation", explanation
     yield "semantics", semantics
-    yield "sparsity", sparsity
+    if mode != "host":  # it loads the whole model
+        yield "sparsity", sparsity
+
+
+def rounded(family: str, mode: str) -> Any:
+    """The tiny model, with the matrices that `host` keeps in bfloat16 rounded to it."""
+    model = tiny_model(family, torch.float32)
+    if mode == "host":
+        for weight in layer_matrices(model):
+            weight.data = weight.data.bfloat16().float()
+    return model
 
 
 def placed(family: str, mode: str) -> Any:
-    """The model on the second device, or with its layers on both."""
+    """The model on the second device, with its layers on both, or with their matrices on the CPU."""
     model = tiny_model(family, torch.float32)
+    if mode == "host":
+        for weight in layer_matrices(model):
+            weight.data = weight.data.bfloat16()
+        keep_as_stored(model, torch.device(f"{NAME}:1"))
+        assert {weight.device.type for weight in layer_matrices(model)} == {"cpu"}
+        assert model.device == torch.device(f"{NAME}:1")
+        return model
     if mode == "one":
         return model.to(f"{NAME}:1")
     names = {f"model.layers.{i}": f"{NAME}:{int(i > 0)}" for i in range(3)}
@@ -137,8 +156,8 @@ def main(mode: str, families: list[str]) -> int:
     """Prints a line for each loop that is wrong; returns their number."""
     wrong = 0
     for family in families:
-        for name, loop in loops(family):
-            expected = loop(tiny_model(family, torch.float32))
+        for name, loop in loops(mode):
+            expected = loop(rounded(family, mode))
             try:
                 with Pretending():
                     found = loop(placed(family, mode))

@@ -17,11 +17,11 @@ from tasks.method.grid import Grid, Part, assemble
 from tasks.method.integrated_gradients import LayerPath, layer_scores
 from tasks.method.options import Attribution
 from tasks.method.recipe import choose
-from tasks.models import loading
+from tasks.models import loading, stored
 from tasks.models.loading import load
 from tasks.models.products import in_pieces
 from tasks.models.stack import DecoderStack
-from tasks.models.stored import Wide
+from tasks.models.stored import Unit, is_copy
 from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
 from tests.tiny import ALL, MIXTURES, save_tiny, tiny_model, tiny_tokenizer
@@ -141,7 +141,7 @@ def test_a_gradient_keeps_no_copy_of_the_weights(onednn, tmp_path, monkeypatch):
         if node is None or node in seen:
             continue
         seen.add(node)
-        assert not any(isinstance(tensor, Wide) for tensor in getattr(node, "saved_tensors", ()))
+        assert not any(is_copy(tensor) for tensor in getattr(node, "saved_tensors", ()))
         todo += [parent for parent, _ in node.next_functions]
     assert any("_Linear" in type(node).__name__ for node in seen)
     wide = DecoderStack(load(tmp_path, wide=True).model)
@@ -182,6 +182,63 @@ def test_products_by_pieces_agree_with_float64(family, pieces, tmp_path, monkeyp
     assert (predictions[0] == predictions[1]).mean() >= 0.999
     pairs = [choose(assemble(values[1], len(ROWS), 48))[0] for values in (found, expected)]
     assert [pairs[0][name] for name in ("layer", "fraction")] == [pairs[1][name] for name in ("layer", "fraction")]
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+def test_copies_of_host_weights_give_the_bits_of_weights_that_stay(pieces, tmp_path, monkeypatch):
+    """A GPU that holds one layer at a time, here with copies on the CPU: also of matrices that it takes as stored."""
+    directory = save_narrow(tmp_path, "llama", torch.bfloat16)
+
+    def found() -> tuple[Any, ...]:
+        stack = DecoderStack(load(directory).model)
+        stack._in_pieces = pieces
+        stack.at_hand = False
+        return numbers(stack)
+
+    expected = found()
+    copied = []
+
+    def always(unit: Unit, module: torch.nn.Linear, as_stored: bool) -> stored._Kind:
+        copied.append(module)
+        kind = stored._kind(module.weight)
+        return kind if as_stored else kind._replace(dtype=torch.float32)
+
+    monkeypatch.setattr(Unit, "_kind_of_copy", always)
+    assert str(found()) == str(expected)
+    assert copied
+
+
+ONE_LAYER = "one layer at a time"
+
+
+@pytest.fixture
+def placed(monkeypatch):
+    """Places a model on a GPU that has so much of its size free; gives what was done."""
+
+    def place(there: float, whole: bool) -> list[str]:
+        model = tiny_model("llama", torch.float32)
+        needed = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+        moved: list[str] = []
+        monkeypatch.setattr(model, "to", lambda where: moved.append("all"))
+        monkeypatch.setattr(loading, "free", lambda where: there * needed)
+        monkeypatch.setattr(loading, "keep_as_stored", lambda model, where=None: where and moved.append(ONE_LAYER))
+        loading._place(model, torch.device("cuda:0"), whole=whole)
+        return moved
+
+    return place
+
+
+@pytest.mark.parametrize(("there", "whole", "done"), [(1.3, False, "all"), (1.0, True, "all"), (1.0, False, ONE_LAYER)])
+def test_what_does_not_fit_into_a_gpu_stays_on_the_host(placed, there, whole, done):
+    assert placed(there, whole) == [done]
+
+
+@pytest.mark.parametrize(
+    ("there", "whole", "what"), [(0.9, True, "the weights"), (0.1, False, "the embeddings and one layer")]
+)
+def test_what_must_be_on_the_gpu_and_does_not_fit_is_told(placed, there, whole, what):
+    with pytest.raises(InputError, match=rf"^DSM_DEVICE: cuda:0 has .* GB left, but {what} have .* GB; use cpu"):
+        placed(there, whole)
 
 
 def _double(family: str) -> Any:

@@ -162,7 +162,7 @@ def test_a_commit_need_not_be_asked_for(root, hub):
     assert hub == []
     with pytest.raises(
         InputError,
-        match=r"^model: a/b@v9 is no directory or file here, and cannot ask the hub for a/b: no revision v9$",
+        match=r"^model: a/b@v9 is not a directory or file here, and cannot ask the hub for a/b: no revision v9$",
     ):
         model(root, "a/b@v9")
 
@@ -170,7 +170,7 @@ def test_a_commit_need_not_be_asked_for(root, hub):
 def test_a_hub_that_cannot_be_reached_is_one_line(root, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(
-        InputError, match=r"^model: runs/mine is no directory or file here, and cannot ask the hub for runs"
+        InputError, match=r"^model: runs/mine is not a directory or file here, and cannot ask the hub for runs"
     ):
         model(root, "runs/mine")
 

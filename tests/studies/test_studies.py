@@ -17,7 +17,9 @@ from tasks.evidence.study_pages import fingerprint, write_page
 from tasks.evidence.study_tables import plot, table
 from tasks.method.adaptation_set import draw
 from tasks.method.algorithm import score_rows
+from tasks.method.attribute import Attributor
 from tasks.method.criteria import CRITERIA
+from tasks.method.grid import Grid
 from tasks.method.neurons import prominent_neurons
 from tasks.method.silence import Neurons, silenced
 from tasks.models.loading import load
@@ -504,6 +506,39 @@ def test_a_killed_study_goes_on_where_it_stopped(results, tmp_path, monkeypatch)
     assert len(asked) == 5, "finished parts were computed again"
     again = read_json(cell.study("seeds") / "result.json")
     assert [r["value"] for r in again["records"]] == [r["value"] for r in found["seeds"]["records"]]
+
+
+def test_a_killed_adaptation_of_a_study_goes_on_at_its_layer(results, monkeypatch):
+    cell, _ = results
+    context = StudyContext(cell, cell.settings.studies[f"seeds-{cell.name}"])
+    wanted = adapting.with_changes(context.settings.adaptation, seed=9)
+    expected, _ = context.adapt(wanted)
+    computed = []
+    one, together = Attributor.compute, Grid.compute_together
+
+    def compute(self, part):
+        if len(computed) == 1:
+            raise KeyboardInterrupt
+        computed.append(part)
+        return one(self, part)
+
+    monkeypatch.setattr(Attributor, "compute", compute)
+    with pytest.raises(KeyboardInterrupt):
+        context.adapt(wanted)
+    assert list(cell.scratch.glob("study-seeds-*-0.jsonl"))
+    monkeypatch.setattr(Attributor, "compute", lambda self, part: computed.append(part) or one(self, part))
+
+    def stop(self, parts):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Grid, "compute_together", stop)
+    with pytest.raises(KeyboardInterrupt):
+        context.adapt(wanted)
+    assert len(computed) == len(set(map(str, computed))) == len(context.stack), "a layer was computed again"
+    monkeypatch.setattr(Grid, "compute_together", together)
+    assert context.adapt(wanted)[0] == expected
+    assert len(computed) == len(context.stack)
+    assert not list(cell.scratch.glob("study-seeds-*.jsonl"))
 
 
 def test_a_study_that_is_not_declared_or_cannot_be_is_refused(results):
