@@ -1,5 +1,6 @@
 """study: one of the experiments of tasks/studies on one cell."""
 
+import re
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -28,6 +29,7 @@ from tasks.studies.joint import HeldOutResults, HeldOutRows, Part, evaluate
 def study(cell: Cell, name: str) -> None:
     """Writes data/studies/<study>/<model>/<benchmark>/: result.json, plot.svg, for some studies arrays.safetensors.
 
+    Studies that adapt anew also write recipes/, the recipe of each adaptation by its label.
     Unlike other outputs it holds durations, so the bytes differ between runs.
     """
     run = _run(cell, name)
@@ -72,7 +74,16 @@ def study(cell: Cell, name: str) -> None:
         write_text(target / "plot.svg", plot(result, x=definition.x))
         if definition.arrays is not None:
             save_file(definition.arrays(given), target / "arrays.safetensors")
+        if recipes := {_file_name(value["label"]): value["recipe"] for value in given if "recipe" in value}:
+            (target / "recipes").mkdir()
+            for label, recipe in recipes.items():
+                write_json(target / "recipes" / f"{label}.json", recipe)
     journal.remove()
+
+
+def _file_name(label: str) -> str:
+    """`10 examples, seed 0` as `10-examples-seed-0`."""
+    return "-".join(re.findall(r"[a-z0-9]+", label.lower()))
 
 
 def _on_test_rows(

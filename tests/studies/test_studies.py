@@ -21,6 +21,7 @@ from tasks.method.attribute import Attributor
 from tasks.method.criteria import CRITERIA
 from tasks.method.grid import Grid
 from tasks.method.neurons import prominent_neurons
+from tasks.method.recipe import read_recipe
 from tasks.method.silence import Neurons, silenced
 from tasks.models.loading import load
 from tasks.pipeline.cell import open_cell
@@ -485,6 +486,18 @@ def test_several_layers_are_silenced_in_the_weights_and_come_back(family):
         for row in test.encoded[:3]:
             assert naive(network, row) == pytest.approx(naive(expected, row), abs=1e-5)
     assert_untouched(network, before)
+
+
+def test_the_recipes_of_all_draws_are_kept(results):
+    cell, found = results
+    context = StudyContext(cell, cell.settings.studies[f"seeds-{cell.name}"])
+    draws = [record for record in found["seeds"]["records"] if "seed " in record["label"]]
+    assert len(draws) == 4
+    for record in draws:
+        name = record["label"].replace(", ", "-").replace(" ", "-")
+        recipe = read_recipe(cell.study("seeds") / "recipes" / f"{name}.json")
+        assert (recipe.layer, recipe.fraction) == (record["more"]["layer"], record["more"]["fraction"])
+        assert context.correct(context.answers(recipe)).mean() == record["value"]
 
 
 def test_a_killed_study_goes_on_where_it_stopped(results, tmp_path, monkeypatch):
