@@ -6,6 +6,7 @@ Servers and finished projects are made by the first test that asks for them.
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,10 @@ hypothesis.settings.register_profile("few", max_examples=20, derandomize=True, d
 hypothesis.settings.register_profile("many", max_examples=200, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
+# Families of models for which tests run by default: a plain gate, norms after the sublayers, merged projections,
+# biases without a gate, transposed matrices, experts. The others are slow.
+USUAL_FAMILIES = ("llama", "gemma3", "phi3", "opt", "gpt2", "mixtral")
+
 SERVERS = ("postgres", "_prefect")  # session fixtures that take long: all who use one are on one worker
 
 
@@ -30,10 +35,15 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups tests for pytest-xdist, which hands a group to one worker, and puts those that may take longest first.
+    """Marks tests of unusual families slow, groups tests for pytest-xdist, and puts those that may take longest first.
 
     Tests that share a fixture of their module are a group, so that it is made once; the others are on their own.
     """
+    tiny = sys.modules.get("tests.tiny")
+    families = {*tiny.ALL, *tiny.MIXTURES} - {*USUAL_FAMILIES} if tiny else set()
+    for item in items:
+        if hasattr(item, "callspec") and item.callspec.params.get("family") in families:
+            item.add_marker(pytest.mark.slow)
     longest: dict[str, float] = {}
     groups: dict[pytest.Item, str] = {}
     for item in items:
