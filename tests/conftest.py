@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(groups[item]))
         mark = item.get_closest_marker("timeout")
         longest[groups[item]] = max(longest.get(groups[item], 0.0), mark.args[0] if mark else 0.0)
-    items.sort(key=lambda item: -longest[groups[item]])
+    sizes = Counter(groups.values())
+    items.sort(key=lambda item: (-longest[groups[item]], -sizes[groups[item]]))  # single tests fill the last gaps
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
