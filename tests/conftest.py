@@ -82,7 +82,7 @@ def copy_of(root: Path, where: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _where_it_began() -> Iterator[None]:
-    """A test that leaves the process in another directory fails, not one of those behind it."""
+    """A test that leaves the process in another directory fails, not one that runs after it."""
     before = Path.cwd()
     yield
     assert Path.cwd() == before

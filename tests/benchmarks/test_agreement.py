@@ -87,7 +87,9 @@ def test_no_prediction_depends_on_the_rows_it_shares_a_pack_with(family):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in ("sst2", "arc_easy") else pytest.mark.slow) for n in BENCHMARKS]
+)
 def test_real_rows_agree_with_the_harness(name):
     _, _, facts = library.origin(name, field="b", data=str(DATA))
     assert facts

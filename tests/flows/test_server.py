@@ -106,8 +106,17 @@ def test_an_address_that_is_none(url: str) -> None:
     assert str(caught.value).startswith("PREFECT_API_URL: must be an address such as http://127.0.0.1:4200/api, not ")
 
 
-@pytest.mark.parametrize("by", ["profile", "variable"])
-@pytest.mark.parametrize("command", ["run", "serve", "deploy"])
+@pytest.mark.parametrize(
+    ("command", "by"),
+    [
+        ("run", "profile"),
+        ("serve", "variable"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("run", "variable"), ("serve", "profile"), ("deploy", "profile"), ("deploy", "variable"))
+        ),
+    ],
+)
 def test_a_dead_server_is_one_line(project: Path, dead: str, by: str, command: str) -> None:
     cell_project(project)
     retrain = {"schedules": {"nightly": {"cron": "0 3 * * 1"}}}

@@ -170,12 +170,17 @@ def test_registers_once_per_content(cell: Cell, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     "crash",
     [
-        "mlflow.log_metrics",
         "mlflow.log_text",
-        "mlflow.pyfunc.log_model",
         "mlflow.register_model",
-        "tasks.tracking.record._check",
-        "mlflow.MlflowClient.set_registered_model_alias",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                "mlflow.log_metrics",
+                "mlflow.pyfunc.log_model",
+                "tasks.tracking.record._check",
+                "mlflow.MlflowClient.set_registered_model_alias",
+            )
+        ),
     ],
 )
 def test_the_next_call_heals_a_crash(cell: Cell, crash: str) -> None:
