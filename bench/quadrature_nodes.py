@@ -107,7 +107,9 @@ def main() -> None:
     chosen = {}
     for name, result in results.items():
         scores = as_scores(result["scores"], "gate_proj", len(rows.gold))
-        grid, _ = search_rows(stack, rows, scores, Search(fractions=cell.settings.search.fractions), "bfloat16")
+        grid, _ = search_rows(
+            stack, loaded.tokenizer, rows, scores, Search(fractions=cell.settings.search.fractions), "bfloat16"
+        )
         chosen[name] = choose(grid)[0]
     draw(results)
     page = PAGE.read_text(encoding="utf-8")

@@ -130,7 +130,7 @@ def forward_passes(cell: Cell, size: ModelSize) -> dict[str, float]:
     An option of one token costs nothing beyond its prompt: longer ones are not counted.
     """
     settings, limits, layers = cell.settings, cell.benchmark_spec.limits, size.layers
-    examples = settings.adaptation.size
+    examples, unlabeled = settings.adaptation.size, settings.adaptation.unlabeled
     pairs = layers * len(settings.search.fractions)
     looked_at = {
         "exhaustive": pairs,
@@ -143,9 +143,10 @@ def forward_passes(cell: Cell, size: ModelSize) -> dict[str, float]:
         "model": 0,
         "data": 0,
         # Rows are drawn until enough are answered right (wrong): about every second one is.
-        "sample": 0 if settings.adaptation.selection == "random" else 2 * examples,
+        "sample": examples + unlabeled + (0 if settings.adaptation.selection == "random" else 2 * examples),
         "score": examples * (1 + _gradients(cell, size) * (1 + BACKWARD)),
-        "search": examples * (1 + looked_at[settings.search.strategy] * SUFFIX),
+        "search": (examples + (unlabeled if settings.search.reads_unlabeled else 0))
+        * (1 + looked_at[settings.search.strategy] * SUFFIX),
         "prune": 0,
         "evaluate": limits.test * (1 + (2 + len(settings.evaluation.control_seeds)) * _after(cell, layers)),
         "transfer": limits.transfer * (1 + pairs * SUFFIX),

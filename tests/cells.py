@@ -91,6 +91,7 @@ def write_cell(
         for i in range(10)
     ]
     write_jsonl(cell.samples, samples)
+    write_jsonl(cell.unlabeled, [{"id": f"train-{i}", "prompt": prompt(i), "options": options(i)} for i in range(30)])
     write_json(
         cell.preflight, {"n": 40, "labeled": 10, "accuracy": 0.6, "predicted": [26, 14], "options": list(OPTIONS)}
     )

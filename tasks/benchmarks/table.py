@@ -1,6 +1,7 @@
 """The rows that the `data` step wrote, encoded for a model."""
 
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,11 @@ class Rows:
     @property
     def gold(self) -> list[int]:
         return self.table["gold"].tolist()
+
+    @property
+    def labeled(self) -> bool:
+        """Whether the rows have the column gold. What a method reads of others has none."""
+        return "gold" in self.table
 
     @property
     def chat(self) -> list[str | Literal[False]]:
@@ -96,6 +102,16 @@ def exact_matches(tokenizer: Any, rows: Rows, answers: Answers, model: int) -> n
             for options, gold, greedy, row in asked
         ]
     )
+
+
+def exact_on(tokenizer: Any, rows: Rows) -> Callable[[Answers, Sequence[int]], npt.NDArray[np.bool_]]:
+    """`exact_matches` of all models on some of these rows, whose answers are given, bool [C, n]."""
+
+    def exact(answers: Answers, units: Sequence[int]) -> npt.NDArray[np.bool_]:
+        part = Rows(rows.table.iloc[list(units)], [rows.encoded[unit] for unit in units])
+        return np.stack([exact_matches(tokenizer, part, answers, model) for model in range(len(answers.logprobs[0]))])
+
+    return exact
 
 
 def _warn(count: int, rows: int, what: str) -> None:

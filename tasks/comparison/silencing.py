@@ -44,7 +44,8 @@ def random_searched(search: Search, projection: Projection = "gate_proj", precis
         generator = np.random.default_rng(fit_data.seed)
         order = np.stack([generator.permutation(stack.width(projection)) for _ in range(len(stack))])
         scores = as_scores(order.astype(np.float32), projection, len(rows.gold))
-        grid, _ = search_rows(stack, rows, scores, search, precision)
+        tokenizer, unlabeled = fit_data.loaded.tokenizer, fit_data.unlabeled
+        grid, _ = search_rows(stack, tokenizer, rows, scores, search, precision, unlabeled)
         recipe = make_recipe(grid, scores)
         return _fitted(
             recipe.layer, recipe.neurons, projection, len(rows.gold), {"fraction": recipe.fraction}, fit_data

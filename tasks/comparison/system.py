@@ -32,6 +32,7 @@ class FitData:
         selection_rows: a system chooses its own settings (a layer, a strength) by the accuracy on these rows. They
             are the adaptation set or, with `protocol: published`, the test rows, as in the code published with SADI.
         seed: of everything that is drawn.
+        unlabeled: train rows without their labels, for a search whose criterion reads some.
     """
 
     loaded: Loaded
@@ -39,6 +40,7 @@ class FitData:
     examples: Rows
     selection_rows: Rows
     seed: int = 0
+    unlabeled: Rows | None = None
 
 
 @dataclass(frozen=True)

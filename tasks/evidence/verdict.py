@@ -244,11 +244,11 @@ def trail(pruned: dict[str, Any], pairs: int) -> list[str]:
     for step in pruned["trail"]:
         best = step["best"]
         value = {
-            "accuracy": lambda v: f"the highest adaptation accuracy is {v:.3g}",
-            "mean gold margin": lambda v: f"the highest mean gold margin is {v:.3f}".replace("-", "−"),
-            "smaller fraction": lambda v: f"the smallest fraction is {percent(v)}",
-            "lower layer": lambda v: f"the lowest layer is {v:.0f}",
-        }[step["rule"]](best)
+            "accuracy": f"the highest adaptation accuracy is {best:.3g}",
+            "within one standard error of the best accuracy": "the accuracy of some is within one error of the best",
+            "smaller fraction": f"the smallest fraction is {percent(best)}",
+            "lower layer": f"the lowest layer is {best:.0f}",
+        }.get(step["rule"], f"the highest {step['rule']} is " + f"{best:.3f}".replace("-", "−"))
         tied = "one pair is left" if step["tied"] == 1 else f"{step['tied']} pairs are tied"
         steps.append(f"Of {counted(left, 'pair')}, {value}: {tied}.")
         left = step["tied"]

@@ -33,6 +33,22 @@ def draw(train: pd.DataFrame, stack: DecoderStack, tokenizer: object, settings: 
     return chosen
 
 
+def draw_unlabeled(
+    train: pd.DataFrame, chosen: pd.DataFrame, stack: DecoderStack, tokenizer: object, settings: Adaptation
+) -> pd.DataFrame:
+    """Up to `settings.unlabeled` train rows outside the adaptation set, drawn as that is, without the column gold.
+
+    None where one of them does not fit the model: a run with the paper's criterion does not need them.
+    """
+    others = train[~train["id"].isin(chosen["id"])]
+    wanted = Adaptation(size=min(settings.unlabeled, max(1, len(others))), seed=settings.seed)
+    try:
+        drawn = draw(others, stack, tokenizer, wanted)
+    except InputError:
+        drawn = others.head(0)
+    return drawn.drop(columns="gold")
+
+
 def _selected(train: pd.DataFrame, stack: DecoderStack, tokenizer: object, right: bool, size: int) -> pd.DataFrame:
     found = train.head(0)
     with progress("sample", size) as advance:

@@ -2,7 +2,7 @@
 
 1. `score_neurons`: integrated gradients of every neuron on the examples' prompts (Eq. 4 and 5). No label is used.
 2. `search_grid`: accuracy and gold margin of (layer, fraction) pairs on the same examples, with their labels.
-3. `choose`: the most accurate pair; ties are broken by rule.
+3. `choose`: the most accurate pair; ties are broken by rule. `search.criterion` names other rules.
 4. `make_recipe`: the neurons of that pair. The recipe is the pruned model.
 
 `adapt` does all four in memory. The steps `score`, `search` and `prune` call the same functions, with a `Run` that
@@ -17,16 +17,17 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from tasks.benchmarks.table import Rows, encode_rows
+from tasks.benchmarks.table import Rows, encode_rows, exact_on
 from tasks.method.attribute import Part as Layers
 from tasks.method.attribute import assemble as assemble_scores
 from tasks.method.attribute import attributor_on, describe
-from tasks.method.grid import Exact, Grid, Part, Value, assemble, parts_of
+from tasks.method.criteria import ranked_by
+from tasks.method.grid import Grid, Part, Value, assemble, parts_of
 from tasks.method.neurons import count
 from tasks.method.options import Attribution, Search
 from tasks.method.pairs import Pairs, every_pair
 from tasks.method.precision import Settled, settle
-from tasks.method.recipe import Criterion, Recipe, make_recipe
+from tasks.method.recipe import ACCURACY, EXACT_MATCH, Recipe, make_recipe
 from tasks.method.scores import Scores
 from tasks.method.strategies import strategy_of
 from tasks.models.products import Precision
@@ -70,6 +71,7 @@ def adapt(
     attribution: Attribution | None = None,
     search: Search | None = None,
     precision: Precision = "float32",
+    unlabeled: Iterable[Mapping[str, Any]] | pd.DataFrame | None = None,
     computing: Callable[[Any], Run] | None = None,
 ) -> Adapted:
     """Scores, grid and recipe for a model in memory, which stays as it is (2507.09185 Algorithm 1).
@@ -77,15 +79,17 @@ def adapt(
     Args:
         model: a causal language model of `transformers` in float32 or from `tasks.models.loading.load`, or a
             `DecoderStack` of one.
-        examples: rows with `prompt`, `options` (a list of texts) and `gold` (the index of the right one).
+        examples: rows with `prompt`, `options` (a list of texts) and `gold` (the index of the right one). With
+            `Search(criterion="mutual_information")` they need no `gold`.
         attribution: by default adaptive integrated gradients, one layer's neurons on one path.
         search: by default every layer x 5, 10, .. 40 % of its neurons.
         precision: of the products of pruned runs; bfloat16 is used where it is faster and changes no choice.
+        unlabeled: further rows, for a criterion that reads rows without their labels; by default the examples.
         computing: makes the `Run` of an `Attributor` or a `Grid`; by default `compute_here`.
 
     Raises:
-        InputError: the model has no MLP of a known form, an example does not fit it, or the settings leave nothing to
-            search.
+        InputError: the model has no MLP of a known form, an example does not fit it or has no `gold` that the
+            criterion needs, or the settings leave nothing to search.
 
     Example:
         >>> found = adapt(model, tokenizer, examples)
@@ -95,14 +99,19 @@ def adapt(
     """
     attribution, search = attribution or Attribution(), search or Search()
     stack = model if isinstance(model, DecoderStack) else DecoderStack(model)
-    table = examples if isinstance(examples, pd.DataFrame) else pd.DataFrame(list(examples))
-    table = table if "id" in table else table.assign(id=[str(number) for number in range(1, len(table) + 1)])
+    table = _table(examples)
     rows = encode_rows(table, tokenizer, stack.context)
+    others = None if unlabeled is None else encode_rows(_table(unlabeled), tokenizer, stack.context)
 
     with _no_gradients(stack.model):
         scores = score_rows(stack, tokenizer, table, attribution, computing)
-        grid, _ = search_rows(stack, rows, scores, search, precision, computing=computing)
+        grid, _ = search_rows(stack, tokenizer, rows, scores, search, precision, others, computing)
     return Adapted(scores, grid, make_recipe(grid, scores))
+
+
+def _table(rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
+    table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    return table if "id" in table else table.assign(id=[str(number) for number in range(1, len(table) + 1)])
 
 
 @contextmanager
@@ -147,14 +156,12 @@ def search_grid(
     search: Search,
     precision: Precision = "float32",
     advance: Callable[[int], None] = _silently,
-    by: Criterion = "accuracy",
 ) -> tuple[pd.DataFrame, Settled]:
     """The grid over the pairs that `search.strategy` looks at, and the precision it was computed in.
 
     Args:
         run: computes parts of a `Grid` of these scores.
         sizes: of that grid: rows of each of its packs.
-        by: what a strategy that looks at some pairs first goes by.
 
     Raises:
         InputError: the smallest fraction of the neurons is none, or from_cell has no depths.
@@ -165,22 +172,47 @@ def search_grid(
     strategy = strategy_of(search)
     settled = settle(precision, parts_of(every_pair(layers, search.fractions), len(sizes)), run, width)
     evaluate = _Evaluate(partial(run, advance=advance), sizes, settled.precision, width)
-    return strategy(scores.ranked, search.fractions, evaluate, by), settled
+    keys = EXACT_MATCH if search.criterion == "exact_match" else ACCURACY
+    return strategy(scores.ranked, search.fractions, evaluate, keys), settled
+
+
+def grid_on(stack: DecoderStack, tokenizer: Any, rows: Rows, scores: Scores, search: Search) -> Grid:
+    """The grid on labeled or unlabeled rows, with what `search.criterion` reads."""
+    exact = exact_on(tokenizer, rows) if search.criterion == "exact_match" else None
+    gold = rows.gold if rows.labeled else None
+    return Grid(stack, rows.encoded, gold, scores.ranked, scores.projection, exact, search.reads_logprobs)
 
 
 def search_rows(
     stack: DecoderStack,
+    tokenizer: Any,
     rows: Rows,
     scores: Scores,
     search: Search,
     precision: Precision = "float32",
-    exact: Exact | None = None,
+    unlabeled: Rows | None = None,
     computing: Callable[[Any], Run] | None = None,
 ) -> tuple[pd.DataFrame, Settled]:
-    """`search_grid` on encoded rows, in memory. With `exact`, as for `Grid`, it goes by exact match."""
-    grid = Grid(stack, rows.encoded, rows.gold, scores.ranked, scores.projection, exact)
-    by: Criterion = "accuracy" if exact is None else "exact_match"
-    return search_grid((computing or compute_here)(grid), grid.sizes, scores, search, precision, by=by)
+    """`search_grid` on encoded rows, in memory, with the columns of the criterion.
+
+    Args:
+        unlabeled: further rows, for a criterion that reads rows without their labels; by default `rows`.
+
+    Raises:
+        InputError: the rows have no labels and the criterion needs them; or as `search_grid`.
+    """
+    if search.reads_labels and not rows.labeled:
+        raise InputError("gold", f"is missing in the examples, and search.criterion {search.criterion} needs it")
+
+    def searched(part: Rows, wanted: Precision) -> tuple[pd.DataFrame, Settled]:
+        grid = grid_on(stack, tokenizer, part, scores, search)
+        return search_grid((computing or compute_here)(grid), grid.sizes, scores, search, wanted)
+
+    found, settled = searched(rows, precision)
+    others = None
+    if search.reads_unlabeled and unlabeled is not None:
+        others, _ = searched(unlabeled, settled.precision)
+    return ranked_by(search.criterion, found, others, rows.gold if rows.labeled else None), settled
 
 
 class _Worker(Protocol):

@@ -1,18 +1,23 @@
 """Criteria that choose a (layer, fraction) pair from what ten labeled rows, and unlabeled ones, look like on a grid.
 
-The paper's is the accuracy on the ten rows (`tasks.method.recipe.choose`). All others are read off the same numbers:
-the log-probabilities of the options, for the unpruned model and for every pair. How they were compared: docs/choice.md.
+The paper's is the accuracy on the ten rows. All others are read off the same numbers: the log-probabilities of the
+options, for the unpruned model and for every pair. A criterion is a few columns of the grid, of which the first one
+decides and the next ones break ties (`tasks.method.recipe.choose`). How they were compared: docs/choice.md.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy.ndimage import uniform_filter
 from scipy.special import log_softmax, xlogy
+
+from tasks.method.pairs import UNPRUNED
+from tasks.method.recipe import ACCURACY, EXACT_MATCH
 
 Floats = npt.NDArray[np.float64]
 
@@ -20,6 +25,7 @@ ROWS = 0.2  # how much more accurate a pair must be to be preferred to the unpru
 LOGPROB = 0.1  # nats, likewise
 INFORMATION = 0.02  # nats, likewise
 ROUNDING = 1e-9
+DIGITS = 9  # to which keys are compared
 
 
 def normalised(logprobs: npt.ArrayLike) -> Floats:
@@ -71,12 +77,13 @@ class Choice(NamedTuple):
     """What a criterion says of each pair.
 
     Attributes:
-        keys: each float64 [pairs]; the largest first key wins, ties go to the next key. Remaining ties go to the
-            smaller fraction, then to the lower layer.
+        keys: columns of the grid, each float64 [pairs]; the largest value of the first one wins, ties go to the next
+            one. `-fraction`: the smallest fraction wins. Remaining ties go to the smaller fraction, then to the lower
+            layer.
         better: bool [pairs], whether the pair is so much better than the unpruned model that it is pruned.
     """
 
-    keys: list[Floats]
+    keys: dict[str, Floats]
     better: npt.NDArray[np.bool_]
 
 
@@ -120,49 +127,52 @@ def prior_corrected(logprobs: Floats, unlabeled: Floats) -> Floats:
 
 
 def _paper(seen: Seen) -> Choice:
-    return Choice([seen.accuracy[1:], seen.margin[1:]], _more_accurate(seen.accuracy))
+    return Choice({"accuracy": seen.accuracy[1:], "margin": seen.margin[1:]}, _more_accurate(seen.accuracy))
 
 
 def _gold_logprob(seen: Seen) -> Choice:
     mean = np.take_along_axis(seen.labeled, seen.gold[None, :, None], axis=-1)[..., 0].mean(1)
-    return Choice([mean[1:]], mean[1:] >= mean[0] + LOGPROB)
+    return Choice({"gold_logprob": mean[1:]}, mean[1:] >= mean[0] + LOGPROB)
 
 
 def _smoothed(seen: Seen) -> Choice:
-    return Choice(
-        [_over_neighbours(seen.accuracy[1:], seen.fractions), _over_neighbours(seen.margin[1:], seen.fractions)],
-        _more_accurate(seen.accuracy),
-    )
+    keys = {
+        "smoothed_accuracy": _over_neighbours(seen.accuracy[1:], seen.fractions),
+        "smoothed_margin": _over_neighbours(seen.margin[1:], seen.fractions),
+    }
+    return Choice(keys, _more_accurate(seen.accuracy))
 
 
 def _one_standard_error(seen: Seen) -> Choice:
     close = _close_to_best(seen)
     fraction = np.tile(np.arange(seen.fractions, dtype=np.float64), len(close) // seen.fractions)
-    keys = [close.astype(np.float64), np.where(close, -fraction, -np.inf), seen.accuracy[1:], seen.margin[1:]]
+    keys = {"within_one_error": close, "-fraction": -fraction}
+    keys |= {"accuracy": seen.accuracy[1:], "margin": seen.margin[1:]}
     return Choice(keys, _more_accurate(seen.accuracy))
 
 
 def _mutual_information(seen: Seen) -> Choice:
-    return Choice([seen.information[1:]], seen.information[1:] >= seen.information[0] + INFORMATION)
+    return Choice({"information": seen.information[1:]}, seen.information[1:] >= seen.information[0] + INFORMATION)
 
 
 def _information_and_labels(seen: Seen) -> Choice:
-    close = _close_to_best(seen)
-    keys = [np.where(close, seen.information[1:], -np.inf), seen.accuracy[1:]]
-    return Choice(keys, _more_accurate(seen.accuracy))
+    keys = {"within_one_error": _close_to_best(seen), "information": seen.information[1:]}
+    return Choice(keys | {"accuracy": seen.accuracy[1:]}, _more_accurate(seen.accuracy))
 
 
 def _prior_corrected(seen: Seen) -> Choice:
     corrected = prior_corrected(seen.labeled, seen.unlabeled)
     accuracy = right(corrected, seen.gold).mean(1)
-    return Choice([accuracy[1:], margins(corrected, seen.gold).mean(1)[1:]], _more_accurate(accuracy))
+    keys = {"corrected_accuracy": accuracy[1:], "corrected_margin": margins(corrected, seen.gold).mean(1)[1:]}
+    return Choice(keys, _more_accurate(accuracy))
 
 
 def _halves(seen: Seen) -> Choice:
     middle = len(seen.gold) // 2
     halves = np.stack([seen.right[:, :middle].mean(1), seen.right[:, middle:].mean(1)])
     better = (halves[:, 1:] >= halves[:, :1] - ROUNDING).all(0) & _more_accurate(seen.accuracy)
-    return Choice([halves.min(0)[1:], seen.accuracy[1:], seen.margin[1:]], better)
+    keys = {"worse_half": halves.min(0)[1:], "accuracy": seen.accuracy[1:], "margin": seen.margin[1:]}
+    return Choice(keys, better)
 
 
 CRITERIA: dict[str, Rule] = {
@@ -191,9 +201,43 @@ def choose_index(seen: Seen, criterion: str, *, abstain: bool = False) -> int:
     """
     keys, better = CRITERIA[criterion](seen)
     pairs = np.arange(len(better))
-    order = np.lexsort([pairs // seen.fractions, pairs % seen.fractions, *(-key.round(9) for key in reversed(keys))])
+    order = np.lexsort(
+        [pairs // seen.fractions, pairs % seen.fractions, *(-key.round(DIGITS) for key in reversed(keys.values()))]
+    )
     best = int(order[0])
     return 0 if abstain and not better[best] else 1 + best
+
+
+def ranked_by(
+    criterion: str, grid: pd.DataFrame, unlabeled: pd.DataFrame | None, gold: Sequence[int] | None
+) -> pd.DataFrame:
+    """The grid with the columns of a criterion, and their names in `attrs["keys"]`, for `tasks.method.recipe.choose`.
+
+    Args:
+        criterion: as `search.criterion`.
+        grid: for one of `CRITERIA` but the paper's with the column `logprobs`, which is left out of what is returned.
+        unlabeled: the same pairs on unlabeled rows, for those that read some; by default `grid`.
+        gold: index of the right option of each row of `grid`; None only for `mutual_information`.
+    """
+    if criterion in ("paper", "exact_match"):
+        grid.attrs["keys"] = list(ACCURACY if criterion == "paper" else EXACT_MATCH)
+        return grid
+    labeled = _surface(grid)
+    others = labeled if unlabeled is None else _surface(unlabeled)
+    pairs = grid[grid.layer != UNPRUNED]
+    known = np.zeros(labeled.shape[1], dtype=np.int64) if gold is None else np.array(gold, dtype=np.int64)
+    seen = Seen(labeled, known, others, pairs.fraction.nunique())
+    keys = CRITERIA[criterion](seen).keys
+    found = grid.drop(columns="logprobs")
+    for name, values in keys.items():
+        if name not in ("accuracy", "margin", "-fraction"):
+            found[name] = pd.Series(values.round(DIGITS), index=pairs.index)
+    found.attrs["keys"] = list(keys)
+    return found
+
+
+def _surface(grid: pd.DataFrame) -> Floats:
+    return normalised(np.stack(list(grid["logprobs"])))
 
 
 def _more_accurate(accuracy: Floats) -> npt.NDArray[np.bool_]:
@@ -201,11 +245,11 @@ def _more_accurate(accuracy: Floats) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _close_to_best(seen: Seen) -> npt.NDArray[np.bool_]:
-    """Whether a pair's accuracy is at least the best one minus its standard error, bool [pairs]."""
+def _close_to_best(seen: Seen) -> Floats:
+    """1 for a pair whose accuracy is at least the best one minus its standard error, else 0, [pairs]."""
     best = seen.accuracy[1:].max()
-    found: npt.NDArray[np.bool_] = seen.accuracy[1:] >= best - np.sqrt(best * (1 - best) / len(seen.gold)) - ROUNDING
-    return found
+    close = seen.accuracy[1:] >= best - np.sqrt(best * (1 - best) / len(seen.gold)) - ROUNDING
+    return np.asarray(close, dtype=np.float64)
 
 
 def _over_neighbours(values: Floats, fractions: int) -> Floats:

@@ -1,5 +1,7 @@
 """The grid: accuracy and gold margin of (layer, fraction) pairs, on given rows (2507.09185 Alg. 1)."""
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
@@ -43,16 +45,20 @@ class Part:
 
 
 class Value(TypedDict):
-    """What a part comes to, for each of its fractions: right answers, sum of gold margins, each row's prediction.
+    """What a part comes to, for each of its fractions.
 
-    `exact`: how many rows are answered in words with the right option, where the grid was asked for it. `logprobs`: of
-    each row, [fractions, options], likewise.
+    Attributes:
+        right, margin: right answers, and the sum of the gold margins; NaN where the rows have no labels.
+        predicted: [fractions, rows].
+        exact: how many rows are answered in words with the right option, where the grid was asked for it.
+        logprobs: of each row, [fractions, options], and `rows` their indices, likewise.
     """
 
-    right: list[int]
+    right: list[float]
     margin: list[float]
     predicted: list[list[int]]
     exact: NotRequired[list[int]]
+    rows: NotRequired[list[int]]
     logprobs: NotRequired[list[list[list[float]]]]
 
 
@@ -62,7 +68,7 @@ class Grid:
     All fractions of a part run as one batch from the residual that enters the layer's MLP.
 
     Args:
-        gold: index of the right option of each row.
+        gold: index of the right option of each row; None for rows without labels.
         scores: float32 [layers, width], what neurons are ordered by.
         projection: the one whose rows the neurons are.
         exact: for a grid with the column `exact_match`.
@@ -73,7 +79,7 @@ class Grid:
         self,
         stack: DecoderStack,
         rows: Sequence[Encoded],
-        gold: Sequence[int],
+        gold: Sequence[int] | None,
         scores: np.ndarray,
         projection: Projection = "gate_proj",
         exact: Exact | None = None,
@@ -150,16 +156,17 @@ class Grid:
 
     def _value(self, part: Part, answers: Answers) -> Value:
         units = self._packs[part.pack].units
-        wanted = [self._gold[index] for index in units]
         predicted = answers.predicted()
-        value: Value = {
-            "right": (predicted == np.array(wanted)).sum(1).tolist(),
-            "margin": answers.margins(wanted).sum(1).tolist(),
-            "predicted": predicted.tolist(),
-        }
+        unknown = [math.nan] * len(predicted)
+        value: Value = {"right": unknown, "margin": unknown, "predicted": predicted.tolist()}
+        if self._gold is not None:
+            wanted = [self._gold[index] for index in units]
+            value["right"] = (predicted == np.array(wanted)).sum(1).tolist()
+            value["margin"] = answers.margins(wanted).sum(1).tolist()
         if self._exact is not None:
             value["exact"] = self._exact(answers, units).sum(1).tolist()
         if self._logprobs:
+            value["rows"] = list(units)
             value["logprobs"] = [row.tolist() for row in answers.logprobs]
         return value
 
@@ -177,10 +184,15 @@ def assemble(values: Mapping[Part, Value], rows: int, width: int) -> pd.DataFram
     """The grid from the values of its parts: one row per pair, in their order, the unpruned model first.
 
     Returns:
-        Columns `layer`, `fraction`, `neurons`, `accuracy`, `margin`, and `exact_match` where the values have it.
+        Columns `layer`, `fraction`, `neurons`, `accuracy`, `margin`, and where the values have them `exact_match` and
+        `logprobs`: float64 [rows, options], with -inf where a row has fewer options.
     """
     sums: dict[tuple[int, float], np.ndarray] = {}
+    logprobs: dict[tuple[int, float], dict[int, list[float]]] = defaultdict(dict)
     for part, value in values.items():
+        for index, row in zip(value.get("rows", []), value.get("logprobs", []), strict=True):
+            for fraction, options in zip(part.fractions, row, strict=True):
+                logprobs[part.layer, fraction][index] = options
         counted = [value["right"], value["margin"], *([value["exact"]] if "exact" in value else [])]
         for fraction, numbers in zip(part.fractions, zip(*counted, strict=True), strict=True):
             key = part.layer, fraction
@@ -189,4 +201,16 @@ def assemble(values: Mapping[Part, Value], rows: int, width: int) -> pd.DataFram
         (layer, fraction, count(fraction, width), *(total / rows)) for (layer, fraction), total in sorted(sums.items())
     ]
     columns = COLUMNS | ({"exact_match": "float64"} if records and len(records[0]) > len(COLUMNS) else {})
-    return pd.DataFrame(records, columns=list(columns)).astype(columns)
+    grid = pd.DataFrame(records, columns=list(columns)).astype(columns)
+    if logprobs:
+        found = [_padded(logprobs[pair]) for pair in zip(grid.layer, grid.fraction, strict=True)]
+        grid["logprobs"] = pd.Series(found, dtype=object)
+    return grid
+
+
+def _padded(rows: Mapping[int, list[float]]) -> np.ndarray:
+    """The rows in their order, with -inf where one has fewer options than others."""
+    found = np.full((len(rows), max(map(len, rows.values()))), -np.inf)
+    for position, index in enumerate(sorted(rows)):
+        found[position, : len(rows[index])] = rows[index]
+    return found

@@ -8,11 +8,16 @@ from tasks.runtime.fields import Count, Fraction, Seed, Strict
 
 
 class Adaptation(Strict):
-    """The adaptation set: the few train rows that the method may look at."""
+    """The adaptation set: the few train rows that the method may look at.
+
+    Attributes:
+        unlabeled: further train rows, of which the method may see all but the labels.
+    """
 
     size: Count = 10
     seed: Seed = 0
     selection: Literal["random", "correct", "wrong"] = "random"
+    unlabeled: Count = 50
 
 
 class Attribution(Strict):
@@ -70,9 +75,11 @@ class Attribution(Strict):
 
 
 class Search(Strict):
-    """The grid: layers x these fractions of their neurons, and which of its pairs are looked at.
+    """The grid: layers x these fractions of their neurons, which of its pairs are looked at, and which is chosen.
 
     Attributes:
+        criterion: `paper` and `exact_match` choose the most accurate pair on the adaptation set, by the options'
+            log-probabilities or by what the model writes. The others: `tasks.method.criteria`.
         cell: from_cell: a finished cell of a smaller model, MODEL-BENCHMARK.
         depths: from_cell: the relative depths, 0 to 1, of the layers that rank highest in that cell's grid, the best
             first (`tasks.method.strategies.best_depths`). They stand in the settings so that DVC compares them. The
@@ -84,6 +91,40 @@ class Search(Strict):
     cell: str | None = None
     depths: list[Annotated[float, Field(ge=0, le=1)]] | None = Field(default=None, min_length=1)
     fractions: list[Fraction] = Field(default=[0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40], min_length=1)
+    criterion: Literal[
+        "paper",
+        "exact_match",
+        "gold_logprob",
+        "smoothed",
+        "one_standard_error",
+        "mutual_information",
+        "information_and_labels",
+        "prior_corrected",
+        "halves",
+    ] = "paper"
+
+    @property
+    def reads_unlabeled(self) -> bool:
+        """Whether the criterion reads rows without their labels."""
+        return self.criterion in ("mutual_information", "information_and_labels", "prior_corrected")
+
+    @property
+    def reads_labels(self) -> bool:
+        return self.criterion != "mutual_information"
+
+    @property
+    def reads_logprobs(self) -> bool:
+        """Whether it needs more than how many rows are right, and by what margin."""
+        return self.criterion not in ("paper", "exact_match")
+
+    @model_validator(mode="after")
+    def _strategy_fits_the_criterion(self) -> "Search":
+        if self.strategy in ("coarse_to_fine", "dropping") and self.reads_logprobs:
+            raise ValueError(
+                f"criterion: {self.strategy} goes by accuracy, so it must be paper or exact_match; for "
+                f"{self.criterion} use strategy: exhaustive, layer_subset or from_cell"
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_its_cell(self) -> "Search":

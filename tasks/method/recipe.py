@@ -3,6 +3,7 @@
 The recipe is the pruned model: weights are made from it and the base model.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,17 @@ from tasks.models.projections import Projection
 from tasks.runtime.errors import InputError
 from tasks.runtime.fields import Sha256, Strict
 
-Criterion = Literal["accuracy", "exact_match"]  # the column of the grid that decides first
+ACCURACY = ("accuracy", "margin")  # the keys of the paper's criterion: columns of the grid, the first one decides
+EXACT_MATCH = ("exact_match", "margin")
+RULES = {  # what keys are called; the others as their columns
+    "margin": "mean gold margin",
+    "gold_logprob": "mean gold log-probability",
+    "information": "mutual information",
+    "within_one_error": "within one standard error of the best accuracy",
+    "worse_half": "accuracy of the worse half",
+    "-fraction": "smaller fraction",
+    "-layer": "lower layer",
+}
 
 SIZE_LIMIT = 16 << 20  # bytes; the neurons of the widest layer there is fill less than one
 
@@ -30,13 +41,13 @@ class Step(Strict):
 
 
 class AdaptationResult(Strict):
-    """Accuracy and mean gold margin on the adaptation set, pruned and unpruned."""
+    """Accuracy and mean gold margin on the adaptation set, pruned and unpruned; None where it has no labels."""
 
     n: int
-    accuracy: float
-    margin: float
-    base_accuracy: float
-    base_margin: float
+    accuracy: float | None
+    margin: float | None
+    base_accuracy: float | None
+    base_margin: float | None
 
 
 class Recipe(Strict):
@@ -89,26 +100,24 @@ def read_recipe(path: Path) -> Recipe:
         raise InputError(f"{path}{': ' + field if field else ''}", first["msg"].removeprefix("Value error, ")) from None
 
 
-def choose(grid: pd.DataFrame, by: Criterion = "accuracy") -> tuple[dict[str, Any], list[Step]]:
+def choose(grid: pd.DataFrame, keys: Sequence[str] | None = None) -> tuple[dict[str, Any], list[Step]]:
     """The chosen row of the grid, and the rules that led to it.
 
     The paper says only "highest accuracy"; ten examples give eleven levels of it. Ties go to the higher mean gold
     margin, then to the smaller fraction, then to the lower layer.
 
     Args:
-        by: the column that decides first; `exact_match` needs a grid that has it.
+        keys: columns of the grid; the largest value of the first one wins, ties go to the next one. `-fraction`: the
+            smallest fraction wins. By default those of the grid's criterion, which are accuracy and margin if it names
+            none.
     """
     left = grid[grid.layer != UNPRUNED]
     trail = []
-    for rule, column, best in (
-        (by.replace("_", " "), by, "max"),
-        ("mean gold margin", "margin", "max"),
-        ("smaller fraction", "fraction", "min"),
-        ("lower layer", "layer", "min"),
-    ):
-        value = getattr(left[column], best)()
-        left = left[left[column] == value]
-        trail.append(Step(rule=rule, best=float(value), tied=len(left)))
+    for key in dict.fromkeys((*(keys or grid.attrs.get("keys", ACCURACY)), "-fraction", "-layer")):
+        column = left[key.removeprefix("-")]
+        value = column.min() if key.startswith("-") else column.max()
+        left = left[column == value]
+        trail.append(Step(rule=RULES.get(key, key.replace("_", " ")), best=float(value), tied=len(left)))
         if len(left) == 1:
             break
     # Not iloc[0]: a row as a series is all floats, and its layer would be 4.0.
@@ -119,7 +128,6 @@ def make_recipe(
     grid: pd.DataFrame,
     scores: Scores,
     *,
-    by: Criterion = "accuracy",
     model: str = "",
     benchmark: str = "",
     base_sha256: str | None = None,
@@ -127,12 +135,13 @@ def make_recipe(
     """The recipe of the pair that `choose` takes from the grid.
 
     Args:
-        by: the column of the grid that decides, `accuracy` or `exact_match`.
         model: names of the model and the benchmark, for the reader of the recipe.
         base_sha256: hash of the model's directory, without which the recipe applies to models in memory only.
     """
-    chosen, trail = choose(grid, by)
+    chosen, trail = choose(grid)
     unpruned = grid[grid.layer == UNPRUNED].iloc[0]
+    measured = (chosen["accuracy"], chosen["margin"], unpruned.accuracy, unpruned.margin)
+    accuracy, margin, base_accuracy, base_margin = (None if pd.isna(value) else float(value) for value in measured)
     layers, width = scores.values.shape
     layer, fraction = int(chosen["layer"]), float(chosen["fraction"])
     return Recipe(
@@ -147,10 +156,10 @@ def make_recipe(
         neurons=prominent_neurons(scores.ranked[layer], fraction).tolist(),
         adaptation=AdaptationResult(
             n=scores.header["n"],
-            accuracy=chosen["accuracy"],
-            margin=chosen["margin"],
-            base_accuracy=unpruned.accuracy,
-            base_margin=unpruned.margin,
+            accuracy=accuracy,
+            margin=margin,
+            base_accuracy=base_accuracy,
+            base_margin=base_margin,
         ),
         trail=trail,
     )

@@ -13,7 +13,7 @@ import pandas as pd
 from tasks.method.neurons import top_neurons
 from tasks.method.options import Search
 from tasks.method.pairs import COLUMNS, UNPRUNED, Pairs, every_pair
-from tasks.method.recipe import Criterion, choose
+from tasks.method.recipe import ACCURACY, choose
 from tasks.runtime.errors import InputError
 
 
@@ -32,9 +32,9 @@ class Strategy(Protocol):
     """Decides which pairs to look at."""
 
     def __call__(
-        self, scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, by: Criterion = "accuracy"
+        self, scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, keys: Sequence[str] = ACCURACY
     ) -> pd.DataFrame:
-        """The grid of the pairs that it looked at; `by` is the column that it goes by."""
+        """The grid of the pairs that it looked at; `keys` are those that it chooses by (`choose`)."""
 
 
 STRIDE = 4  # coarse_to_fine: every so many layers
@@ -42,21 +42,21 @@ PROMINENT = 0.05  # layer_subset: the part of a layer's neurons whose scores sta
 
 
 def exhaustive(
-    scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, by: Criterion = "accuracy"
+    scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, keys: Sequence[str] = ACCURACY
 ) -> pd.DataFrame:
     """Every layer x every fraction (2507.09185 Alg. 1)."""
     return evaluate(every_pair(len(scores), fractions))
 
 
 def coarse_to_fine(
-    scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, by: Criterion = "accuracy"
+    scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, keys: Sequence[str] = ACCURACY
 ) -> pd.DataFrame:
     """Every fourth layer at the smallest, middle and largest fraction, then all fractions around the best of these."""
     layers = len(scores)
     few = sorted({fractions[0], fractions[len(fractions) // 2], fractions[-1]})
     coarse = dict.fromkeys(range(min(STRIDE // 2, layers - 1), layers, STRIDE), few)
     grid = evaluate(coarse)
-    best = int(choose(grid, by)[0]["layer"])
+    best = int(choose(grid, keys)[0]["layer"])
     fine = {
         layer: [p for p in fractions if p not in coarse.get(layer, ())]
         for layer in range(max(0, best - STRIDE + 1), min(layers, best + STRIDE))
@@ -66,7 +66,7 @@ def coarse_to_fine(
 
 
 def layer_subset(
-    scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, by: Criterion = "accuracy"
+    scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, keys: Sequence[str] = ACCURACY
 ) -> pd.DataFrame:
     """All fractions of a quarter of the layers: those whose most prominent neurons have the highest scores in sum."""
     number = max(1, int(PROMINENT * scores.shape[1]))
@@ -76,14 +76,15 @@ def layer_subset(
 
 
 def dropping(
-    scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, by: Criterion = "accuracy"
+    scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, keys: Sequence[str] = ACCURACY
 ) -> pd.DataFrame:
     """Every pair, pack by pack; one that cannot reach the best any more is dropped and not in the grid.
 
     The choice is that of the exhaustive search: a pair is dropped when it would fall behind even with all rows left
     right. It saves something where the adaptation set fills several packs (ten short prompts are one).
     """
-    pairs, columns = every_pair(len(scores), fractions), list(dict.fromkeys(["accuracy", by, "margin"]))
+    pairs, by = every_pair(len(scores), fractions), keys[0]
+    columns = list(dict.fromkeys(["accuracy", by, "margin"]))
     sums = grid = pd.DataFrame()
     for number, size in enumerate(evaluate.sizes):
         grid = evaluate(pairs, number).set_index(["layer", "fraction"])
@@ -128,7 +129,7 @@ def at_depths(depths: Sequence[float]) -> Strategy:
     """
 
     def from_cell(
-        scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, by: Criterion = "accuracy"
+        scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, keys: Sequence[str] = ACCURACY
     ) -> pd.DataFrame:
         layers = len(scores)
         nearest = [int(depth * (layers - 1) + 0.5) for depth in depths]

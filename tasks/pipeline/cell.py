@@ -67,6 +67,11 @@ class Cell:
         return self.directory / "samples.jsonl"
 
     @property
+    def unlabeled(self) -> Path:
+        """Further train rows, without their labels."""
+        return self.directory / "unlabeled.jsonl"
+
+    @property
     def preflight(self) -> Path:
         """How the unpruned model answers some train rows (`tasks.method.preflight`)."""
         return self.directory / "preflight.json"

@@ -5,7 +5,7 @@ import sys
 
 from tasks.benchmarks.table import encode_rows, read_split
 from tasks.evidence.preflight_note import warning
-from tasks.method.adaptation_set import draw
+from tasks.method.adaptation_set import draw, draw_unlabeled
 from tasks.method.preflight import preflight
 from tasks.models.loading import load
 from tasks.models.stack import DecoderStack
@@ -18,8 +18,8 @@ def sample(cell: Cell) -> None:
     """Writes the `adaptation.size` rows of the train split with the smallest seeded hashes of prompt and options.
 
     With `selection: correct` or `wrong`, only rows that the unpruned model answers correctly or wrongly. Adding or
-    removing k rows of the split changes at most k rows of the set. Writes how the unpruned model answers them and some
-    other train rows, too, and warns where it answers with one option.
+    removing k rows of the split changes at most k rows of the set. Writes the next `adaptation.unlabeled` rows without
+    their labels, too, and how the unpruned model answers all of these rows; warns where it answers with one option.
 
     Raises:
         InputError: as `draw`; or a test row for `evaluate` or `transfer` does not fit the model.
@@ -31,10 +31,12 @@ def sample(cell: Cell) -> None:
     encode_rows(tested, loaded.tokenizer, stack.context, warn=False)  # fails now instead of hours later
     train, settings = read_split(cell.train), cell.settings.adaptation
     chosen = draw(train, stack, loaded.tokenizer, settings)
-    found = preflight(stack, loaded.tokenizer, train, chosen, settings.seed)
+    unlabeled = draw_unlabeled(train, chosen, stack, loaded.tokenizer, settings)
+    found = preflight(stack, loaded.tokenizer, chosen, unlabeled)
     if line := warning(found):
         print(f"warning: {line}", file=sys.stderr)
     write_json(cell.preflight, found)
+    write_jsonl(cell.unlabeled, json.loads(unlabeled.to_json(orient="records")))
     write_jsonl(cell.samples, json.loads(chosen.to_json(orient="records")))
 
 

@@ -1,17 +1,21 @@
 """search: accuracy and gold margin of (layer, fraction) pairs on the adaptation set."""
 
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from tasks.benchmarks.table import encode_rows
-from tasks.method.algorithm import search_grid
+from tasks.method.algorithm import grid_on, search_grid
+from tasks.method.criteria import ranked_by
 from tasks.method.grid import Grid
 from tasks.method.options import Search
 from tasks.method.scores import read_scores
 from tasks.method.strategies import best_depths
 from tasks.models.hashing import recorded_hash
 from tasks.models.loading import load
+from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.step import run_step
@@ -24,18 +28,36 @@ from tasks.runtime.work import run_parts, worker_pool
 
 def search(cell: Cell) -> None:
     """Writes the grid. It uses the labels of the adaptation set and no test row."""
-    settings, scores = search_of(cell), read_scores(cell.scores)
-    inputs = [recorded_hash(cell.model_dir), *map(sha256_file, (cell.samples, cell.scores))]
-    with worker_pool(partial(adaptation_grid, cell)) as workers:
+    settings, precision = search_of(cell), cell.settings.precision.search
+    if settings.reads_unlabeled and not read_jsonl(cell.unlabeled):
+        problem = f"{settings.criterion} needs train rows beside the adaptation set, and none fit; use paper"
+        raise InputError("search.criterion", problem)
+    found, how = searched(cell, cell.samples, settings, precision)
+    others = searched(cell, cell.unlabeled, settings, how["precision"])[0] if settings.reads_unlabeled else None
+    grid = ranked_by(settings.criterion, found, others, [row["gold"] for row in read_jsonl(cell.samples)])
+    grid.attrs.update({"strategy": settings.strategy, "criterion": settings.criterion} | how)
+    write_parquet(cell.grid, grid)
+    for path in (cell.samples, cell.unlabeled):
+        journal_of(cell, path).unlink(missing_ok=True)
+
+
+def searched(cell: Cell, rows: Path, settings: Search, precision: Precision) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The grid on some rows, and how it was computed. Its journal stays."""
+    scores = read_scores(cell.scores)
+    inputs = [recorded_hash(cell.model_dir), *map(sha256_file, (rows, cell.scores)), settings.criterion]
+    with worker_pool(partial(grid_of, cell, rows)) as workers:
         products = workers.attribute("products")
-        journal = Journal(cell.scratch / "search.jsonl", journal_key([*inputs, products]))
+        journal = Journal(journal_of(cell, rows), journal_key([*inputs, products]))
         sizes = workers.attribute("sizes")
         with progress("search", len(sizes) * (1 + len(scores.values))) as advance:
-            run, precision = partial(run_parts, workers, journal=journal), cell.settings.precision.search
+            run = partial(run_parts, workers, journal=journal)
             frame, settled = search_grid(run, sizes, scores, settings, precision, advance)
-    frame.attrs.update({"strategy": settings.strategy, "products": products} | settled.as_json())
-    write_parquet(cell.grid, frame)
-    journal.remove()
+    return frame, {"products": products} | settled.as_json()
+
+
+def journal_of(cell: Cell, rows: Path) -> Path:
+    """Where the finished parts of the grid on these rows are kept."""
+    return cell.scratch / ("search.jsonl" if rows == cell.samples else f"search-{rows.name}")
 
 
 def search_of(cell: Cell) -> Search:
@@ -62,13 +84,12 @@ def search_of(cell: Cell) -> Search:
     return settings
 
 
-def adaptation_grid(cell: Cell) -> Grid:
-    """The grid on the adaptation set."""
+def grid_of(cell: Cell, path: Path) -> Grid:
+    """The grid on the adaptation set, or on rows without labels."""
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
-    rows = encode_rows(pd.DataFrame(read_jsonl(cell.samples)), loaded.tokenizer, stack.context)
-    scores = read_scores(cell.scores)
-    return Grid(stack, rows.encoded, rows.gold, scores.ranked, scores.projection)
+    rows = encode_rows(pd.DataFrame(read_jsonl(path)), loaded.tokenizer, stack.context)
+    return grid_on(stack, loaded.tokenizer, rows, read_scores(cell.scores), cell.settings.search)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ def compute(context: StudyContext, part: str) -> list[Record]:
         if name == "base":
             answers, examples, labels, settings = context.base, 0, 0, {}
         else:
-            fit_data = FitData(context.loaded, context.stack, samples, selection_rows, int(seed or 0))
+            fit_data = FitData(
+                context.loaded, context.stack, samples, selection_rows, int(seed or 0), context.unlabeled
+            )
             fitted = systems(context.cell)[name](fit_data)
             with fitted.applied() as answer:
                 answers = answer(test.encoded)

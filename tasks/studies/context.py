@@ -16,7 +16,7 @@ from tasks.benchmarks.prepare import prepare
 from tasks.benchmarks.scoring import Answers, answers_unedited, answers_without
 from tasks.benchmarks.table import Rows, encode_rows, read_split
 from tasks.evidence.statistics import mcnemar, standard_error
-from tasks.method.adaptation_set import draw
+from tasks.method.adaptation_set import draw, draw_unlabeled
 from tasks.method.algorithm import Run, adapt, search_rows
 from tasks.method.options import Adaptation, Attribution
 from tasks.method.recipe import Recipe, make_recipe, read_recipe
@@ -93,6 +93,12 @@ class StudyContext:
         return self.encoded(pd.DataFrame(read_jsonl(self.cell.samples)))
 
     @cached_property
+    def unlabeled(self) -> Rows | None:
+        """The train rows that the cell's criterion reads without their labels; None where there are none."""
+        table = pd.DataFrame(read_jsonl(self.cell.unlabeled))
+        return self.encoded(table) if len(table) else None
+
+    @cached_property
     def test(self) -> Rows:
         return self.encoded(read_split(self.cell.test, self.run.test or self.cell.benchmark_spec.limits.test))
 
@@ -140,9 +146,11 @@ class StudyContext:
         if own and train is None:
             return self.recipe, None
         started = time.monotonic()
-        table = draw(self.train if train is None else train, self.stack, self.loaded.tokenizer, adaptation)
+        split = self.train if train is None else train
+        table = draw(split, self.stack, self.loaded.tokenizer, adaptation)
+        unlabeled = draw_unlabeled(split, table, self.stack, self.loaded.tokenizer, adaptation)
         search, precision = self.settings.search, self.settings.precision.search
-        inputs = [table.to_json(), attribution.model_dump(), search.model_dump(), precision]
+        inputs = [table.to_json(), unlabeled.to_json(), attribution.model_dump(), search.model_dump(), precision]
         with self._resumable(inputs) as computing:
             adapted = adapt(
                 self.stack,
@@ -151,6 +159,7 @@ class StudyContext:
                 attribution=attribution,
                 search=search,
                 precision=precision,
+                unlabeled=unlabeled if len(unlabeled) else None,
                 computing=computing,
             )
         return adapted.recipe, time.monotonic() - started
@@ -188,7 +197,10 @@ class StudyContext:
 
     def search(self, rows: Rows) -> Recipe:
         """The recipe that the cell's scores and search settings choose on these rows."""
-        grid, _ = search_rows(self.stack, rows, self.scores, self.settings.search, self.settings.precision.search)
+        search, precision = self.settings.search, self.settings.precision.search
+        grid, _ = search_rows(
+            self.stack, self.loaded.tokenizer, rows, self.scores, search, precision, unlabeled=self.unlabeled
+        )
         return make_recipe(grid, self.scores)
 
     # -- evaluation ---------------------------------------------------------------------------------------------------

@@ -5,13 +5,10 @@ an answer if and only if each of its tokens is the most probable one after those
 benchmark, the study takes benchmarks with free answers, where any accepted answer is right.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
 import pandas as pd
 
-from tasks.benchmarks.scoring import Answers, answers_unedited
-from tasks.benchmarks.table import Rows, exact_matches
+from tasks.benchmarks.scoring import answers_unedited
+from tasks.benchmarks.table import exact_matches
 from tasks.method.adaptation_set import draw
 from tasks.method.algorithm import score_rows, search_rows
 from tasks.method.recipe import Recipe, make_recipe
@@ -53,16 +50,10 @@ def compute(context: StudyContext, part: str) -> list[Record]:
 def _chosen(context: StudyContext, benchmark: str) -> tuple[Recipe, float]:
     """The recipe with the most exact matches on the examples, and their rate."""
     table, scores = _examples(context, benchmark)
-    samples = context.encoded(table)
-
-    def exact(answers: Answers, units: Sequence[int]) -> np.ndarray:
-        part = Rows(samples.table.iloc[list(units)], [samples.encoded[unit] for unit in units])
-        models = range(len(answers.logprobs[0]))
-        return np.stack([exact_matches(context.loaded.tokenizer, part, answers, model) for model in models])
-
-    settings = context.settings
-    grid, _ = search_rows(context.stack, samples, scores, settings.search, settings.precision.search, exact)
-    recipe = make_recipe(grid, scores, by="exact_match")
+    search = context.settings.search.model_copy(update={"criterion": "exact_match"})
+    rows, precision = context.encoded(table), context.settings.precision.search
+    grid, _ = search_rows(context.stack, context.loaded.tokenizer, rows, scores, search, precision)
+    recipe = make_recipe(grid, scores)
     return recipe, recipe.trail[0].best
 
 

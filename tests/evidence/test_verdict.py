@@ -163,6 +163,11 @@ def test_trail_in_words() -> None:
         "Of 3 pairs, the smallest fraction is 5 %: 2 pairs are tied.",
         "Of 2 pairs, the lowest layer is 4: one pair is left.",
     ]
+    steps = [("within one standard error of the best accuracy", 1.0, 9), ("mean gold log-probability", -0.5, 1)]
+    assert trail({"trail": [{"rule": r, "best": b, "tied": t} for r, b, t in steps]}, 240) == [
+        "Of 240 pairs, the accuracy of some is within one error of the best: 9 pairs are tied.",
+        "Of 9 pairs, the highest mean gold log-probability is −0.500: one pair is left.",
+    ]
 
 
 def test_numbers() -> None:

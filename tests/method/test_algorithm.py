@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from tasks.comparison.steering import mlp_activations, mlp_outputs
 from tasks.method.algorithm import adapt
+from tasks.method.criteria import CRITERIA
 from tasks.method.options import Attribution, Search
 from tasks.method.recipe import Recipe
 from tasks.method.silence import Neurons, silence, silenced
@@ -37,6 +39,10 @@ EXAMPLES = [
     {"prompt": f"a {word} film {number} :", "options": [" bad", " good"], "gold": number % 2}
     for number, word in enumerate(["warm", "dull", "fine", "long", "cold", "short"])
 ]
+UNLABELED = [
+    {"prompt": f"a {word} film {number} :", "options": [" bad", " good"]}
+    for number, word in enumerate(["warm", "dull", "fine", "long", "cold", "short", "new", "old"])
+]
 QUICK = Attribution(quadrature="riemann_right", steps=2)
 
 
@@ -50,6 +56,36 @@ def test_the_model_is_left_as_it_was(strategy):
     assert found.recipe.adaptation.n == len(EXAMPLES)
     order = np.argsort(-found.scores.ranked[found.recipe.layer], kind="stable")
     assert found.recipe.neurons == sorted(order[: int(found.recipe.fraction * 48 + 0.5)].tolist())
+
+
+@pytest.mark.parametrize("criterion", ["exact_match", *CRITERIA])
+def test_every_criterion_chooses_a_pair_and_says_why(criterion):
+    given, _ = fit_data()
+    search = Search(fractions=[0.1, 0.3], criterion=criterion)
+    adapted = partial(adapt, given.loaded.model, given.loaded.tokenizer, EXAMPLES, attribution=QUICK, search=search)
+    found = adapted(unlabeled=UNLABELED)
+    key = found.grid.attrs["keys"][0]
+    best = found.grid[found.grid.layer >= 0][key].max()
+    row = found.grid[(found.grid.layer == found.recipe.layer) & (found.grid.fraction == found.recipe.fraction)]
+    assert row[key].item() == best == found.recipe.trail[0].best
+    assert "logprobs" not in found.grid
+    other = adapted(unlabeled=UNLABELED[:2]).grid
+    assert search.reads_unlabeled != other.equals(found.grid), "it reads the unlabeled rows, or it does not"
+
+
+def test_mutual_information_needs_no_labels_and_the_others_do():
+    given, _ = fit_data()
+    adapted = partial(adapt, given.loaded.model, given.loaded.tokenizer, attribution=QUICK)
+    search = Search(fractions=[0.1, 0.3], criterion="mutual_information")
+    labeled, found = (adapted(rows, search=search) for rows in (EXAMPLES, UNLABELED[:6]))
+    assert found.recipe.adaptation.model_dump() == {"n": 6} | dict.fromkeys(
+        ("accuracy", "margin", "base_accuracy", "base_margin")
+    )
+    assert (found.recipe.layer, found.recipe.neurons) == (labeled.recipe.layer, labeled.recipe.neurons)
+    assert Recipe.model_validate_json(found.recipe.model_dump_json(), strict=True) == found.recipe
+    for criterion in ("paper", "information_and_labels"):
+        with pytest.raises(InputError, match=f"gold: is missing in the examples, and search.criterion {criterion} "):
+            adapted(UNLABELED[:6], search=Search(criterion=criterion))
 
 
 @pytest.mark.parametrize(

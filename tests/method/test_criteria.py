@@ -1,6 +1,8 @@
 """Selection criteria against plain loops over pairs, and on surfaces whose right choice is known."""
 
 import math
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.method import criteria
-from tasks.method.criteria import CRITERIA, Seen, choose_index, mutual_information, normalised
+from tasks.method.criteria import CRITERIA, Seen, choose_index, mutual_information, normalised, ranked_by
+from tasks.method.options import Search
+from tasks.method.pairs import UNPRUNED
 from tasks.method.recipe import choose
 
 LAYERS, FRACTIONS = 4, 3
@@ -60,17 +64,41 @@ def test_the_choice_has_the_largest_value(name, seed):
     s = seen(seed)
     values = [plain_value(name, s, model) for model in range(1, 1 + LAYERS * FRACTIONS)]
     keys, _ = CRITERIA[name](s)
-    assert keys[0] == pytest.approx(values, abs=1e-9)
+    assert next(iter(keys.values())) == pytest.approx(values, abs=1e-9)
     assert values[choose_index(s, name) - 1] == pytest.approx(max(values))
 
 
+@pytest.mark.parametrize("name", CRITERIA)
 @given(seed=st.integers(0, 10**6))
-def test_the_papers_criterion_is_that_of_the_step(seed):
+def test_a_search_chooses_what_the_comparison_of_criteria_chooses(name, seed):
     s = seen(seed)
-    pairs = [(layer, (1 + step) / 10) for layer in range(LAYERS) for step in range(FRACTIONS)]
-    grid = pd.DataFrame(pairs, columns=["layer", "fraction"]).assign(accuracy=s.accuracy[1:], margin=s.margin[1:])
-    row, _ = choose(grid)
-    assert pairs[choose_index(s, "paper") - 1] == (row["layer"], row["fraction"])
+    pairs = [(UNPRUNED, 0.0)]
+    pairs += [(layer, (1 + step) / 10) for layer in range(LAYERS) for step in range(FRACTIONS)]
+    grid = pd.DataFrame(pairs, columns=["layer", "fraction"]).assign(accuracy=s.accuracy, margin=s.margin)
+    grid["logprobs"], other = pd.Series(list(s.labeled), dtype=object), grid.copy()
+    other["logprobs"] = pd.Series(list(s.unlabeled), dtype=object)
+    row, trail = choose(ranked_by(name, grid, other, s.gold))
+    assert pairs[choose_index(s, name)] == (row["layer"], row["fraction"])
+    assert trail[-1].tied == 1
+
+
+def test_the_settings_offer_every_criterion_and_say_what_it_reads():
+    offered = get_args(Search.model_fields["criterion"].annotation)
+    assert sorted(offered) == sorted(["exact_match", *CRITERIA])
+    s = seen(0)
+    nothing = np.full_like(s.unlabeled, np.nan)
+    for name in CRITERIA:
+        search = Search(criterion=name)
+        blind = choose_index(replace(s, unlabeled=nothing), name), choose_index(replace(s, gold=s.gold * 0), name)
+        assert search.reads_unlabeled or blind[0] == choose_index(s, name)
+        assert search.reads_labels or blind[1] == choose_index(s, name)
+
+
+@pytest.mark.parametrize("strategy", ["coarse_to_fine", "dropping"])
+def test_a_strategy_that_goes_by_accuracy_takes_no_other_criterion(strategy):
+    with pytest.raises(ValueError, match=f"criterion: {strategy} goes by accuracy, so it must be paper or exact_match"):
+        Search(strategy=strategy, criterion="halves")
+    assert Search(strategy=strategy, criterion="exact_match").criterion == "exact_match"
 
 
 @given(seed=st.integers(0, 10**6))

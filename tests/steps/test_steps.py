@@ -107,6 +107,7 @@ def test_every_step_writes_the_same_bytes_again(finished):
     assert set(before) == {
         *(
             "samples.jsonl",
+            "unlabeled.jsonl",
             "preflight.json",
             "scores.safetensors",
             "grid.parquet",
@@ -130,11 +131,13 @@ def test_before_all_else_some_train_rows_are_answered(finished, capsys):
     found, samples = read_json(finished.preflight), read_jsonl(finished.samples)
     train = pd.read_parquet(finished.train)
     others = train[~train["id"].isin([row["id"] for row in samples])]
-    asked = pd.concat([pd.DataFrame(samples), draw_rows(others, 30)])
+    unlabeled = draw_rows(others, 50)
+    assert read_jsonl(finished.unlabeled) == json.loads(unlabeled.drop(columns="gold").to_json(orient="records"))
+    asked = pd.concat([pd.DataFrame(samples), unlabeled])
     given = option_logprobs(load(finished.model_dir), asked["prompt"].tolist(), [list(o) for o in asked["options"]])
     predicted = [int(values.argmax()) for values in given]
     assert found["predicted"] == [predicted.count(0), predicted.count(1)]
-    assert (found["n"], found["labeled"]) == (36, 6)
+    assert (found["n"], found["labeled"]) == (56, 6)
     right = [p == row["gold"] for p, row in zip(predicted, samples, strict=False)]
     assert found["accuracy"] == pytest.approx(np.mean(right))
 
@@ -271,6 +274,35 @@ def test_in_memory_the_method_gives_the_bytes_of_the_steps(finished):
     pd.testing.assert_frame_equal(found.grid, pd.read_parquet(finished.grid), check_exact=True)
     recipe = read_json(finished.pruned)
     assert found.recipe.model_dump() | {name: recipe[name] for name in ("model", "benchmark", "base_sha256")} == recipe
+
+
+@pytest.mark.parametrize("criterion", ["exact_match", "prior_corrected", "mutual_information"])
+def test_another_criterion_chooses_as_in_memory_and_is_named(tmp_path, criterion):
+    cell = write_project(tmp_path, search={"fractions": [0.1, 0.4], "criterion": criterion})
+    for step in (model, data, sample, score, search, prune):
+        step(cell)
+    loaded, settings, examples = load(cell.model_dir), cell.settings, read_jsonl(cell.samples)
+    found = adapt(
+        *(loaded.model, loaded.tokenizer, examples),
+        attribution=settings.attribution,
+        search=settings.search,
+        unlabeled=read_jsonl(cell.unlabeled),
+    )
+    grid, recipe = pd.read_parquet(cell.grid), read_recipe(cell.pruned)
+    pd.testing.assert_frame_equal(found.grid, grid, check_exact=True)
+    assert found.recipe.trail == recipe.trail
+    assert grid.attrs["criterion"] == criterion
+    assert not list(cell.scratch.glob("*.jsonl")), "a journal was left behind"
+
+
+def test_a_criterion_without_its_rows_is_refused(tmp_path):
+    cell = write_project(tmp_path, search={"fractions": [0.4], "criterion": "mutual_information"})
+    for step in (model, data, sample, score):
+        step(cell)
+    cell.unlabeled.write_text("")
+    with pytest.raises(InputError, match=r"search\.criterion: mutual_information needs train rows beside"):
+        search(cell)
+    assert not cell.grid.exists()
 
 
 def test_the_recipe_names_the_best_scored_neurons_of_the_best_pair(finished):
