@@ -43,7 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tiny = sys.modules.get("tests.tiny")
     families = {*tiny.ALL, *tiny.MIXTURES} - {*USUAL_FAMILIES} if tiny else set()
     for item in items:
-        if hasattr(item, "callspec") and item.callspec.params.get("family") in families:
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if any(isinstance(value, str) and value in families for value in values):
             item.add_marker(pytest.mark.slow)
     longest: dict[str, float] = {}
     groups: dict[pytest.Item, str] = {}
