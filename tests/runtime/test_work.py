@@ -27,7 +27,7 @@ from tasks.runtime.work import WorkerPool, run_parts, worker_pool
 from tasks.steps.prune import prune
 from tasks.steps.sample import sample
 from tasks.steps.score import score
-from tasks.steps.search import adaptation_grid, search
+from tasks.steps.search import grid_of, search
 from tasks.steps.transfer import transfer
 from tests.runtime.squares import Squares
 from tests.steps.test_steps import data, model, write_project
@@ -261,7 +261,7 @@ def test_values_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             score(cell)
-            grid = adaptation_grid(cell)
+            grid = grid_of(cell, cell.samples)
             parts = parts_of(every_pair(3, (0.1, 0.4)), len(grid.sizes))
             found.append((sha256_file(cell.scores), [grid.compute(part) for part in parts]))
     finally:
