@@ -100,7 +100,8 @@ def page(results: list[dict[str, Any]]) -> str:
         "Made by `python -m bench.choice` from [choice/](choice/), one file for each cell, which `dsm study choice` "
         "writes. The plan, written before, is [choice.md](choice.md): what the criteria are, what gain, harm, help, "
         "regret and abstained mean. Gains are differences of accuracy on test rows, means over 200 draws of ten "
-        "labeled rows; ± is the standard error between cells.",
+        "labeled rows; ± is the standard error between cells. `search.criterion` offers each criterion, "
+        "without abstention.",
     ]
     if design and report:
         found = decide(design, report)
