@@ -106,9 +106,9 @@ def test_packages_compute_nothing():
 
 # Other values of every setting that a step may read; those that its stage names are put back.
 OTHER = {
-    "adaptation": {"size": 5, "seed": 3, "selection": "random"},
+    "adaptation": {"size": 5, "seed": 3, "selection": "random", "unlabeled": 7},
     "attribution": {"method": "activation", "ranking": "absolute"},
-    "search": {"strategy": "layer_subset", "fractions": [0.3]},
+    "search": {"strategy": "layer_subset", "fractions": [0.3], "criterion": "exact_match"},
     "evaluation": {"control_seeds": [7]},
     "precision": {"search": "bfloat16", "evaluate": "bfloat16", "transfer": "bfloat16"},
 }

@@ -44,7 +44,8 @@ def study(cell: Cell, name: str) -> None:
         settings.precision.evaluate,
         benchmark_hash(cell.benchmark_spec, cell.root, field=cell.benchmark),
         recorded_hash(cell.model_dir),
-        *(sha256_file(path) for path in (cell.train, cell.test, cell.samples, cell.scores, cell.pruned, cell.transfer)),
+        *map(sha256_file, (cell.train, cell.test, cell.samples, cell.unlabeled)),
+        *map(sha256_file, (cell.scores, cell.pruned, cell.transfer)),
     ]
     journal = Journal(cell.scratch / f"study-{name}.jsonl", journal_key(inputs))
     with worker_pool(partial(Worker, cell, run)) as workers:

@@ -94,9 +94,10 @@ class StudyContext:
 
     @cached_property
     def unlabeled(self) -> Rows | None:
-        """The train rows that the cell's criterion reads without their labels; None where there are none."""
-        table = pd.DataFrame(read_jsonl(self.cell.unlabeled))
-        return self.encoded(table) if len(table) else None
+        """The train rows that the cell's criterion reads without their labels; None if it reads none."""
+        if not self.settings.search.reads_unlabeled:
+            return None
+        return self.encoded(pd.DataFrame(read_jsonl(self.cell.unlabeled)))
 
     @cached_property
     def test(self) -> Rows:
@@ -148,9 +149,17 @@ class StudyContext:
         started = time.monotonic()
         split = self.train if train is None else train
         table = draw(split, self.stack, self.loaded.tokenizer, adaptation)
-        unlabeled = draw_unlabeled(split, table, self.stack, self.loaded.tokenizer, adaptation)
         search, precision = self.settings.search, self.settings.precision.search
-        inputs = [table.to_json(), unlabeled.to_json(), attribution.model_dump(), search.model_dump(), precision]
+        unlabeled = None
+        if search.reads_unlabeled:
+            unlabeled = draw_unlabeled(split, table, self.stack, self.loaded.tokenizer, adaptation)
+        inputs = [
+            table.to_json(),
+            unlabeled is not None and unlabeled.to_json(),
+            attribution.model_dump(),
+            search.model_dump(),
+            precision,
+        ]
         with self._resumable(inputs) as computing:
             adapted = adapt(
                 self.stack,
@@ -159,7 +168,7 @@ class StudyContext:
                 attribution=attribution,
                 search=search,
                 precision=precision,
-                unlabeled=unlabeled if len(unlabeled) else None,
+                unlabeled=unlabeled,
                 computing=computing,
             )
         return adapted.recipe, time.monotonic() - started

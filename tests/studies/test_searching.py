@@ -1,4 +1,4 @@
-"""A study searches as its cell does: with each strategy, the same choice as the steps `search` and `prune`."""
+"""A study searches as its cell does: with each strategy and criterion, the same choice as the steps."""
 
 import numpy as np
 import pandas as pd
@@ -25,9 +25,14 @@ from tasks.studies.systems import systems
 from tests.steps.test_steps import write_project
 
 
+WAYS = {name: {"strategy": name} for name in STRATEGIES} | {
+    name: {"strategy": "exhaustive", "criterion": name} for name in ("exact_match", "information_and_labels")
+}
+
+
 @pytest.fixture(scope="module")
 def contexts(tmp_path_factory):
-    """Strategy -> a context on a cell that was searched with it; the smallest strides, for three layers."""
+    """A context for each of `WAYS` on a cell that was searched in it; the smallest strides, for three layers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.method.strategies.STRIDE", 1)
         cell = write_project(tmp_path_factory.mktemp("project"))
@@ -36,24 +41,25 @@ def contexts(tmp_path_factory):
         path = cell.root / "params.yaml"
         params = yaml.safe_load(path.read_text())
         found = {}
-        for strategy in STRATEGIES:
-            params["search"]["strategy"] = strategy
+        for name, way in WAYS.items():
+            params["search"] |= way
             path.write_text(yaml.safe_dump(params))
             own = open_cell(root=cell.root)
             search(own)
             prune(own)
             context = StudyContext(own, StudyRun(study="seeds", model="tiny", benchmark="reviews"))
-            assert context.recipe  # read before the next strategy writes another
-            found[strategy] = context, pd.read_parquet(own.grid), read_recipe(own.pruned)
+            assert context.recipe  # read before the next way writes another
+            found[name] = context, pd.read_parquet(own.grid), read_recipe(own.pruned)
         yield found
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_study_chooses_what_the_step_chooses(contexts, strategy):
-    context, _, recipe = contexts[strategy]
-    choice = context.search(context.samples)
-    assert (choice.layer, choice.fraction, choice.neurons) == (recipe.layer, recipe.fraction, recipe.neurons)
-    assert choice.trail == recipe.trail
+@pytest.mark.parametrize("name", WAYS)
+def test_a_study_chooses_what_the_step_chooses(contexts, name):
+    context, _, recipe = contexts[name]
+    again, _ = context.adapt(train=context.train)
+    for choice in (context.search(context.samples), again):
+        assert (choice.layer, choice.fraction, choice.neurons) == (recipe.layer, recipe.fraction, recipe.neurons)
+        assert choice.trail == recipe.trail
 
 
 def test_the_strategies_do_not_all_choose_the_same(contexts):
