@@ -24,7 +24,6 @@ from tasks.studies.generating import compute as generation
 from tasks.studies.systems import systems
 from tests.steps.test_steps import write_project
 
-
 WAYS = {name: {"strategy": name} for name in STRATEGIES} | {
     name: {"strategy": "exhaustive", "criterion": name} for name in ("exact_match", "information_and_labels")
 }
