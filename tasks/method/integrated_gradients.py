@@ -27,7 +27,7 @@ from tasks.method.quadrature import Integral, Rule, adaptive_rule, integrate_all
 from tasks.method.targets import target_of
 from tasks.models.memory import room, with_less
 from tasks.models.stack import DecoderStack, Projection, Residuals
-from tasks.models.sweep import Found, Path, Target, finish
+from tasks.models.sweep import Path, PathResult, Target, finish
 from tasks.models.sweep import gradients as gradients_of
 
 
@@ -91,12 +91,12 @@ class LayerPath:
 
     def evaluate_all(self, wanted: Mapping[int | None, Sequence[float]]) -> dict[int | None, tuple[Tensor, Tensor]]:
         """`evaluate` of several layers, in as few sweeps as memory allows."""
-        found = {
+        totals = {
             layer: (torch.zeros(len(alphas), dtype=torch.float64), self._zeros(layer, len(alphas)))
             for layer, alphas in wanted.items()
         }
         for (layer, part), result in self._swept(wanted):
-            values, gradients = found[layer]
+            values, gradients = totals[layer]
             values[part] += result.totals.double().cpu()
             if layer is None:
                 for at, gradient in result.gradients.items():
@@ -104,7 +104,7 @@ class LayerPath:
             else:
                 gradients[part] += result.gradients[layer].double().cpu()
         return {
-            layer: (values / self.prompts, gradients / self.prompts) for layer, (values, gradients) in found.items()
+            layer: (values / self.prompts, gradients / self.prompts) for layer, (values, gradients) in totals.items()
         }
 
     def at_one(self) -> tuple[Tensor, Tensor]:
@@ -149,13 +149,13 @@ class LayerPath:
 
     def _swept(
         self, wanted: Mapping[int | None, Sequence[float]], by_position: bool = False
-    ) -> Iterator[tuple[tuple[int | None, slice], Found]]:
+    ) -> Iterator[tuple[tuple[int | None, slice], PathResult]]:
         """The parts of what is wanted, of each layer pack by pack, as they are found."""
         for group in self._groups(wanted, by_position):
             places, paths = zip(*group, strict=True)
             yield from zip(places, with_less(partial(self._sweep, paths)), strict=True)
 
-    def _sweep(self, paths: Sequence[Path], share: float) -> list[Found]:
+    def _sweep(self, paths: Sequence[Path], share: float) -> list[PathResult]:
         return gradients_of(self.stack, paths, self._target, room(self.stack.model, share), self.projection)
 
     def _groups(
@@ -212,7 +212,7 @@ def all_scores(
         )
 
     def evaluate(wanted: Mapping[int | None, Sequence[float]]) -> dict[int | None, tuple[Tensor, Tensor]]:
-        found = path.evaluate_all(wanted)
-        return {layer: (values, gradients.flatten(1)) for layer, (values, gradients) in found.items()}
+        results = path.evaluate_all(wanted)
+        return {layer: (values, gradients.flatten(1)) for layer, (values, gradients) in results.items()}
 
     return integrate_all({layer: rule(layer) for layer in layers}, evaluate)

@@ -112,7 +112,7 @@ class LayerCalls:
         at, reads = packed.positions, packed.reads
         allowed: dict[int, Tensor] = {}  # few different masks: full attention, sliding windows
         trees: dict[int, Any] = {}
-        found = []
+        by_layer = []
         for call in self._recorded:
             mask = call.get("attention_mask")
             if id(mask) not in allowed:
@@ -124,8 +124,8 @@ class LayerCalls:
             arguments = call | {"attention_mask": trees[id(mask)], "position_ids": call["position_ids"][:, at]}
             if (rotary := call.get("position_embeddings")) is not None:
                 arguments["position_embeddings"] = tuple(part[:, at.to(part.device)] for part in rotary)
-            found.append(arguments)
-        last = found[-1]
+            by_layer.append(arguments)
+        last = by_layer[-1]
         last["reads"] = {
             "attention_mask": allowed[id(self._recorded[-1].get("attention_mask"))][reads],
             "position_ids": last["position_ids"][:, reads],
@@ -134,4 +134,4 @@ class LayerCalls:
             last["reads"]["position_embeddings"] = tuple(
                 part[:, reads.to(part.device)] for part in last["position_embeddings"]
             )
-        return found
+        return by_layer

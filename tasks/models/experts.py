@@ -107,8 +107,8 @@ class Experts:
         """y [C, N, d_model] of x [N, d_model] with the rows of a projection times `scale`: see `Mlp.scaled`."""
 
         def edit(rows: Tensor, tokens: Tensor, at: slice) -> Tensor:
-            found = rows * scale.to(rows.device)[:, None, at]
-            return found if added is None else found + added.to(rows.device)[:, tokens, at]
+            edited = rows * scale.to(rows.device)[:, None, at]
+            return edited if added is None else edited + added.to(rows.device)[:, tokens, at]
 
         with torch.no_grad():
             routed = self._route(x)
@@ -143,8 +143,8 @@ class Experts:
             length = len(x) // len(scale)
 
             def edit(rows: Tensor, tokens: Tensor, at: slice) -> Tensor:
-                found = rows * scale.to(rows.device)[:, at][tokens // length]
-                return found if added is None else found + added.to(rows.device).flatten(0, 1)[:, at][tokens]
+                edited = rows * scale.to(rows.device)[:, at][tokens // length]
+                return edited if added is None else edited + added.to(rows.device).flatten(0, 1)[:, at][tokens]
 
             return self._through(Routed(x, index, weights), projection, edit)
 
@@ -170,8 +170,8 @@ class Experts:
     def directions(self, neurons: Sequence[int]) -> Tensor:
         """What each neuron writes, [neurons, d_model]: its column of down_proj."""
         experts, rows = np.divmod(np.asarray(neurons, dtype=np.int64), self.each)
-        found: Tensor = self.inside.down_proj[torch.as_tensor(experts), :, torch.as_tensor(rows)]
-        return found
+        columns: Tensor = self.inside.down_proj[torch.as_tensor(experts), :, torch.as_tensor(rows)]
+        return columns
 
     def row_tensors(self, projection: Projection, neurons: np.ndarray) -> list[tuple[Tensor, Any]]:
         """The rows of these neurons in the weights: see `Mlp.row_tensors`."""
@@ -186,10 +186,10 @@ class Experts:
 
     def _route(self, x: Tensor) -> Routed:
         """Where the model's own router sends the tokens x [N, d_model]."""
-        found: list[Routed] = []
+        routed: list[Routed] = []
 
         def stop(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            found.append(Routed(*inputs))
+            routed.append(Routed(*inputs))
             raise Stop
 
         handle = self.inside.register_forward_pre_hook(stop)
@@ -199,7 +199,7 @@ class Experts:
             pass
         finally:
             handle.remove()
-        return found[0]
+        return routed[0]
 
     def _hidden(
         self, routed: Routed, expert: int, pairs: Tensor, projection: Projection = "gate_proj", edit: Edit | None = None
@@ -261,14 +261,14 @@ def experts_of(layer: Any, kind: str) -> Experts | None:
     if len(gates) != 3 or down != (gates[0], gates[2], gates[1] // 2):
         raise InputError("model", refused)
     [activation] = activations_of(inside)
-    found = Experts(block, inside, activation)
+    experts = Experts(block, inside, activation)
     if float(activation(torch.zeros(1))) != 0:
         raise InputError(
             "model", f"{kind}: act(0) of its experts must be 0, or a zeroed row of gate_proj is not silent"
         )
     if not inside.down_proj.is_meta:
-        _check(found, kind)
-    return found
+        _check(experts, kind)
+    return experts
 
 
 @torch.no_grad()

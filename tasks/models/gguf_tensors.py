@@ -95,13 +95,13 @@ def check_report(report: dict[str, Any], *, name: str, field: str) -> None:
     Raises:
         InputError: naming the parameters.
     """
-    for problem, told in (
+    for problem, message in (
         ("missing_keys", "lacks the weights"),
         ("mismatched_keys", "has other shapes than the model needs"),
         ("unexpected_keys", "has weights that have no place in the model"),
     ):
         if report[problem]:
-            raise InputError(field, f"{name} {told}: {listed(sorted(map(str, report[problem])))}")
+            raise InputError(field, f"{name} {message}: {listed(sorted(map(str, report[problem])))}")
 
 
 def set_rope_factors(config: Any, reader: GGUFReader, *, name: str, field: str) -> None:

@@ -31,22 +31,22 @@ def sha256_directory(directory: Path) -> str:
     Raises:
         InputError: a file of the weights or config.json is damaged.
     """
-    found: list[tuple[Any, ...]] = []
+    entries: list[tuple[Any, ...]] = []
     for path in model_files(directory):
         if path.suffix == ".safetensors":
-            found += hashed_tensors(path)
+            entries += hashed_tensors(path)
         elif path.name == "config.json":
-            found.append(("config.json", sha256_json(_config(path))))
+            entries.append(("config.json", sha256_json(_config(path))))
         elif path.name not in LEFT_OUT:
-            found.append((path.name, sha256_file(path)))
-    return sha256_json(sorted(found, key=lambda entry: (len(entry), entry[0])))
+            entries.append((path.name, sha256_file(path)))
+    return sha256_json(sorted(entries, key=lambda entry: (len(entry), entry[0])))
 
 
 def record_hash(directory: Path) -> str:
     """Hashes the model in `directory`, and writes the hash and the sizes of its files beside them."""
-    found = sha256_directory(directory)
-    write_json(directory / RECORD, {"sha256": found, "sizes": _sizes(directory)})
-    return found
+    digest = sha256_directory(directory)
+    write_json(directory / RECORD, {"sha256": digest, "sizes": _sizes(directory)})
+    return digest
 
 
 def recorded_hash(directory: Path) -> str:

@@ -119,17 +119,17 @@ def skeleton(directory: Path) -> Any:
 def _mapped(directory: Path, files: list[Path]) -> Any | None:
     """The model with the tensors of the files as its parameters; None where their names or shapes are not its own."""
     model = skeleton(directory)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
-            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     wanted = model.state_dict()
     known = {torch.float32, torch.float64, *NARROW}
-    if any(name not in wanted or wanted[name].shape != tensor.shape for name, tensor in found.items()):
+    if any(name not in wanted or wanted[name].shape != tensor.shape for name, tensor in tensors.items()):
         return None
-    if any(tensor.is_floating_point() and tensor.dtype not in known for tensor in found.values()):
+    if any(tensor.is_floating_point() and tensor.dtype not in known for tensor in tensors.values()):
         return None
-    model.load_state_dict(found, strict=False, assign=True)
+    model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
     if any(parameter.is_meta for parameter in model.parameters()):
         return None

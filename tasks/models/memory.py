@@ -38,12 +38,12 @@ def limit() -> int | None:
     if not text:
         return None
     try:
-        found = float(text)
+        size = float(text)
     except ValueError:
-        found = float("nan")
-    if not 0 < found < float("inf"):
+        size = float("nan")
+    if not 0 < size < float("inf"):
         raise InputError(MEMORY, f"must be a number of bytes, such as 2.5e9, not {text!r}")
-    return int(found)
+    return int(size)
 
 
 def free(device: torch.device) -> int:
@@ -152,7 +152,7 @@ def at_hand(model: Any) -> bool:
     return bool(weights <= max(cache, own_memory()))
 
 
-_told = False
+_warned = False
 
 
 def with_less(work: Callable[[float], Result]) -> Result:
@@ -163,7 +163,7 @@ def with_less(work: Callable[[float], Result]) -> Result:
     Raises:
         MemoryError, RuntimeError: the smallest share fails too, or the error has another reason.
     """
-    global _told
+    global _warned
     share = 1.0
     while True:
         try:
@@ -175,8 +175,8 @@ def with_less(work: Callable[[float], Result]) -> Result:
         share /= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if not _told:
-            _told = True
+        if not _warned:
+            _warned = True
             print("warning: out of memory; going on with smaller batches, which changes no result", file=sys.stderr)
 
 

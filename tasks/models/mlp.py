@@ -179,8 +179,8 @@ class Mlp:
             Tensors that can be written to, each with the index of the rows in it.
         """
         _, part, parts = self.place(projection)
-        found = self.linear(projection)
-        tensors = [tensor.chunk(parts)[part] for tensor in (weight_of(found), found.bias) if tensor is not None]
+        layer = self.linear(projection)
+        tensors = [tensor.chunk(parts)[part] for tensor in (weight_of(layer), layer.bias) if tensor is not None]
         return [(tensor, torch.as_tensor(neurons, device=tensor.device)) for tensor in tensors]
 
     def place(self, projection: Projection) -> tuple[str, int, int]:
@@ -203,11 +203,11 @@ def mlp_of(layer: Any, kind: str) -> "Mlp | Experts":
     if experts := experts_of(layer, kind):
         return experts
     children = list(layer.children())
-    found = [(child, places) for child in children if (places := _gated(child))]
-    found = found or [(module, places) for module in (layer, *children) if (places := _without_gate(module))]
-    if len(found) != 1:
-        raise InputError("model", f"{kind} has {len(found) or 'no'} MLPs of a known form: {LOOKED_FOR} in its layers")
-    module, places = found[0]
+    mlps = [(child, places) for child in children if (places := _gated(child))]
+    mlps = mlps or [(module, places) for module in (layer, *children) if (places := _without_gate(module))]
+    if len(mlps) != 1:
+        raise InputError("model", f"{kind} has {len(mlps) or 'no'} MLPs of a known form: {LOOKED_FOR} in its layers")
+    module, places = mlps[0]
     activations = activations_of(module)
     if len(activations) != 1 or float(activations[0](torch.zeros(1))) != 0:
         raise InputError("model", f"{kind}: act(0) of its MLP must be 0, or a zeroed row of gate_proj is not silent")

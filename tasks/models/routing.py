@@ -58,4 +58,4 @@ def unreached(stack: Any, run: Callable[[], Any]) -> list[list[int]]:
     finally:
         for handle in handles:
             handle.remove()
-    return [sorted(set(range(mlp.number)) - found) for mlp, found in zip(stack.mlps, seen, strict=True)]
+    return [sorted(set(range(mlp.number)) - reached) for mlp, reached in zip(stack.mlps, seen, strict=True)]

@@ -158,8 +158,8 @@ class DecoderStack:
     def _entering_mlp(self, index: int, residual: Tensor) -> Tensor:
         """What the MLP of layer `index` takes, given the residual that enters it or its norm."""
         before, _ = self.norms(index)
-        found: Tensor = residual if before is None else before(residual)
-        return found
+        entering: Tensor = residual if before is None else before(residual)
+        return entering
 
     def _leaving(self, index: int, residual: Tensor, y: Tensor) -> Tensor:
         """The residual that leaves layer `index`, given what its MLP gives."""
@@ -225,10 +225,10 @@ class DecoderStack:
         Of the last layer [R, d_model], since nothing looks at its other tokens. With `kept`, which is filled with what
         the products of this layer give, the whole layer is computed, and the unedited pass goes through it.
         """
-        found: list[Tensor] = []
+        captured: list[Tensor] = []
 
         def keep(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            found.append(inputs[0].reshape(-1, self.d_model))
+            captured.append(inputs[0].reshape(-1, self.d_model))
             if kept is None:
                 raise Stop
 
@@ -242,7 +242,7 @@ class DecoderStack:
             pass
         finally:
             handle.remove()
-        return found[-1]
+        return captured[-1]
 
     def scaled(
         self,

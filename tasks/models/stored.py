@@ -154,8 +154,8 @@ def kept_as_stored(model: Any) -> bool:
 
 def unit_of(module: Any) -> Unit:
     """The unit of a decoder layer; a unit without matrices if nothing has to be copied."""
-    found: Unit | None = vars(module).get("dsm_unit")
-    return found or Unit(nn.Identity())
+    unit: Unit | None = vars(module).get("dsm_unit")
+    return unit or Unit(nn.Identity())
 
 
 def _use(unit: Unit, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -21,7 +21,7 @@ def layer_list(body: Any) -> tuple[str, list[Any]]:
     ("", []) if it has no lists of modules.
     """
     lists = [(name, list(child)) for name, child in body.named_children() if isinstance(child, nn.ModuleList)]
-    return max(lists, key=lambda found: len(found[1]), default=("", []))
+    return max(lists, key=lambda entry: len(entry[1]), default=("", []))
 
 
 def decoder_layers(model: Any) -> list[Any]:

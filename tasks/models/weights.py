@@ -107,21 +107,21 @@ def tensors(path: Path) -> list[Tensor]:
                 raise ValueError(f"its header would have {length} bytes")
             header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        found = sorted(
+        sorted_tensors = sorted(
             (_tensor(name, entry, 8 + length) for name, entry in header.items()),
             key=lambda tensor: (tensor.start, tensor.end),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError("model", f"{path} is not a safetensors file: {error}") from None
     end = 8 + length
-    for tensor in found:  # the format has no gaps and no overlaps, so that no byte is read twice
+    for tensor in sorted_tensors:  # the format has no gaps and no overlaps, so that no byte is read twice
         if tensor.start != end:
             raise InputError("model", f"{path} is damaged: {tensor.name!r} does not begin where the one before it ends")
         end = tensor.end
     if end != size:
         where = "before" if end > size else "after"
         raise InputError("model", f"{path} is damaged: it ends {where} its last tensor")
-    return found
+    return sorted_tensors
 
 
 def _tensor(name: str, entry: dict[str, Any], offset: int) -> Tensor:
