@@ -50,14 +50,14 @@ def draw_unlabeled(
 
 
 def _selected(train: pd.DataFrame, stack: DecoderStack, tokenizer: object, right: bool, size: int) -> pd.DataFrame:
-    found = train.head(0)
+    selected = train.head(0)
     with progress("sample", size) as advance:
         for start in range(0, len(train), 4 * size):
             rows = encode_rows(train.iloc[start : start + 4 * size], tokenizer, stack.context)
             predicted = answers_unedited(stack, rows.encoded).predicted()[0]
             kept = rows.table[(predicted == rows.table["gold"]) == right]
-            advance(min(len(kept), size - len(found)))
-            found = pd.concat([found, kept])
-            if len(found) >= size:
+            advance(min(len(kept), size - len(selected)))
+            selected = pd.concat([selected, kept])
+            if len(selected) >= size:
                 break
-    return found.head(size)
+    return selected.head(size)

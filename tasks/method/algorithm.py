@@ -92,9 +92,9 @@ def adapt(
             criterion needs, or the settings leave nothing to search.
 
     Example:
-        >>> found = adapt(model, tokenizer, examples)
-        >>> found.recipe.layer, len(found.recipe.neurons)
-        >>> with silenced(model, found.recipe):
+        >>> adapted = adapt(model, tokenizer, examples)
+        >>> adapted.recipe.layer, len(adapted.recipe.neurons)
+        >>> with silenced(model, adapted.recipe):
         ...     model.generate(**inputs)
     """
     attribution, search = attribution or Attribution(), search or Search()
@@ -208,11 +208,11 @@ def search_rows(
         grid = grid_on(stack, tokenizer, part, scores, search)
         return search_grid((computing or compute_here)(grid), grid.sizes, scores, search, wanted)
 
-    found, settled = searched(rows, precision)
+    unranked, settled = searched(rows, precision)
     others = None
     if search.reads_unlabeled and unlabeled is not None:
         others, _ = searched(unlabeled, settled.precision)
-    return ranked_by(search.criterion, found, others, rows.gold if rows.labeled else None), settled
+    return ranked_by(search.criterion, unranked, others, rows.gold if rows.labeled else None), settled
 
 
 class _Worker(Protocol):

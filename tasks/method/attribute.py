@@ -126,8 +126,8 @@ class Attributor:
         """`compute` of several parts."""
         if len(parts) == 1 or not _is_integral(self._settings):
             return [self.compute(part) for part in parts]
-        found = all_scores(self.path, [part[0] for part in parts], self._one, self._settings)
-        return [_as_json(_attributed(found[part[0]], 1)) for part in parts]
+        integrals = all_scores(self.path, [part[0] for part in parts], self._one, self._settings)
+        return [_as_json(_attributed(integrals[part[0]], 1)) for part in parts]
 
     def attribute(self, part: Part) -> Attributed:
         """The scores of the layers of one part."""
@@ -216,8 +216,8 @@ def _as_json(result: Attributed) -> dict[str, Any]:
 
 def describe(settings: Attribution) -> dict[str, Any]:
     """What the header of the scores says about them: the settings that they depend on, and F in words."""
-    found = settings.effective()
-    return found | {"definition": TARGETS[settings.target]} if "target" in found else found
+    effective = settings.effective()
+    return effective | {"definition": TARGETS[settings.target]} if "target" in effective else effective
 
 
 def assemble(values: Sequence[dict[str, Any]], header: dict[str, Any]) -> Scores:

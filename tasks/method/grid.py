@@ -203,14 +203,14 @@ def assemble(values: Mapping[Part, Value], rows: int, width: int) -> pd.DataFram
     columns = COLUMNS | ({"exact_match": "float64"} if records and len(records[0]) > len(COLUMNS) else {})
     grid = pd.DataFrame(records, columns=list(columns)).astype(columns)
     if logprobs:
-        found = [_padded(logprobs[pair]) for pair in zip(grid.layer, grid.fraction, strict=True)]
-        grid["logprobs"] = pd.Series(found, dtype=object)
+        matrices = [_padded(logprobs[pair]) for pair in zip(grid.layer, grid.fraction, strict=True)]
+        grid["logprobs"] = pd.Series(matrices, dtype=object)
     return grid
 
 
 def _padded(rows: Mapping[int, list[float]]) -> np.ndarray:
     """The rows in their order, with -inf where one has fewer options than others."""
-    found = np.full((len(rows), max(map(len, rows.values()))), -np.inf)
+    padded = np.full((len(rows), max(map(len, rows.values()))), -np.inf)
     for position, index in enumerate(sorted(rows)):
-        found[position, : len(rows[index])] = rows[index]
-    return found
+        padded[position, : len(rows[index])] = rows[index]
+    return padded

@@ -61,17 +61,17 @@ class Attribution(Strict):
 
     def effective(self) -> dict[str, Any]:
         """The settings that the scores depend on; those of another method or rule are left out."""
-        found = self.model_dump()
+        settings = self.model_dump()
         if self.method == "activation":
-            del found["target"]
+            del settings["target"]
         if self.method in ("gradient_x_activation", "activation", "saliency", "shapley", "deeplift"):
-            del found["path"]
+            del settings["path"]
         if self.method not in ("integrated_gradients", "deeplift") or self.path == "single":
-            del found["quadrature"]  # relu_gradient and shapley have a mean over `steps`, the others no integral
-        adaptive = found.get("quadrature") == "adaptive"
-        steps = found.get("quadrature") == "riemann_right" or self.method in ("relu_gradient", "shapley")
+            del settings["quadrature"]  # relu_gradient and shapley have a mean over `steps`, the others no integral
+        adaptive = settings.get("quadrature") == "adaptive"
+        steps = settings.get("quadrature") == "riemann_right" or self.method in ("relu_gradient", "shapley")
         unused = {"steps": not steps} | dict.fromkeys(("tolerance", "stability", "max_nodes"), not adaptive)
-        return {name: value for name, value in found.items() if not unused.get(name)}
+        return {name: value for name, value in settings.items() if not unused.get(name)}
 
 
 class Search(Strict):

@@ -41,8 +41,8 @@ class Scores:
     @property
     def projection(self) -> Projection:
         """The projection whose rows the neurons are."""
-        found: Projection = self.header["projection"]
-        return found
+        projection: Projection = self.header["projection"]
+        return projection
 
     @property
     def absolute(self) -> bool:
