@@ -112,7 +112,7 @@ def evaluate(
         packs: `HeldOutRows.packs`.
         precision: bfloat16 is used where it is faster and changes at most 0.5 % of the predictions on a sample.
     """
-    found: dict[int, HeldOutResults] = {}
+    results: dict[int, HeldOutResults] = {}
     for projection in dict.fromkeys(recipe.projection for recipe in recipes):
         own = [number for number, recipe in enumerate(recipes) if recipe.projection == projection]
         models = tuple(Model(recipes[i].layer, tuple(recipes[i].neurons), recipes[i].d_ff) for i in own)
@@ -126,8 +126,8 @@ def evaluate(
         right, exact = _in_order(run(parts, advance=advance).values())
         for position, number in enumerate(own):
             pruned, control = 1 + 2 * position, 2 + 2 * position
-            found[number] = HeldOutResults(right[0], exact[0], right[pruned], exact[pruned], right[control])
-    return [found[number] for number in range(len(recipes))]
+            results[number] = HeldOutResults(right[0], exact[0], right[pruned], exact[pruned], right[control])
+    return [results[number] for number in range(len(recipes))]
 
 
 def _in_order(values: Any) -> tuple[np.ndarray, np.ndarray]:

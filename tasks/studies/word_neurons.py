@@ -46,9 +46,9 @@ def compute(context: StudyContext, part: str) -> list[Record]:
         more["note"] = f"fewer than {FEWEST} words occur {MINIMUM} times on both sides"
         return [Record(label, None, group=group, more=more)]
     first, second = (word_activations(context.stack, word_positions(words, prompts, own)) for prompts, own in sides)
-    found = overlaps(first, second)
-    test = matching_test(found, frequency_strata(first.counts + second.counts))
-    itself = found.diagonal()
+    overlap = overlaps(first, second)
+    test = matching_test(overlap, frequency_strata(first.counts + second.counts))
+    itself = overlap.diagonal()
     more |= {
         "other words": brief(test["random"]),
         "p (permutation)": brief(test["p"]),
