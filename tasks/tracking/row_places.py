@@ -69,7 +69,7 @@ def row_places(model_dir: Path, recipe: Recipe) -> list[RowPlace]:
         return _of_experts(mlp, layer, f"{of_layers}.{recipe.layer}", recipe, there)
     _, part, parts = mlp.place(recipe.projection)
     linear = mlp.linear(recipe.projection)
-    module = next(name for name, found in layer.named_modules() if found is linear)
+    module = next(name for name, child in layer.named_modules() if child is linear)
     places = []
     for kind in ("weight", "bias") if linear.bias is not None else ("weight",):
         parameter = f"{of_layers}.{recipe.layer}.{module}.{kind}"
@@ -91,7 +91,7 @@ def _of_experts(
     if recipe.d_ff != mlp.d_ff:
         raise InputError("model", f"its experts have {mlp.d_ff} rows, but the recipe is for {recipe.d_ff}")
     each, part = mlp.each, mlp.part(recipe.projection)
-    module = next(name for name, found in layer.named_modules() if found is mlp.inside)
+    module = next(name for name, child in layer.named_modules() if child is mlp.inside)
     parameter = f"{prefix}.{module}.gate_up_proj"
     neurons = [range(expert * each, (expert + 1) * each) for expert in range(mlp.number)]
     if any(re.fullmatch(rf"(?:.+\.)?{re.escape(parameter)}", tensor.name) for _, tensor in there):
@@ -117,8 +117,8 @@ def _only(parameter: str, there: list[tuple[Path, Tensor]]) -> tuple[Path, Tenso
 
 def _only_named(parameter: str, there: list[tuple[Path, Tensor]]) -> tuple[Path, Tensor]:
     wanted = re.compile(rf"(?:.+\.)?{parameter}")
-    found = [(path, tensor) for path, tensor in there if wanted.fullmatch(tensor.name)]
-    if len(found) != 1:
+    matches = [(path, tensor) for path, tensor in there if wanted.fullmatch(tensor.name)]
+    if len(matches) != 1:
         name = parameter.replace("\\", "")
-        raise InputError("model", f"{len(found) or 'no'} tensors *{name} in its safetensors files; one is needed")
-    return found[0]
+        raise InputError("model", f"{len(matches) or 'no'} tensors *{name} in its safetensors files; one is needed")
+    return matches[0]

@@ -24,7 +24,7 @@ from tasks.benchmarks.templates import fixed_options
 from tasks.pipeline.cell import Cell
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json
-from tasks.tracking.database import check_path, make_database, sqlite_uri, troubles_told
+from tasks.tracking.database import check_path, make_database, reporting_store_errors, sqlite_uri
 
 EXPERIMENT = "dsm-pruning"
 CHALLENGER = "challenger"
@@ -67,13 +67,13 @@ def store(root: Path) -> Iterator[tuple[Any, str]]:
         import mlflow
 
         uri = tracking_uri(root)
-        with troubles_told(uri, "cannot be used"):
+        with reporting_store_errors(uri, "cannot be used"):
             make_database(uri)
             mlflow.set_tracking_uri(uri)
             mlflow.set_registry_uri(uri)
             client = mlflow.MlflowClient()
             experiment = _experiment(client, root, uri)
-        with troubles_told(uri, "failed on the way; what it has is kept, and the next call goes on from it"):
+        with reporting_store_errors(uri, "failed on the way; what it has is kept, and the next call goes on from it"):
             yield client, experiment
 
 
