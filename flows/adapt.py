@@ -116,7 +116,7 @@ def act(step: str, model: str, benchmark: str) -> str:
         logger.info(line)
         _tell(line)
 
-    told = run_command(
+    lines = run_command(
         step,
         f"tasks.steps.{step}",
         ["--model", model, "--benchmark", benchmark],
@@ -126,7 +126,7 @@ def act(step: str, model: str, benchmark: str) -> str:
         environment={FLOW: _root_flow_run()},
     )
     say(step, f"{'done':<9} {time.monotonic() - started:6.1f} s")
-    return told[-1] if told else ""
+    return lines[-1] if lines else ""
 
 
 def _root_flow_run() -> str:

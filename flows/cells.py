@@ -29,11 +29,11 @@ def named_cells(
     Raises:
         InputError: naming `field`, if there are names and no cell has them.
     """
-    found = settings.pipeline.chosen(models, benchmarks)
-    if not found and (models or benchmarks):
+    cells = settings.pipeline.chosen(models, benchmarks)
+    if not cells and (models or benchmarks):
         named = f"{', '.join(models or ['a model'])} on {', '.join(benchmarks or ['a benchmark'])}"
         raise InputError(field, f"no cell of the pipeline is {named}; there are {sorted(settings.pipeline.cells)}")
-    return found
+    return cells
 
 
 def list_cell(root: Path, model: str, benchmark: str) -> list[str]:
@@ -225,13 +225,13 @@ def _entries(document: Any) -> set[tuple[str, str]]:
 
 def _changes(before: Any, after: Any, place: tuple[str, ...] = ()) -> dict[tuple[str, ...], tuple[Any, Any]]:
     """The values that two documents differ in; entries that only one of them has are no changes."""
-    found: dict[tuple[str, ...], tuple[Any, Any]] = {}
+    changes: dict[tuple[str, ...], tuple[Any, Any]] = {}
     for key, new in after.items():
         inner, old = (*place, str(key)), before.get(key, ABSENT)
         if inner == ("pipeline",) or (len(inner) == 2 and place[0] in SECTIONS and old == ABSENT):
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found |= _changes(old, new, inner)
+            changes |= _changes(old, new, inner)
         elif old != new and not (place == () and key in SECTIONS):
-            found[inner] = (old, new)
-    return found
+            changes[inner] = (old, new)
+    return changes

@@ -44,7 +44,7 @@ class Declared:
 
     models: list[str]
     benchmarks: list[str]
-    told: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def declare(root: Path, asked: Asked) -> Declared:
@@ -62,12 +62,12 @@ def declare(root: Path, asked: Asked) -> Declared:
         _check_setting(settings, way)
     if asked.seed is not None:
         changes.append((["adaptation", "seed"], asked.seed))
-    told: list[str] = []
+    notes: list[str] = []
     with edited(root) as document:
-        for section, found in (("models", models), ("benchmarks", benchmarks)):
-            for wanted in found:
-                told += wanted.notes
-                told += _add(document[section], section, wanted)
+        for section, named in (("models", models), ("benchmarks", benchmarks)):
+            for wanted in named:
+                notes += wanted.notes
+                notes += _add(document[section], section, wanted)
         if asked.limit is not None:
             for wanted in benchmarks:
                 if wanted.entry is not None:
@@ -81,8 +81,8 @@ def declare(root: Path, asked: Asked) -> Declared:
                 ):
                     changes.append((["benchmarks", wanted.name, "limits", "transfer"], max(asked.limit, 0)))
         for way, value in changes:
-            told += _change(document, way, value)
-    return Declared([wanted.name for wanted in models], [wanted.name for wanted in benchmarks], told)
+            notes += _change(document, way, value)
+    return Declared([wanted.name for wanted in models], [wanted.name for wanted in benchmarks], notes)
 
 
 def preview(root: Path, model: str | None, benchmark: str | None, data: str | None) -> tuple[Cell, set[str], list[str]]:
@@ -99,19 +99,19 @@ def preview(root: Path, model: str | None, benchmark: str | None, data: str | No
         raise InputError("data", "is for a benchmark that is taken from the library; name it with --benchmark")
     settings = load_settings(root)
     asked = Asked([model] if model else [], [benchmark] if benchmark else [], data)
-    told: list[str] = []
+    notes: list[str] = []
     changed: set[str] = set()
-    found = _wanted(asked, settings, root)
+    named = _wanted(asked, settings, root)
 
     def change(document: Any) -> None:
-        for section, stage, wanted in zip(("models", "benchmarks"), ("model", "data"), found, strict=True):
+        for section, stage, wanted in zip(("models", "benchmarks"), ("model", "data"), named, strict=True):
             for one in wanted:
-                told.extend([*one.notes, *_add(document[section], section, one, verb="`dsm run` adds")])
+                notes.extend([*one.notes, *_add(document[section], section, one, verb="`dsm run` adds")])
                 changed.update([stage] if one.pins else [])
 
     settings = unwritten(root, change)
-    model, benchmark = (wanted[0].name if wanted else None for wanted in found)
-    return open_cell(model, benchmark, root, settings), changed, told
+    model, benchmark = (wanted[0].name if wanted else None for wanted in named)
+    return open_cell(model, benchmark, root, settings), changed, notes
 
 
 def _wanted(asked: Asked, settings: Settings, root: Path) -> tuple[list[Wanted], list[Wanted]]:

@@ -88,8 +88,8 @@ def make_plan(cell: Cell, changed: Collection[str] = ()) -> Plan:
     elif cell.model_dir.exists():
         basis += f"; memory: {held(cell, size)}"
     if cell.preflight.exists():
-        found = read_json(cell.preflight)
-        basis += f"; {warning(found) or describe_answers(found)}"
+        answers = read_json(cell.preflight)
+        basis += f"; {warning(answers) or describe_answers(answers)}"
     lines = []
     for step, (stage, status) in zip(STEPS, _statuses(cell, changed).items(), strict=True):
         if status != "run":

@@ -149,12 +149,12 @@ def end_group(process: "subprocess.Popen[bytes]") -> None:
 
 def _members(group: int) -> list[int]:
     """The living processes of a group. A zombie is none: its parent may be one that never collects it."""
-    found = []
+    pids = []
     for member in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, ProcessLookupError):
             if os.getpgid(member.pid) == group and member.status() != psutil.STATUS_ZOMBIE:
-                found.append(member.pid)
-    return found
+                pids.append(member.pid)
+    return pids
 
 
 def _pseudo_terminal() -> tuple[int, int]:

@@ -97,13 +97,13 @@ def _unneeded(settings: Settings, gone: set[tuple[str, str]]) -> set[tuple[str, 
     benchmarks = {benchmark for _, benchmark in on}
     benchmarks |= {other for run in studies for other in run.benchmarks}
     benchmarks |= {run.calibration.removeprefix(BENCHMARKS) for run in sparse}
-    found = {("pipeline.models", name) for name in settings.pipeline.models if name not in models}
-    found |= {("pipeline.benchmarks", name) for name in settings.pipeline.benchmarks if name not in benchmarks}
+    unneeded = {("pipeline.models", name) for name in settings.pipeline.models if name not in models}
+    unneeded |= {("pipeline.benchmarks", name) for name in settings.pipeline.benchmarks if name not in benchmarks}
     schedules = settings.retrain.schedules.values()
     models |= {name for schedule in schedules for name in schedule.models}
     benchmarks |= {name for schedule in schedules for name in schedule.benchmarks}
-    found |= {("models", name) for name in settings.models if name not in models}
-    return found | {("benchmarks", name) for name in settings.benchmarks if name not in benchmarks}
+    unneeded |= {("models", name) for name in settings.models if name not in models}
+    return unneeded | {("benchmarks", name) for name in settings.benchmarks if name not in benchmarks}
 
 
 def _remove(root: Path, entries: set[tuple[str, str]]) -> None:

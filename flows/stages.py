@@ -232,8 +232,8 @@ def _failure(name: str, finished: Finished) -> Exception:
     if by_dvc and not exits:  # dvc itself refused
         return StepFailed(name, by_dvc[-1].removeprefix("ERROR: "), lines[-40:])
     code = exits[-1] if exits else finished.code
-    told = [line.removeprefix("error: ") for line in by_step if line.startswith("error: ")]
-    if code == 2 and told and ": " in told[-1]:
-        return InputError(*told[-1].split(": ", 1))
+    errors = [line.removeprefix("error: ") for line in by_step if line.startswith("error: ")]
+    if code == 2 and errors and ": " in errors[-1]:
+        return InputError(*errors[-1].split(": ", 1))
     last = f": {by_step[-1]}" if by_step else ""
     return StepFailed(name, f"exited with {code}{last}", (finished.stdout + lines)[-40:], killed=code < 0)
