@@ -17,14 +17,14 @@ Arguments = dict[str, Any]
 
 
 class Stop(Exception):
-    """Ends a forward pass of which no more is wanted."""
+    """Ends a forward pass when the rest of it is not needed."""
 
 
 CACHES = ("past_key_values", "layer_past")  # what the argument is called that a decoder layer takes a cache by
 
 
 class KeysAndValues:
-    """Stands in for a cache: hands the last layer's keys and values of all tokens to a run of only a few queries."""
+    """Acts as a cache: gives a run of a few queries the last layer's keys and values of all tokens."""
 
     def __init__(self) -> None:
         self.stored: tuple[Tensor, Tensor] | None = None
@@ -38,12 +38,12 @@ class KeysAndValues:
 
 @contextmanager
 def handing_on(layers: Sequence[Any]) -> Iterator[list[tuple[Tensor, Arguments]]]:
-    """In this context decoder layers compute nothing and hand on what enters them.
+    """A context in which decoder layers compute nothing and return their input.
 
-    Some families give a tuple with the residual first: the first layer is computed once to see which.
+    In some families, a layer returns a tuple whose first item is the residual; one call of the first layer shows it.
 
     Yields:
-        A list that is filled with what each is called with: the residual, and the other arguments by name.
+        A list that is filled with the arguments of each call: the residual, and the other arguments by name.
     """
     calls: list[tuple[Tensor, Arguments]] = []
     in_tuple: list[bool] = []
@@ -107,7 +107,7 @@ class LayerCalls:
     def arguments(self, packed: Pack) -> list[Arguments]:
         """The arguments of each layer for a pack: the recorded ones, looked up at each token's depth.
 
-        The last layer's come with a mask and positions of the reads alone as well, under the key "reads".
+        The last layer's also have the key "reads": the mask and positions of the reads alone.
         """
         at, reads = packed.positions, packed.reads
         allowed: dict[int, Tensor] = {}  # few different masks: full attention, sliding windows

@@ -130,7 +130,7 @@ def room(model: Any, share: float = 1.0) -> Room:
 
 
 def _values(get: Callable[[str], Any], d_model: int) -> int:
-    """The numbers that the MLP makes of a token: d_ff; of each of its experts d_expert and what that gives."""
+    """How many numbers the MLP computes for a token: d_ff; with experts, d_expert and the output of each expert."""
     if (experts := expert_width(get)) is not None:
         number, width = experts
         return number * (width + d_model)
@@ -138,10 +138,10 @@ def _values(get: Callable[[str], Any], d_model: int) -> int:
 
 
 def at_hand(model: Any) -> bool:
-    """Whether the weights stay where they are computed with between two visits of a layer.
+    """Whether the weights of a layer stay in the memory of the computing device between two uses of the layer.
 
-    On a GPU they do if they are there. On a CPU they do if they are in the process's own memory, or if the system can
-    keep the mapped files in its cache: in what is free, and in DSM_MEMORY where that is set.
+    On a GPU they do if they are on the GPU. On a CPU they do if they are in the process's own memory, or if the system
+    can keep the mapped files in its cache: in free memory, and within DSM_MEMORY if that is set.
     """
     if model.device.type != "cpu":
         return all(parameter.device.type != "cpu" for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""Whether a `DecoderStack` computes what its model computes, before anything is measured with it."""
+"""Checks that a `DecoderStack` computes the same logits as its model, before anything is measured with it."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def check_view(stack: Any) -> None:
     """Compares a packed run, whole and from the first and last layer, with the plain model on two short sequences.
 
     Raises:
-        InputError: the logits differ, or are no use.
+        InputError: the logits differ, are not finite, or are all the same.
     """
     vocabulary = stack.config.vocab_size
     shared = [(7 * i + 3) % vocabulary for i in range(4)]

@@ -1,4 +1,4 @@
-"""Which files of a model directory are the model, and the tensors in its safetensors files."""
+"""The files of a model directory that make up the model, and the tensors in its safetensors files."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def weight_files(directory: Path) -> list[Path]:
     Other safetensors files beside them (`consolidated.safetensors`) are copies of the same weights.
 
     Raises:
-        InputError: the index cannot be read, or names a shard that is not there; or there is an adapter.
+        InputError: the index cannot be read or names a missing shard, or there is an adapter.
     """
     _refuse_adapter(directory)
     if (directory / WEIGHTS).is_file():
@@ -59,7 +59,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def _refuse_adapter(directory: Path) -> None:
-    """Transformers adds an adapter to the weights beside it, and another tool that merged it may have left it there."""
+    """Refuses an adapter: transformers would add it to the weights, although it may be merged into them already."""
     if not (directory / ADAPTER).is_file():
         return
     if (directory / WEIGHTS).is_file() or (directory / INDEX).is_file():
