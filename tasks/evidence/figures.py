@@ -212,7 +212,7 @@ def completeness_figure(scores: Scores) -> str:
 
 
 def transfer_figure(grid: pd.DataFrame, transfer_grid: pd.DataFrame, value: str, *, chosen: tuple[int, float]) -> str:
-    """Accuracy or margin, adaptation set against test rows; one point a (layer, fraction) pair, its area: how many."""
+    """Accuracy or margin, adaptation set against test rows; one point for each pair, larger where several coincide."""
     both = grid.merge(transfer_grid, on=["layer", "fraction"], suffixes=("_adaptation", "_test"))
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")

@@ -1,4 +1,4 @@
-"""What is said of the unpruned model's answers to some train rows (`tasks.method.preflight`)."""
+"""Messages about the unpruned model's answers to some train rows (`tasks.method.preflight`)."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ ALL_CORRECT = (
 
 
 def describe_answers(answers: dict[str, Any]) -> str:
-    """One line on what `preflight` found.
+    """One line about the result of `preflight`.
 
     Example:
         >>> answers = {"n": 40, "labeled": 10, "accuracy": 0.6, "predicted": [38, 2], "options": [" no", " yes"]}
@@ -32,7 +32,7 @@ def describe_answers(answers: dict[str, Any]) -> str:
 
 
 def warning(answers: dict[str, Any]) -> str | None:
-    """What to say where nothing can be learned: one option answers (almost) all rows, or all examples are correct."""
+    """The warning if nothing can be learned: one option answers (almost) all rows, or all examples are correct."""
     share = max(answers["predicted"]) / answers["n"]
     advice = ADVICE if share >= ONE_OPTION else ALL_CORRECT if answers["accuracy"] == 1 else None
     return advice and f"{describe_answers(answers)}: {advice}"

@@ -9,7 +9,7 @@ STRONG_PRIOR = 0.8  # a model that gives one answer on this share of the rows or
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found on one cell.
+    """The verdict on one cell.
 
     Attributes:
         tone: `better` or `worse` if accuracy or exact match changed detectably in this direction only, `mixed` if one

@@ -15,7 +15,7 @@ def draw(train: pd.DataFrame, stack: DecoderStack, tokenizer: object, settings: 
     """The adaptation set out of the train split.
 
     Raises:
-        InputError: there are too few rows of the kind, or one of them cannot be used.
+        InputError: there are too few rows that match `settings`, or one of them cannot be used.
     """
     asked = zip(train["prompt"], train["options"], strict=True)
     positions = [hash_position("adaptation", settings.seed, prompt, list(options)) for prompt, options in asked]
@@ -36,9 +36,9 @@ def draw(train: pd.DataFrame, stack: DecoderStack, tokenizer: object, settings: 
 def draw_unlabeled(
     train: pd.DataFrame, chosen: pd.DataFrame, stack: DecoderStack, tokenizer: object, settings: Adaptation
 ) -> pd.DataFrame:
-    """Up to `settings.unlabeled` train rows outside the adaptation set, drawn as that is, without the column gold.
+    """Up to `settings.unlabeled` train rows outside the adaptation set, drawn in the same way, without the column gold.
 
-    None where one of them does not fit the model: a run with the paper's criterion does not need them.
+    Empty if one of them does not fit the model, since a run with the paper's criterion does not need them.
     """
     others = train[~train["id"].isin(chosen["id"])]
     wanted = Adaptation(size=min(settings.unlabeled, max(1, len(others))), seed=settings.seed)

@@ -68,7 +68,7 @@ class Attributor:
 
     In a mixture of experts, the neurons of a layer are those of all its experts (`tasks.models.experts`). On the path
     of one layer its tokens stay with their experts, and those of the layers above may go to others: F then jumps, and
-    the gap is the sum of the jumps. Neurons of experts that no token is given to have the score 0.
+    the gap is the sum of the jumps. Neurons of experts to which no token is routed have the score 0.
 
     Args:
         sequences: token ids of each prompt, up to where the answer begins.
@@ -175,7 +175,7 @@ class Attributor:
 
     @cached_property
     def _unreached(self) -> list[list[int]]:
-        """The experts of each layer that no token is given to; of a model without experts []."""
+        """The experts of each layer to which no token is routed; [] for a model without experts."""
         stack = self._stack
         if stack.each is None:
             return []
@@ -215,7 +215,7 @@ def _as_json(result: Attributed) -> dict[str, Any]:
 
 
 def describe(settings: Attribution) -> dict[str, Any]:
-    """What the header of the scores says about them: the settings that they depend on, and F in words."""
+    """The settings that the scores depend on, and F in words, for the header of the scores."""
     effective = settings.effective()
     return effective | {"definition": TARGETS[settings.target]} if "target" in effective else effective
 

@@ -1,8 +1,9 @@
-"""Criteria that choose a (layer, fraction) pair from what ten labeled rows, and unlabeled ones, look like on a grid.
+"""Criteria that choose a (layer, fraction) pair from the grid on ten labeled rows and on unlabeled rows.
 
-The paper's is the accuracy on the ten rows. All others are read off the same numbers: the log-probabilities of the
-options, for the unpruned model and for every pair. A criterion is a few columns of the grid, of which the first one
-decides and the next ones break ties (`tasks.method.recipe.choose`). How they were compared: docs/choice.md.
+The paper's criterion is the accuracy on the ten rows. All others are computed from the same numbers: the
+log-probabilities of the options, for the unpruned model and for every pair. A criterion gives a few columns of the
+grid. The first column decides, and the next ones break ties (`tasks.method.recipe.choose`). docs/choice.md compares the
+criteria.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ def normalised(logprobs: npt.ArrayLike) -> Floats:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a criterion may look at. Index 0 of the first axis is the unpruned model, the others are the pairs.
+    """The data that a criterion may use. Index 0 of the first axis is the unpruned model, the others are the pairs.
 
     Attributes:
         labeled: float64 [1 + layers * fractions, rows, options], normalised; pairs in the order of layers, then of
@@ -74,7 +75,7 @@ class Seen:
 
 
 class Choice(NamedTuple):
-    """What a criterion says of each pair.
+    """The values of a criterion for each pair.
 
     Attributes:
         keys: columns of the grid, each float64 [pairs]; the largest value of the first one wins, ties go to the next

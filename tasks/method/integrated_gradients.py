@@ -1,4 +1,4 @@
-"""Integrated gradients of the rows of a projection (2507.09185 Eq. 4 and 5), and what is made of the same gradients.
+"""Integrated gradients of the rows of a projection (2507.09185 Eq. 4 and 5), and other scores from the same gradients.
 
 A row's output is linear in the row, g_j = w_j . x, and what enters the layer does not depend on it. So the path
 alpha * w_j is the path alpha * g_j at all positions at once, and with a factor s_j on g_j
@@ -10,10 +10,10 @@ No weight gradient and no copy of a weight is needed. F is the mean over the ada
 
 The paper does not say which neurons are scaled together. `layer`: those of one layer, whose F(0) is the model without
 that layer's MLP. `all_layers`: those of all layers, with every later row's output computed anew from what the earlier
-ones leave; the scores of all layers together then add up to F(1) - F(0). Rows of up_proj and down_proj are ours as far
-as the path goes; the paper compares projections without a formula. In a model with a norm after the MLP (Gemma) they
-say little: y and alpha * y are the same to it, so that all of F(1) - F(0) lies where alpha reaches the norm's epsilon,
-and the gap does not close.
+ones leave; the scores of all layers together then add up to F(1) - F(0). For rows of up_proj and
+down_proj, the path is our choice; the paper compares projections without a formula. In a model with a norm after the
+MLP (Gemma), their scores say little: the norm gives the same output for y and alpha * y, so that all of F(1) - F(0)
+lies where alpha reaches the norm's epsilon, and the gap does not close.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ class LayerPath:
         apart: a pack for each prompt, so that no position belongs to several (for `rectified` and `saliency`).
         max_tokens: how many tokens (nodes x tokens of a pack) one run holds; default: by free memory.
         together: how many bytes of stored layer inputs one sweep may hold; default: those of one run, which is as fast
-            where the weights lie where they are computed with.
+            if the weights are at hand (`tasks.models.memory.at_hand`).
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class LayerPath:
     def _swept(
         self, wanted: Mapping[int | None, Sequence[float]], by_position: bool = False
     ) -> Iterator[tuple[tuple[int | None, slice], PathResult]]:
-        """The parts of what is wanted, of each layer pack by pack, as they are found."""
+        """The results of all runs as they are computed, each with its layer and the slice of its alphas."""
         for group in self._groups(wanted, by_position):
             places, paths = zip(*group, strict=True)
             yield from zip(places, with_less(partial(self._sweep, paths)), strict=True)
@@ -161,7 +161,7 @@ class LayerPath:
     def _groups(
         self, wanted: Mapping[int | None, Sequence[float]], by_position: bool
     ) -> Iterator[list[tuple[tuple[int | None, slice], Path]]]:
-        """What goes through one sweep: as much as `together` holds of stored layer inputs, and at least one run."""
+        """The runs of each sweep: as many as `together` allows by their stored layer inputs, and at least one."""
         there = room(self.stack.model)
         group: list[tuple[tuple[int | None, slice], Path]] = []
         stored = 0

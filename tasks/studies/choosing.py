@@ -1,7 +1,7 @@
-"""Study `choice`: what other selection criteria than the paper's would have chosen, and how that does on test rows.
+"""Study `choice`: which pairs other selection criteria would have chosen, and their accuracy on test rows.
 
-The log-probabilities of every pair are computed once, on rows of the train split and on test rows; every criterion and
-every draw of ten labeled rows is read off them. The plan of the comparison is docs/choice.md.
+The log-probabilities of every pair are computed once, on rows of the train split and on test rows; every criterion is
+applied to them with every draw of ten labeled rows. The plan of the comparison is docs/choice.md.
 """
 
 from collections.abc import Sequence

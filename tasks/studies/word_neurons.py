@@ -64,7 +64,7 @@ def common_words(one: list[RowWords], other: list[RowWords]) -> list[str]:
 
 
 def overlaps(first: WordActivations, second: WordActivations) -> npt.NDArray[np.float64]:
-    """The part of the neurons of word i by the first that are neurons of word j by the second, [words, words]."""
+    """The fraction of the neurons of word i in `first` that are neurons of word j in `second`, [words, words]."""
     sets = []
     for activations in (first, second):
         s = shares(activations.mean)

@@ -24,7 +24,7 @@ COLUMNS = {
 
 
 def write_leaderboard(client: Any, experiment: str) -> None:
-    """Brings the experiment's description and its saved view up to date with the runs there are."""
+    """Brings the experiment's description and its saved view up to date with the runs."""
     known = client.get_experiment(experiment)
     for name, value in ((NOTE, _note(experiment, _newest(client, experiment))), (VIEW_TAG, _view(known.creation_time))):
         if known.tags.get(name) != value:

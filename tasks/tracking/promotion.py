@@ -1,7 +1,7 @@
-"""The step `promote`: whether the challenger becomes champion, by a rule, on the test rows of today.
+"""The step `promote`: decides by a rule, on the current test rows, whether the challenger becomes champion.
 
-No DVC stage: like `register` it acts in MLflow. Both versions are loaded back from the registry and asked the same
-rows. A challenger that is not promoted leaves the champion where it was, and the reason with the challenger.
+This is not a DVC stage, since it acts in MLflow, like `register`. Both versions are loaded from the registry and answer
+the same rows. If the challenger is not promoted, the champion stays, and the reason is recorded with the challenger.
 """
 
 import tempfile

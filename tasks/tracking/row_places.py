@@ -32,7 +32,7 @@ class RowPlace:
         dim: the dimension that counts the rows: 1 where the matrix is stored transposed.
         start: the number of the first row of the projection; the tensor may hold those of another before it. In a
             tensor [experts, rows, in] the rows of all experts are counted.
-        neurons: the neurons whose rows these are.
+        neurons: the neurons that belong to these rows.
         each: how many neurons an expert has, if the model has experts.
     """
 
@@ -45,17 +45,17 @@ class RowPlace:
     each: int | None = None
 
     def rows(self, neurons: Sequence[int]) -> list[int]:
-        """The numbers of the rows of those of the neurons that are here."""
+        """The numbers of the rows of these neurons, as far as this tensor has them."""
         return [self.start + neuron - self.neurons.start for neuron in neurons if neuron in self.neurons]
 
 
 def row_places(model_dir: Path, recipe: Recipe) -> list[RowPlace]:
     """The tensors of a model whose rows the recipe zeroes: weights and, if the model has any, biases.
 
-    Of a mixture of experts all of a layer's experts, which files hold one by one or together.
+    For a mixture of experts, the rows of all experts of the layer. Files hold the experts one by one or together.
 
     Raises:
-        InputError: the model has other layers or rows than the recipe says, or no tensor or several could be it.
+        InputError: the model has other layers or rows than the recipe says, or no tensor or more than one matches.
     """
     with one_line("model", f"{model_dir} cannot be loaded"):
         model = skeleton(model_dir)
@@ -111,7 +111,7 @@ def _of_experts(
 
 
 def _only(parameter: str, there: list[tuple[Path, Tensor]]) -> tuple[Path, Tensor]:
-    """The tensor that is a parameter of the decoder: what stands before the list of layers differs between files."""
+    """The tensor of a parameter of the decoder; the start of its name, before the list of layers, differs by file."""
     return _only_named(re.escape(parameter), there)
 
 

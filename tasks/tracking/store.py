@@ -32,9 +32,9 @@ CHAMPION = "champion"
 CONTENT = "content"  # tag of a run and of a model version: hash of its content
 PROMOTION = "promotion."  # prefix of the tags of a registered model, one for each move of its champion
 FLOW = "DSM_FLOW_RUN"  # environment variable: id and name of the flow run that this step is part of
-# Of a probability, by what `evaluate` multiplied in. A registered model multiplies in float32, which differs by batch.
+# For a probability, by the precision of `evaluate`. A registered model computes in float32, which differs by batch.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-# Variables by which a caller such as `mlflow run` tells MLflow about its run, to which ours do not belong.
+# Variables by which a caller such as `mlflow run` passes its own run to MLflow. Our runs do not belong to that run.
 OF_THE_CALLER = (
     "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT", "MLFLOW_ACTIVE_MODEL_ID",
     "_MLFLOW_ACTIVE_MODEL_ID", "MLFLOW_ENABLE_ASYNC_LOGGING", "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING",
