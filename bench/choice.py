@@ -27,10 +27,10 @@ NAMES = [name + how for how in ("", ", abstaining") for name in CRITERIA]
 
 @dataclass(frozen=True)
 class Decision:
-    """What the rule of docs/choice.md comes to.
+    """The result of the rule of docs/choice.md.
 
     Attributes:
-        picked: the criterion that the design half gives.
+        picked: the criterion that is picked on the design half.
         gain, harm: its means over the cells of the report half; `paper_gain` and `paper_harm`, those of the paper's.
         p: of the Wilcoxon signed-rank test of the cells' gains; 1 where the picked one is the paper's.
         replaces: whether it becomes the default.

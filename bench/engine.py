@@ -198,7 +198,7 @@ def score_passes(bench: Bench, prompts: list[list[int]], nodes: dict[int, int]) 
 
 
 def keep(bench: Bench, name: str, results: dict[int, Any]) -> None:
-    """Leaves the score matrix of a rule for `python -m bench.quadrature_nodes`."""
+    """Saves the score matrix of a rule for `python -m bench.quadrature_nodes`."""
     path = bench.cell.root / KEPT / f"{name}.safetensors"
     names = ("gap", "difference", "error", "nodes")
     few = {name: torch.tensor([getattr(result, name) for result in results.values()]) for name in names}

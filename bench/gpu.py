@@ -41,7 +41,7 @@ FRACTIONS = tuple(k / 20 for k in range(1, 9))
 
 @dataclass
 class Bench:
-    """What the measurements share, and what they found."""
+    """The state that the measurements share, and their figures."""
 
     shape: Shape
     tiny: bool
@@ -54,7 +54,7 @@ class Bench:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def say(self, key: str, value: Any) -> None:
-        """Prints a figure, and writes all of them to the file: a run that is cut off has told what it measured."""
+        """Prints a figure and writes all of them to the file, so that an interrupted run keeps what it measured."""
         self.figures[key] = value
         print(f"{time.perf_counter() - self.begin:6.1f} s  {key}: {value}", flush=True)
         if self.out:

@@ -1,6 +1,6 @@
 """Memory and time of the steps on large models, from operation counts: the tables of docs/scale.md.
 
-`python -m bench.scale` prints them. Nothing is measured here; what a number rests on stands on that page.
+`python -m bench.scale` prints them. Nothing is measured here; that page says what each number is based on.
 """
 
 from collections.abc import Iterable, Sequence

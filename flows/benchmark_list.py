@@ -95,7 +95,7 @@ def _library_line(name: str, root: Path, data: str | None) -> Line:
     spec = library.read_spec(name)
     members = _members(name, spec)
     available = [one for one in members if data and "local" in spec.sources and not _missing(_paths(one, data), root)]
-    # All members of a group come from one kind of source; facts of those that are found, else of all.
+    # All members of a group come from one kind of source. Facts of the available members, or of all if there are none.
     kind = "local" if available else next(kind for kind in ("wheel", "hub", "local") if kind in spec.sources)
     facts = [library.facts(one)[kind] for one in (available or members)]
     if available:
@@ -116,7 +116,7 @@ def _library_line(name: str, root: Path, data: str | None) -> Line:
 
 
 def _declared_line(name: str, spec: BenchmarkSpec, raw: dict[str, Any], root: Path) -> Line:
-    """`raw` is the entry as it stands in params.yaml, `spec` what it says in full."""
+    """`raw` is the entry in params.yaml, `spec` the full entry."""
     facts, template, family = library.Facts(), "", ""
     if "spec" in raw:
         facts = library.origin(raw["spec"], field=name, kind=raw.get("source"), data=raw.get("data"))[2]
@@ -169,7 +169,7 @@ def _paths(name: str, data: str) -> list[str]:
 
 
 def _missing(paths: Sequence[str], root: Path) -> str | None:
-    """The first of the files that is not there."""
+    """The first of the files that is missing."""
     return next((path for path in paths if not (root / Path(path).expanduser()).is_file()), None)
 
 

@@ -1,4 +1,4 @@
-"""What a command line names is put into params.yaml: models, benchmarks and settings, all of it or nothing."""
+"""Adds the models, benchmarks and settings of a command line to params.yaml: all of them, or nothing."""
 
 import json
 from collections.abc import Sequence
@@ -128,7 +128,7 @@ def _wanted(asked: Asked, settings: Settings, root: Path) -> tuple[list[Wanted],
 
 
 def _limited(wanted: Wanted, limit: int | None) -> Wanted:
-    """With these limits where it is new."""
+    """The benchmark with this limit of test rows if it is new; else as it is."""
     if limit is None or wanted.entry is None:
         return wanted
     transfer = min(wanted.entry["limits"]["transfer"], max(limit, 0))
@@ -145,7 +145,7 @@ def _add(section: Any, place: str, wanted: Wanted, *, verb: str = "added") -> li
         return []
     short = "spec" in wanted.entry
     add_entry(section, wanted.name, one_line(wanted.entry) if short else block(wanted.entry, wanted.comment))
-    # What was guessed is told already; it is long, and better read in the file.
+    # The notes have what was guessed. The entry itself is long, and better read in the file.
     what = "" if wanted.notes else f": {json.dumps(wanted.entry, ensure_ascii=False)}"
     return [f"{verb} to params.yaml: {place}.{wanted.name}{what}"]
 
@@ -171,7 +171,7 @@ def parse_change(text: str) -> tuple[list[str], Any]:
 
 
 def _check_setting(settings: Settings, way: list[str]) -> None:
-    """Refuses a field that there is not, with those that there are; values are checked when all is put together."""
+    """Refuses an unknown field; the message lists the known ones. Values are checked later, with the whole file."""
     place: Any = settings
     for number, part in enumerate(way):
         if isinstance(place, BaseModel):

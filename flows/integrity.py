@@ -81,12 +81,13 @@ def discard(output: Output, root: Path, cache: Path) -> None:
 
 @dataclass
 class Condition:
-    """What was found of an output, file by file.
+    """The condition of the files of an output.
 
     Attributes:
-        damaged: files with other bytes, here or in the cache, or that do not belong to it; each with what is wrong.
-        restorable: not here, but in the cache.
-        lost: in neither place.
+        damaged: files with other bytes, in the project or in the cache, and files that do not belong to the output,
+            each with its problem.
+        restorable: files that are missing in the project, but in the cache.
+        lost: files that are in neither place.
         uncached: whether the cache lacks something that is here.
     """
 
@@ -153,7 +154,7 @@ def look_at(output: Output, root: Path, cache: Path) -> Condition:
 
 
 def summary(conditions: Sequence[Condition]) -> str:
-    """How many outputs are whole, and what has become of the others."""
+    """How many outputs are whole, and the condition of the others."""
     whole, total = sum(one.whole for one in conditions), len(conditions)
     text = f"{total} outputs have" if whole == total else f"{whole} of {total} outputs have"
     text += " the bytes that dvc.lock says"
@@ -170,14 +171,14 @@ def summary(conditions: Sequence[Condition]) -> str:
 
 
 def _hashes(path: Path) -> dict[str, str] | None:
-    """MD5 by name of the files of a directory; of a file under the name ""; None where nothing is there."""
+    """MD5 of the files of a directory by name; of a single file by the name ""; None if the path does not exist."""
     if path.is_file():
         return {"": _md5(path)}
     return _members(path) if path.is_dir() else None
 
 
 def _md5_of(hashes: dict[str, str]) -> str:
-    """The MD5 in dvc.lock of what has these hashes."""
+    """The MD5 in dvc.lock of an output with these hashes."""
     return hashes[""] if "" in hashes else _listed(hashes)
 
 

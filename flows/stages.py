@@ -1,4 +1,4 @@
-"""The one door to DVC: which stages a cell has, which are stale, and running one of them."""
+"""All calls of DVC: the stages of a cell, which of them are stale, and running one of them."""
 
 import json
 import re
@@ -85,7 +85,7 @@ def run_stage(stage: str, root: Path, *, timeout: float, log: Callable[[str], No
 
 
 def discard_damaged(stage: str, root: Path) -> list[str]:
-    """Removes outputs of the stage that DVC holds to be unchanged and yet have other bytes; see `flows.integrity`.
+    """Removes outputs of the stage that DVC considers unchanged although their bytes differ; see `flows.integrity`.
 
     Returns:
         Their paths. Running the stage brings them back.

@@ -31,7 +31,7 @@ def comparison_table(comparison: dict[str, Any]) -> "Table":
 
 
 def caption(comparison: dict[str, Any]) -> str:
-    """What the numbers are of."""
+    """What the numbers mean."""
     rows = f"{comparison['n']} test rows; ± standard error"
     pairs = comparison.get("model_vs_base")
     if not pairs:
