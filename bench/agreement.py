@@ -73,8 +73,8 @@ def harness_logprobs(loaded: Loaded, rows: Sequence[Example], batch_size: int) -
         for row in rows
         for number, option in enumerate(row.options)
     ]
-    found = iter(model.loglikelihood(requests, disable_tqdm=True))
-    return [np.array([next(found)[0] for _ in row.options]) for row in rows]
+    answers = iter(model.loglikelihood(requests, disable_tqdm=True))
+    return [np.array([next(answers)[0] for _ in row.options]) for row in rows]
 
 
 def accuracies(rows: Sequence[Example], logprobs: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -87,7 +87,7 @@ def accuracies(rows: Sequence[Example], logprobs: Sequence[np.ndarray]) -> tuple
 def compare(loaded: Loaded, rows: Sequence[Example]) -> Agreement:
     ours = option_logprobs(loaded, [row.prompt for row in rows], [row.options for row in rows])
     single, batched = (harness_logprobs(loaded, rows, size) for size in (1, BATCH))
-    found = [accuracies(rows, values) for values in (ours, single, batched)]
+    rates = [accuracies(rows, values) for values in (ours, single, batched)]
 
     def gap(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
         return max(float(np.abs(a - b).max()) for a, b in zip(first, second, strict=True))
@@ -97,8 +97,8 @@ def compare(loaded: Loaded, rows: Sequence[Example]) -> Agreement:
         single=gap(ours, single),
         batched=gap(ours, batched),
         harness=gap(single, batched),
-        acc=(found[0][0], found[1][0], found[2][0]),
-        acc_norm=(found[0][1], found[1][1], found[2][1]),
+        acc=(rates[0][0], rates[1][0], rates[2][0]),
+        acc_norm=(rates[0][1], rates[1][1], rates[2][1]),
     )
 
 
@@ -116,11 +116,12 @@ def main() -> None:
     )
     agreed = True
     for name in arguments.benchmarks:
-        found = compare(loaded, rows_of(name, arguments.data, arguments.rows))
-        agreed &= found.holds
-        acc, norm = ((f"{values[0]:.3f}, {values[1]:.3f}") for values in (found.acc, found.acc_norm))
+        result = compare(loaded, rows_of(name, arguments.data, arguments.rows))
+        agreed &= result.holds
+        acc, norm = ((f"{values[0]:.3f}, {values[1]:.3f}") for values in (result.acc, result.acc_norm))
         print(
-            f"| {name} | {found.n} | {found.single:.1e} | {found.batched:.1e} | {found.harness:.1e} | {acc} | {norm} |",
+            f"| {name} | {result.n} | {result.single:.1e} | {result.batched:.1e} | {result.harness:.1e} "
+            f"| {acc} | {norm} |",
             flush=True,
         )
     sys.exit(not agreed)

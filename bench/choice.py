@@ -27,10 +27,10 @@ NAMES = [name + how for how in ("", ", abstaining") for name in CRITERIA]
 
 @dataclass(frozen=True)
 class Decision:
-    """What the rule of docs/choice.md comes to.
+    """The result of the rule of docs/choice.md.
 
     Attributes:
-        picked: the criterion that the design half gives.
+        picked: the criterion that is picked on the design half.
         gain, harm: its means over the cells of the report half; `paper_gain` and `paper_harm`, those of the paper's.
         p: of the Wilcoxon signed-rank test of the cells' gains; 1 where the picked one is the paper's.
         replaces: whether it becomes the default.
@@ -104,9 +104,9 @@ def page(results: list[dict[str, Any]]) -> str:
         "without abstention.",
     ]
     if design and report:
-        found = decide(design, report)
-        parts += ["## Decision", sentence(found, len(design), len(report))]
-        parts += ["## Cells", markdown(cells_table(results, found.picked))]
+        decision = decide(design, report)
+        parts += ["## Decision", sentence(decision, len(design), len(report))]
+        parts += ["## Cells", markdown(cells_table(results, decision.picked))]
     else:
         missing = "the report half" if design else "the design half"
         parts += ["## Decision", f"None yet: no cell of {missing} has been run. `paper` stays."]
@@ -116,15 +116,16 @@ def page(results: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def sentence(found: Decision, design: int, report: int) -> str:
+def sentence(decision: Decision, design: int, report: int) -> str:
     """The decision in words."""
-    if found.picked == PAPER:
+    if decision.picked == PAPER:
         return f"On the {design} cells of the design half no criterion with as little harm gains more than `paper`."
-    verdict = "It is better by the rule of the plan." if found.replaces else "By the rule of the plan `paper` stays."
+    verdict = "It is better by the rule of the plan." if decision.replaces else "By the rule of the plan `paper` stays."
     return (
-        f"The {design} cells of the design half pick `{found.picked}`. On the report half it gains {found.gain:+.3f} "
-        f"and does detectable harm in {found.harm:.1%} of the draws; `paper` gains {found.paper_gain:+.3f} with "
-        f"{found.paper_harm:.1%} (Wilcoxon signed-rank p = {found.p:.2g} over {report} cells). {verdict}"
+        f"The {design} cells of the design half pick `{decision.picked}`. "
+        f"On the report half it gains {decision.gain:+.3f} and does detectable harm in {decision.harm:.1%} of the "
+        f"draws; `paper` gains {decision.paper_gain:+.3f} with {decision.paper_harm:.1%} "
+        f"(Wilcoxon signed-rank p = {decision.p:.2g} over {report} cells). {verdict}"
     )
 
 

@@ -146,11 +146,11 @@ def bench_scores(bench: Bench, prompts: list[list[int]]) -> None:
         """Results of some layers, their seconds with what comes before the first, and the memory they took."""
         path = LayerPath(bench.stack, prompts)
         one, start, _ = measured(path.at_one)
-        found, took, memory = {}, {}, 0
+        by_layer, took, memory = {}, {}, 0
         for at in of:
-            found[at], took[at], grown = measured(partial(layer_scores, path, at, one, settings(at)))
+            by_layer[at], took[at], grown = measured(partial(layer_scores, path, at, one, settings(at)))
             memory = max(memory, grown)
-        return found, took, start, memory
+        return by_layer, took, start, memory
 
     paper, took, start, memory = ours(lambda _: PAPER, layers)
     worst = max(abs(r.gap) for r in paper.values())
@@ -163,32 +163,32 @@ def bench_scores(bench: Bench, prompts: list[list[int]]) -> None:
         tolerance = max(abs(paper[at].gap), 1e-3) / allowed(paper[at].difference, 1.0)
         return Attribution(tolerance=tolerance, stability=0, max_nodes=MANY)
 
-    found, took, start, memory = ours(as_good, layers)
-    good = sum(abs(found[at].gap) <= max(abs(paper[at].gap), 1e-3) for at in layers)
+    integrals, took, start, memory = ours(as_good, layers)
+    good = sum(abs(integrals[at].gap) <= max(abs(paper[at].gap), 1e-3) for at in layers)
     note = f"gap at most that of right Riemann 20 on {good} of {len(layers)} layers"
-    work = score_passes(bench, prompts, {at: r.nodes for at, r in found.items()})
+    work = score_passes(bench, prompts, {at: r.nodes for at, r in integrals.items()})
     bench.row("scores: ours, adaptive, no worse than that", start + sum(took.values()), memory, captum, note, work)
 
     settings = bench.cell.settings.attribution
-    found, took, start, memory = ours(lambda _: settings, layers)
-    rough = [at for at, r in found.items() if not r.converged(settings.tolerance, settings.stability)]
-    nodes = sum(r.nodes for r in found.values())
+    integrals, took, start, memory = ours(lambda _: settings, layers)
+    rough = [at for at, r in integrals.items() if not r.converged(settings.tolerance, settings.stability)]
+    nodes = sum(r.nodes for r in integrals.values())
     note = f"{nodes} nodes; not converged: layers {rough or 'none'}"
-    work = score_passes(bench, prompts, {at: r.nodes for at, r in found.items()})
+    work = score_passes(bench, prompts, {at: r.nodes for at, r in integrals.items()})
     bench.row("scores: ours, adaptive as configured", start + sum(took.values()), memory, captum, note, work)
     keep(bench, "paper", paper)
-    keep(bench, "as_configured", found)
+    keep(bench, "as_configured", integrals)
 
     # A larger budget changes only the layers that had spent theirs.
     more, longer, _, grown = ours(lambda _: settings.model_copy(update={"max_nodes": MANY}), rough)
-    found, took = found | more, took | longer
-    rough = [at for at, r in found.items() if not r.converged(settings.tolerance, settings.stability)]
-    nodes = sum(r.nodes for r in found.values())
+    integrals, took = integrals | more, took | longer
+    rough = [at for at, r in integrals.items() if not r.converged(settings.tolerance, settings.stability)]
+    nodes = sum(r.nodes for r in integrals.values())
     note = f"{nodes} nodes; not converged: layers {rough or 'none'}"
-    work = score_passes(bench, prompts, {at: r.nodes for at, r in found.items()})
+    work = score_passes(bench, prompts, {at: r.nodes for at, r in integrals.items()})
     name = f"scores: ours, adaptive, up to {MANY} nodes"
     bench.row(name, start + sum(took.values()), max(memory, grown), captum, note, work)
-    keep(bench, "converged", found)
+    keep(bench, "converged", integrals)
 
 
 def score_passes(bench: Bench, prompts: list[list[int]], nodes: dict[int, int]) -> float:
@@ -198,7 +198,7 @@ def score_passes(bench: Bench, prompts: list[list[int]], nodes: dict[int, int]) 
 
 
 def keep(bench: Bench, name: str, results: dict[int, Any]) -> None:
-    """Leaves the score matrix of a rule for `python -m bench.quadrature_nodes`."""
+    """Saves the score matrix of a rule for `python -m bench.quadrature_nodes`."""
     path = bench.cell.root / KEPT / f"{name}.safetensors"
     names = ("gap", "difference", "error", "nodes")
     few = {name: torch.tensor([getattr(result, name) for result in results.values()]) for name in names}
@@ -215,7 +215,7 @@ def bench_grid(bench: Bench, rows: Rows, layers: list[int], few: int, name: str)
     if any(len(option) > 1 for row in part for option in row.options):
         sys.exit("error: the plain grid reads options of one token only")
     blocks = [part[i : i + 10] for i in range(0, few, 10)]
-    found, seconds, memory = measured(
+    expected, seconds, memory = measured(
         lambda: {
             (at, p): np.concatenate([grid_block(bench, block, at, p, scores) for block in blocks])
             for at in layers
@@ -223,7 +223,7 @@ def bench_grid(bench: Bench, rows: Rows, layers: list[int], few: int, name: str)
         }
     )
     naive = seconds * len(rows.encoded) / few * len(fractions) / len(ends) * len(bench.stack) / len(layers)
-    note = f"{few} of {len(rows.encoded)} rows in batches of 10, {len(found)} pairs"
+    note = f"{few} of {len(rows.encoded)} rows in batches of 10, {len(expected)} pairs"
     bench.row(f"{name}: whole model per pair", naive, memory, None, note)
 
     exact = np.empty(0)
@@ -233,10 +233,10 @@ def bench_grid(bench: Bench, rows: Rows, layers: list[int], few: int, name: str)
         def ours(precision: Precision = precision) -> dict[Part, Any]:
             grid = Grid(bench.stack, rows.encoded, rows.gold, scores)
             parts = [p for p in parts_of(dict.fromkeys(layers, fractions), len(grid.sizes), precision) if p.layer >= 0]
-            found: dict[Part, Any] = {}
+            by_part: dict[Part, Any] = {}
             for group in grid.together(parts):
-                found |= dict(zip(group, grid.compute_together(group), strict=True))
-            return found
+                by_part |= dict(zip(group, grid.compute_together(group), strict=True))
+            return by_part
 
         values, seconds, memory = measured(ours)
         passes = len(bench.stack) + len(fractions) * sum(len(bench.stack) - 1 - at for at in layers)
@@ -245,7 +245,7 @@ def bench_grid(bench: Bench, rows: Rows, layers: list[int], few: int, name: str)
         predicted = np.concatenate([value["predicted"] for value in values.values()], axis=1)
         if precision == "float32":
             exact = predicted
-            note = f"layers {layers}; log-probabilities within {grid_gap(bench, part, scores, found):.0e}"
+            note = f"layers {layers}; log-probabilities within {grid_gap(bench, part, scores, expected):.0e}"
         else:
             note = f"{(predicted == exact).mean():.2%} of {exact.size} predictions as in float32"
         bench.row(f"{name}: ours, {precision}", seconds, memory, naive, note, work)
@@ -256,11 +256,11 @@ def grid_block(bench: Bench, block: list[Encoded], layer: int, fraction: float, 
     return plain.grid_logprobs(bench.model, block, layer, prominent_neurons(scores[layer], fraction))
 
 
-def grid_gap(bench: Bench, rows: list[Encoded], scores: np.ndarray, found: dict[Any, np.ndarray]) -> float:
+def grid_gap(bench: Bench, rows: list[Encoded], scores: np.ndarray, expected: dict[Any, np.ndarray]) -> float:
     """The largest difference between the plain grid's log-probabilities and ours."""
     return max(
         float(np.abs(np.stack([row[0] for row in answers.logprobs]) - values).max())
-        for (at, p), values in found.items()
+        for (at, p), values in expected.items()
         for answers in [answers_without(bench.stack, rows, at, [prominent_neurons(scores[at], p)])]
     )
 

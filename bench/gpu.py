@@ -41,12 +41,12 @@ FRACTIONS = tuple(k / 20 for k in range(1, 9))
 
 @dataclass
 class Bench:
-    """What the measurements share, and what they found."""
+    """The state that the measurements share, and their figures."""
 
     shape: Shape
     tiny: bool
     out: Path | None
-    found: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
     begin: float = field(default_factory=time.perf_counter)
 
     @property
@@ -54,11 +54,11 @@ class Bench:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def say(self, key: str, value: Any) -> None:
-        """Prints a figure, and writes all of them to the file: a run that is cut off has told what it measured."""
-        self.found[key] = value
+        """Prints a figure and writes all of them to the file, so that an interrupted run keeps what it measured."""
+        self.figures[key] = value
         print(f"{time.perf_counter() - self.begin:6.1f} s  {key}: {value}", flush=True)
         if self.out:
-            self.out.write_text(json.dumps(self.found, indent=1))
+            self.out.write_text(json.dumps(self.figures, indent=1))
 
     def timed(self, work: Callable[[], Any], repeat: int = 1) -> tuple[Any, float, float]:
         """What `work` returns, the least seconds it took, and the GB of device memory that it took at most."""
@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     del stack
     fine_tuning(bench, model, prompts[0])
     bench.say("all of it, s", round(time.perf_counter() - bench.begin, 1))
-    return bench.found
+    return bench.figures
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Memory and time of the steps on large models, from operation counts: the tables of docs/scale.md.
 
-`python -m bench.scale` prints them. Nothing is measured here; what a number rests on stands on that page.
+`python -m bench.scale` prints them. Nothing is measured here; that page says what each number is based on.
 """
 
 from collections.abc import Iterable, Sequence
@@ -96,14 +96,14 @@ def coarse_to_fine(layers: int, fractions: int) -> list[int]:
     >>> sum(coarse_to_fine(32, 8)), 32 * 8
     (77, 256)
     """
-    found = [0] * layers
+    counts = [0] * layers
     coarse = range(min(2, layers - 1), layers, 4)
     for layer in coarse:
-        found[layer] = 3
+        counts[layer] = 3
     best = min(coarse, key=lambda layer: abs(layer - layers // 2))
     for layer in range(max(0, best - 3), min(layers, best + 4)):
-        found[layer] = fractions
-    return found
+        counts[layer] = fractions
+    return counts
 
 
 def layer_subset(layers: int, fractions: int) -> list[int]:
@@ -164,9 +164,9 @@ def model_table() -> str:
 def pass_table(job: Job) -> str:
     rows = []
     for name, s in SHAPES.items():
-        found = passes(s.layers, job)
+        counts = passes(s.layers, job)
         few = [passes(s.layers, job, way(s.layers, job.fractions))["search"] for way in (coarse_to_fine, layer_subset)]
-        rows.append([name, *(f"{found[step]:,.0f}" for step in found), *(f"{count:,.0f}" for count in few)])
+        rows.append([name, *(f"{counts[step]:,.0f}" for step in counts), *(f"{count:,.0f}" for count in few)])
     return table(
         ["model", "score", "search", "transfer", "evaluate", "search, coarse_to_fine", "search, layer_subset"], rows
     )

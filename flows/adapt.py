@@ -47,7 +47,7 @@ KILLED = 2  # times that a step which something killed is tried again: memory ma
 
 
 def _is_worth_another(task: Any, task_run: Any, state: State[Any]) -> bool:
-    """Prefect's retry condition: what another process blocks, and now and then what the system killed."""
+    """Prefect's retry condition: another process blocks the step, or the system killed it, at most KILLED times."""
     try:
         state.result()
     except Busy:
@@ -79,8 +79,8 @@ def _tell(line: str) -> None:
 def bring_up_to_date(step: str, stage: str, readers: Sequence[str] = (), force: bool = False) -> State[Outcome]:
     """Runs one DVC stage if it is stale. The state's name says what was done: Ran, Cached or Restored.
 
-    An output that DVC holds to be unchanged is hashed before it is believed. One that may be very large, a model, only
-    if one of `readers`, the stages that read it, is stale.
+    Outputs that DVC considers unchanged are hashed first. A model, which may be very large, is hashed only if one of
+    `readers`, the stages that read it, is stale.
     """
     started = time.monotonic()
     logger = get_run_logger()
@@ -108,7 +108,7 @@ def bring_up_to_date(step: str, stage: str, readers: Sequence[str] = (), force: 
 
 @task(cache_policy=NO_CACHE)
 def act(step: str, model: str, benchmark: str) -> str:
-    """Runs a step that acts in MLflow, where DVC does not look; does nothing that is done. Returns its last line."""
+    """Runs a step that acts in MLflow, outside DVC, and skips work that is done. Returns its last line."""
     started = time.monotonic()
     logger = get_run_logger()
 
@@ -116,7 +116,7 @@ def act(step: str, model: str, benchmark: str) -> str:
         logger.info(line)
         _tell(line)
 
-    told = run_command(
+    lines = run_command(
         step,
         f"tasks.steps.{step}",
         ["--model", model, "--benchmark", benchmark],
@@ -126,11 +126,11 @@ def act(step: str, model: str, benchmark: str) -> str:
         environment={FLOW: _root_flow_run()},
     )
     say(step, f"{'done':<9} {time.monotonic() - started:6.1f} s")
-    return told[-1] if told else ""
+    return lines[-1] if lines else ""
 
 
 def _root_flow_run() -> str:
-    """Id and name of the flow run that all this is part of."""
+    """Id and name of the outermost flow run."""
     root = flow_run.root_flow_run_id
     with get_client(sync_client=True) as client:
         return f"{root} {client.read_flow_run(UUID(root)).name}"
@@ -170,7 +170,7 @@ def _acquire(lock: FileLock, cell: Cell) -> None:
 
 @contextmanager
 def listed(cell: Cell, list_more: Callable[[], str | None] = lambda: None) -> Iterator[None]:
-    """Has the cell in `pipeline.cells`, and keeps other flows away from it. What was added goes if the body fails.
+    """Has the cell in `pipeline.cells`, and keeps other flows away from it. Additions are removed if the body fails.
 
     Args:
         list_more: adds a further entry, and returns what it added.
@@ -195,7 +195,7 @@ def listed(cell: Cell, list_more: Callable[[], str | None] = lambda: None) -> It
 def adapt(model: str, benchmark: str) -> Result:
     """Brings every stage of the cell up to date, registers the result and shows it in Prefect.
 
-    The project is the working directory, as for `dvc`; the cell stands in `pipeline.cells` of its
+    The project is the working directory, as for `dvc`; the cell is in `pipeline.cells` of its
     params.yaml.
 
     Raises:
@@ -235,11 +235,11 @@ def show(cell: Cell, result: Result) -> None:
     create_markdown_artifact(
         key=f"{cell.model}-{cell.benchmark}".lower().replace("_", "-"),
         description=f"{cell.model} on {cell.benchmark}",
-        markdown=f"{as_markdown([result])}\n\n{what_there_is(cell)}",
+        markdown=f"{as_markdown([result])}\n\n{list_of_files(cell)}",
     )
 
 
-def what_there_is(cell: Cell) -> str:
+def list_of_files(cell: Cell) -> str:
     """A list in Markdown: files as plain paths, since no browser follows a `file:` link from Prefect's pages."""
     uri = urlsplit(tracking_uri(cell.root))
     registered = f"see it with `dsm ui`, as {cell.name}"

@@ -72,9 +72,9 @@ def _title(name: str, spec: library.Spec) -> str:
 
 def _page_line(name: str) -> Line:
     spec, members = library.read_spec(name), _members(name, library.read_spec(name))
-    found = [library.facts(member) for member in members]
+    by_member = [library.facts(member) for member in members]
     kinds: list[library.Kind] = [kind for kind in ("wheel", "hub", "local") if kind in spec.sources]
-    facts = {kind: [one[kind] for one in found if kind in one] for kind in kinds}
+    facts = {kind: [one[kind] for one in by_member if kind in one] for kind in kinds}
 
     def by_source(values: Iterable[str]) -> str:
         return "<br>".join(values)
@@ -94,12 +94,12 @@ def _page_line(name: str) -> Line:
 def _library_line(name: str, root: Path, data: str | None) -> Line:
     spec = library.read_spec(name)
     members = _members(name, spec)
-    found = [one for one in members if data and "local" in spec.sources and not _missing(_paths(one, data), root)]
-    # All members of a group come from one kind of source; facts of those that are found, else of all.
-    kind = "local" if found else next(kind for kind in ("wheel", "hub", "local") if kind in spec.sources)
-    facts = [library.facts(one)[kind] for one in (found or members)]
-    if found:
-        where = f"{data}" if len(found) == len(members) else f"{data} ({len(found)} of {len(members)})"
+    available = [one for one in members if data and "local" in spec.sources and not _missing(_paths(one, data), root)]
+    # All members of a group come from one kind of source. Facts of the available members, or of all if there are none.
+    kind = "local" if available else next(kind for kind in ("wheel", "hub", "local") if kind in spec.sources)
+    facts = [library.facts(one)[kind] for one in (available or members)]
+    if available:
+        where = f"{data}" if len(available) == len(members) else f"{data} ({len(available)} of {len(members)})"
     else:
         where = _from(spec, kind)
     return (
@@ -116,7 +116,7 @@ def _library_line(name: str, root: Path, data: str | None) -> Line:
 
 
 def _declared_line(name: str, spec: BenchmarkSpec, raw: dict[str, Any], root: Path) -> Line:
-    """`raw` is the entry as it stands in params.yaml, `spec` what it says in full."""
+    """`raw` is the entry in params.yaml, `spec` the full entry."""
     facts, template, family = library.Facts(), "", ""
     if "spec" in raw:
         facts = library.origin(raw["spec"], field=name, kind=raw.get("source"), data=raw.get("data"))[2]
@@ -127,9 +127,9 @@ def _declared_line(name: str, spec: BenchmarkSpec, raw: dict[str, Any], root: Pa
         facts = library.Facts(test=split if isinstance(split, int) else None)  # of a fraction it is not known
     source = spec.train.source
     if source.kind == "local":
-        where = _found(source.paths, root)
+        where = _local_source(source.paths, root)
     elif source.kind == "path":
-        where = _found([source.path], root)
+        where = _local_source([source.path], root)
     else:
         where = f"wheel {source.package}" if source.kind == "wheel" else f"hub {source.id}"
     return (
@@ -145,7 +145,7 @@ def _declared_line(name: str, spec: BenchmarkSpec, raw: dict[str, Any], root: Pa
     )
 
 
-def _found(paths: Sequence[str], root: Path) -> str:
+def _local_source(paths: Sequence[str], root: Path) -> str:
     missing = _missing(paths, root)
     return f"{missing} is missing" if missing else paths[0]
 
@@ -169,7 +169,7 @@ def _paths(name: str, data: str) -> list[str]:
 
 
 def _missing(paths: Sequence[str], root: Path) -> str | None:
-    """The first of the files that is not there."""
+    """The first of the files that is missing."""
     return next((path for path in paths if not (root / Path(path).expanduser()).is_file()), None)
 
 

@@ -1,7 +1,7 @@
-"""What commands add to params.yaml (cells, models, benchmarks, entries of studies, nsa and sparse) and change there.
+"""Additions of commands to params.yaml (cells, models, benchmarks, entries of studies, nsa and sparse), and changes.
 
-DVC needs an entry before it can run its stage. So it is written first, and taken out again (`flows.removal`) where the
-run ends before the entry has a result.
+DVC needs an entry before it can run its stage. So the entry is written first, and removed (`flows.removal`) if the run
+ends before the entry has a result.
 """
 
 import io
@@ -29,11 +29,11 @@ def named_cells(
     Raises:
         InputError: naming `field`, if there are names and no cell has them.
     """
-    found = settings.pipeline.chosen(models, benchmarks)
-    if not found and (models or benchmarks):
+    cells = settings.pipeline.chosen(models, benchmarks)
+    if not cells and (models or benchmarks):
         named = f"{', '.join(models or ['a model'])} on {', '.join(benchmarks or ['a benchmark'])}"
         raise InputError(field, f"no cell of the pipeline is {named}; there are {sorted(settings.pipeline.cells)}")
-    return found
+    return cells
 
 
 def list_cell(root: Path, model: str, benchmark: str) -> list[str]:
@@ -81,7 +81,7 @@ def _list_names(document: Any, *, models: Sequence[str], benchmarks: Sequence[st
 
 
 def list_entry(root: Path, section: str, key: str, entry: dict[str, Any]) -> str:
-    """Adds an entry, on one line, to a section of params.yaml that has none of this key.
+    """Adds an entry, on one line, to a section of params.yaml that does not have this key.
 
     Returns:
         What was added.
@@ -114,11 +114,11 @@ ABSENT = "(not there)"  # the value of a setting that a command has added
 
 @dataclass
 class Additions:
-    """What this process has added to params.yaml, or changed there, and has no result of yet.
+    """Entries and settings that this process added to params.yaml or changed there, and that have no result yet.
 
     Attributes:
         entries: as (section, name).
-        changed: by its place, the value that a setting had, and the one that it was given.
+        changed: for each changed setting, by its place, the old and the new value.
         before: the text before the first addition.
         written: the one after the last; None if somebody else has written in between.
         outer: the additions of the context around this one.
@@ -136,7 +136,7 @@ _additions: Additions | None = None  # of the innermost context: a process runs 
 
 @contextmanager
 def additions() -> Iterator[Additions]:
-    """Notes what `edited` adds and changes until the body ends, but for what a context inside this one notes."""
+    """Records what `edited` adds and changes until the body ends, except what a nested context records."""
     global _additions
     outer = _additions
     _additions = Additions(outer=outer)
@@ -147,7 +147,7 @@ def additions() -> Iterator[Additions]:
 
 
 def has_result(section: str, name: str) -> None:
-    """Says that an entry has a result: it stays, whatever becomes of the run that added it, and so do all settings."""
+    """Records that an entry has a result: it and all settings stay, even if the run that added them fails."""
     if _additions is not None:
         _additions.entries.discard((section, name))
     noted = _additions
@@ -224,14 +224,14 @@ def _entries(document: Any) -> set[tuple[str, str]]:
 
 
 def _changes(before: Any, after: Any, place: tuple[str, ...] = ()) -> dict[tuple[str, ...], tuple[Any, Any]]:
-    """The values that two documents differ in; entries that only one of them has are no changes."""
-    found: dict[tuple[str, ...], tuple[Any, Any]] = {}
+    """The values that differ between two documents. Entries that only one of them has do not count."""
+    changes: dict[tuple[str, ...], tuple[Any, Any]] = {}
     for key, new in after.items():
         inner, old = (*place, str(key)), before.get(key, ABSENT)
         if inner == ("pipeline",) or (len(inner) == 2 and place[0] in SECTIONS and old == ABSENT):
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found |= _changes(old, new, inner)
+            changes |= _changes(old, new, inner)
         elif old != new and not (place == () and key in SECTIONS):
-            found[inner] = (old, new)
-    return found
+            changes[inner] = (old, new)
+    return changes

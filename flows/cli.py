@@ -27,12 +27,12 @@ class _Group(TyperGroup):
         except Exception as error:
             if type(error).__module__.startswith("typer."):  # usage errors and exits, which typer handles
                 raise
-            code, line = _told(error)
+            code, line = _exit_line(error)
             print(line, file=sys.stderr)
             raise typer.Exit(code) from error
 
 
-def _told(error: Exception) -> tuple[int, str]:
+def _exit_line(error: Exception) -> tuple[int, str]:
     """Exit code and line of an exception."""
     if isinstance(error, InputError):
         return 2, f"error: {error}"

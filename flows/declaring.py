@@ -1,4 +1,4 @@
-"""What a command line names is put into params.yaml: models, benchmarks and settings, all of it or nothing."""
+"""Adds the models, benchmarks and settings of a command line to params.yaml: all of them, or nothing."""
 
 import json
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Declared:
 
     models: list[str]
     benchmarks: list[str]
-    told: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def declare(root: Path, asked: Asked) -> Declared:
@@ -62,12 +62,12 @@ def declare(root: Path, asked: Asked) -> Declared:
         _check_setting(settings, way)
     if asked.seed is not None:
         changes.append((["adaptation", "seed"], asked.seed))
-    told: list[str] = []
+    notes: list[str] = []
     with edited(root) as document:
-        for section, found in (("models", models), ("benchmarks", benchmarks)):
-            for wanted in found:
-                told += wanted.notes
-                told += _add(document[section], section, wanted)
+        for section, named in (("models", models), ("benchmarks", benchmarks)):
+            for wanted in named:
+                notes += wanted.notes
+                notes += _add(document[section], section, wanted)
         if asked.limit is not None:
             for wanted in benchmarks:
                 if wanted.entry is not None:
@@ -81,8 +81,8 @@ def declare(root: Path, asked: Asked) -> Declared:
                 ):
                     changes.append((["benchmarks", wanted.name, "limits", "transfer"], max(asked.limit, 0)))
         for way, value in changes:
-            told += _change(document, way, value)
-    return Declared([wanted.name for wanted in models], [wanted.name for wanted in benchmarks], told)
+            notes += _change(document, way, value)
+    return Declared([wanted.name for wanted in models], [wanted.name for wanted in benchmarks], notes)
 
 
 def preview(root: Path, model: str | None, benchmark: str | None, data: str | None) -> tuple[Cell, set[str], list[str]]:
@@ -99,19 +99,19 @@ def preview(root: Path, model: str | None, benchmark: str | None, data: str | No
         raise InputError("data", "is for a benchmark that is taken from the library; name it with --benchmark")
     settings = load_settings(root)
     asked = Asked([model] if model else [], [benchmark] if benchmark else [], data)
-    told: list[str] = []
+    notes: list[str] = []
     changed: set[str] = set()
-    found = _wanted(asked, settings, root)
+    named = _wanted(asked, settings, root)
 
     def change(document: Any) -> None:
-        for section, stage, wanted in zip(("models", "benchmarks"), ("model", "data"), found, strict=True):
+        for section, stage, wanted in zip(("models", "benchmarks"), ("model", "data"), named, strict=True):
             for one in wanted:
-                told.extend([*one.notes, *_add(document[section], section, one, verb="`dsm run` adds")])
+                notes.extend([*one.notes, *_add(document[section], section, one, verb="`dsm run` adds")])
                 changed.update([stage] if one.pins else [])
 
     settings = unwritten(root, change)
-    model, benchmark = (wanted[0].name if wanted else None for wanted in found)
-    return open_cell(model, benchmark, root, settings), changed, told
+    model, benchmark = (wanted[0].name if wanted else None for wanted in named)
+    return open_cell(model, benchmark, root, settings), changed, notes
 
 
 def _wanted(asked: Asked, settings: Settings, root: Path) -> tuple[list[Wanted], list[Wanted]]:
@@ -128,7 +128,7 @@ def _wanted(asked: Asked, settings: Settings, root: Path) -> tuple[list[Wanted],
 
 
 def _limited(wanted: Wanted, limit: int | None) -> Wanted:
-    """With these limits where it is new."""
+    """The benchmark with this limit of test rows if it is new; else as it is."""
     if limit is None or wanted.entry is None:
         return wanted
     transfer = min(wanted.entry["limits"]["transfer"], max(limit, 0))
@@ -145,7 +145,7 @@ def _add(section: Any, place: str, wanted: Wanted, *, verb: str = "added") -> li
         return []
     short = "spec" in wanted.entry
     add_entry(section, wanted.name, one_line(wanted.entry) if short else block(wanted.entry, wanted.comment))
-    # What was guessed is told already; it is long, and better read in the file.
+    # The notes have what was guessed. The entry itself is long, and better read in the file.
     what = "" if wanted.notes else f": {json.dumps(wanted.entry, ensure_ascii=False)}"
     return [f"{verb} to params.yaml: {place}.{wanted.name}{what}"]
 
@@ -171,7 +171,7 @@ def parse_change(text: str) -> tuple[list[str], Any]:
 
 
 def _check_setting(settings: Settings, way: list[str]) -> None:
-    """Refuses a field that there is not, with those that there are; values are checked when all is put together."""
+    """Refuses an unknown field; the message lists the known ones. Values are checked later, with the whole file."""
     place: Any = settings
     for number, part in enumerate(way):
         if isinstance(place, BaseModel):

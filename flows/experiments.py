@@ -60,7 +60,7 @@ def study(
         others = [other for other in on or () if other not in texts]
         unknown = [other for other in filter(None, (benchmark, *others)) if other not in known]
         declared = declare(root, Asked([model] if model else (), unknown, data if unknown else None))
-        for line in declared.told:
+        for line in declared.notes:
             print(line, flush=True)
         names = dict(zip(unknown, declared.benchmarks, strict=True))
         model = declared.models[0] if model else None
@@ -177,5 +177,5 @@ def sparsify(
         if line:
             print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
         start_server(key)
-        told = flow(key)
-    print(f"{told}: `dsm apply {told}/sparse.json --model BASE --out DIR` makes the weights")
+        directory = flow(key)
+    print(f"{directory}: `dsm apply {directory}/sparse.json --model BASE --out DIR` makes the weights")

@@ -107,11 +107,11 @@ def evaluate(
         named = {"--benchmark": benchmark, "--base": base, "--limit": limit}
         arguments += [str(part) for pair in named.items() if pair[1] is not None for part in pair]
         run_command("evaluate", "tasks.steps.versus", arguments, root, timeout=timeout, log=log)
-        found = read_json(work / "found.json")
+        comparison = read_json(work / "found.json")
     if as_json:
-        print_json(found)
+        print_json(comparison)
     else:
-        print_table(comparison_table(found))
+        print_table(comparison_table(comparison))
 
 
 @app.command("try")

@@ -25,12 +25,12 @@ def plan(model: RunModel = None, benchmark: Runnable = None, data: Data = None, 
     from flows.declaring import preview
     from flows.plan import make_plan
 
-    cell, changed, told = preview(Path.cwd(), model, benchmark, data)
+    cell, changed, notes = preview(Path.cwd(), model, benchmark, data)
     made = make_plan(cell, changed)
     if as_json:
         print_json({"model": cell.model, "benchmark": cell.benchmark, **asdict(made)})
         return
-    for note in told:
+    for note in notes:
         print(note)
     table = Table(title=f"{cell.model} on {cell.benchmark}", caption=made.basis)
     for name in ("stage", "does"):
@@ -151,10 +151,10 @@ def verify(as_json: AsJson = False) -> None:
     if not outputs:  # not 0: nothing was found to be whole
         raise StepFailed("verify", "there is nothing to verify: dvc.lock names no outputs; `dsm run` makes some")
     cache = cache_directory(root)
-    found = []
+    conditions = []
     for output in outputs:
-        found.append(look_at(output, root, cache))
-        for line in found[-1].lines() if not as_json else ():
+        conditions.append(look_at(output, root, cache))
+        for line in conditions[-1].lines() if not as_json else ():
             print(line)
     if as_json:
         looked = [
@@ -165,13 +165,13 @@ def verify(as_json: AsJson = False) -> None:
                 "restorable": list(map(str, one.restorable)),
                 "lost": list(map(str, one.lost)),
             }
-            for output, one in zip(outputs, found, strict=True)
+            for output, one in zip(outputs, conditions, strict=True)
         ]
         print_json(looked)
-    if not all(one.whole for one in found):
-        raise StepFailed("verify", summary(found))
+    if not all(one.whole for one in conditions):
+        raise StepFailed("verify", summary(conditions))
     if not as_json:
-        print(summary(found))
+        print(summary(conditions))
 
 
 @benchmarks.command("ls")

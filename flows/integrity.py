@@ -56,13 +56,13 @@ def is_altered(output: Output, root: Path) -> bool:
 
 def damaged_in_cache(output: Output, cache: Path) -> Iterator[Path]:
     """The files of DVC's cache (the directory that `dvc cache dir` names) that hold this output, but other bytes."""
-    found = _object(cache, output.md5)
-    if not found.is_file():
+    cached = _object(cache, output.md5)
+    if not cached.is_file():
         return
-    if _md5(found) != output.md5.removesuffix(DIRECTORY):
-        yield found
+    if _md5(cached) != output.md5.removesuffix(DIRECTORY):
+        yield cached
     elif output.md5.endswith(DIRECTORY):
-        for entry in json.loads(found.read_bytes()):
+        for entry in json.loads(cached.read_bytes()):
             member = _object(cache, entry["md5"])
             if member.is_file() and _md5(member) != entry["md5"]:
                 yield member
@@ -80,13 +80,14 @@ def discard(output: Output, root: Path, cache: Path) -> None:
 
 
 @dataclass
-class Found:
-    """What was found of an output, file by file.
+class Condition:
+    """The condition of the files of an output.
 
     Attributes:
-        damaged: files with other bytes, here or in the cache, or that do not belong to it; each with what is wrong.
-        restorable: not here, but in the cache.
-        lost: in neither place.
+        damaged: files with other bytes, in the project or in the cache, and files that do not belong to the output,
+            each with its problem.
+        restorable: files that are missing in the project, but in the cache.
+        lost: files that are in neither place.
         uncached: whether the cache lacks something that is here.
     """
 
@@ -102,22 +103,22 @@ class Found:
 
     def lines(self) -> list[str]:
         """A line for each file that is not as it should be."""
-        told = [f"{path}: {problem}" for path, problem in self.damaged.items()]
-        told += [f"{path}: not here, but in DVC's cache" for path in self.restorable]
-        return told + [f"{path}: neither here nor in DVC's cache" for path in self.lost]
+        lines = [f"{path}: {problem}" for path, problem in self.damaged.items()]
+        lines += [f"{path}: not here, but in DVC's cache" for path in self.restorable]
+        return lines + [f"{path}: neither here nor in DVC's cache" for path in self.lost]
 
 
 OTHER = "has other bytes than dvc.lock says"
 
 
-def look_at(output: Output, root: Path, cache: Path) -> Found:
+def look_at(output: Output, root: Path, cache: Path) -> Condition:
     """Hashes an output and its copy in DVC's cache."""
-    found, path, copy = Found(), root / output.path, _object(cache, output.md5)
+    condition, path, copy = Condition(), root / output.path, _object(cache, output.md5)
     here = _hashes(path)
     intact = here is not None and _md5_of(here) == output.md5
     kept = copy.is_file() and _md5(copy) == output.md5.removesuffix(DIRECTORY)
     if copy.is_file() and not kept:
-        found.damaged[copy] = OTHER
+        condition.damaged[copy] = OTHER
     if intact and here is not None:
         wanted = here
     elif not output.md5.endswith(DIRECTORY):
@@ -126,58 +127,58 @@ def look_at(output: Output, root: Path, cache: Path) -> Found:
         wanted = {entry["relpath"]: entry["md5"] for entry in json.loads(copy.read_bytes())}
     else:  # which files it had is not known any more
         if here is None:
-            found.lost.append(path)
+            condition.lost.append(path)
         else:
-            found.damaged[path] = OTHER
-        return found
-    found.uncached = not kept
+            condition.damaged[path] = OTHER
+        return condition
+    condition.uncached = not kept
     for name, md5 in wanted.items():
         member = _object(cache, md5)
         whole = kept if member == copy else member.is_file() and _md5(member) == md5
         if member.is_file() and not whole:
-            found.damaged[member] = OTHER
+            condition.damaged[member] = OTHER
         if here is not None and name in here:
-            found.uncached |= not whole
+            condition.uncached |= not whole
             if here[name] != md5:
-                found.damaged[path / name] = OTHER
+                condition.damaged[path / name] = OTHER
         elif here is not None and not name:  # a directory where a file was
-            found.damaged[path] = OTHER
+            condition.damaged[path] = OTHER
         else:
-            (found.restorable if whole and kept else found.lost).append(path / name)
+            (condition.restorable if whole and kept else condition.lost).append(path / name)
     if "" not in wanted:
         strangers = (path / name for name in here or () if name not in wanted)
-        found.damaged |= dict.fromkeys(strangers, f"does not belong to {output.path}")
-    if here is None and not found.lost:
-        found.restorable = [path]
-    return found
+        condition.damaged |= dict.fromkeys(strangers, f"does not belong to {output.path}")
+    if here is None and not condition.lost:
+        condition.restorable = [path]
+    return condition
 
 
-def summary(found: Sequence[Found]) -> str:
-    """How many outputs are whole, and what has become of the others."""
-    whole, total = sum(one.whole for one in found), len(found)
-    told = f"{total} outputs have" if whole == total else f"{whole} of {total} outputs have"
-    told += " the bytes that dvc.lock says"
-    damaged, lost = (sum(bool(getattr(one, kind)) for one in found) for kind in ("damaged", "lost"))
-    restorable = sum(bool(one.restorable) and not one.damaged and not one.lost for one in found)
+def summary(conditions: Sequence[Condition]) -> str:
+    """How many outputs are whole, and the condition of the others."""
+    whole, total = sum(one.whole for one in conditions), len(conditions)
+    text = f"{total} outputs have" if whole == total else f"{whole} of {total} outputs have"
+    text += " the bytes that dvc.lock says"
+    damaged, lost = (sum(bool(getattr(one, kind)) for one in conditions) for kind in ("damaged", "lost"))
+    restorable = sum(bool(one.restorable) and not one.damaged and not one.lost for one in conditions)
     if damaged or lost:
-        told += (
+        text += (
             f"; {damaged} with damaged files, to be removed; {lost} with files that are neither here nor in DVC's cache"
         )
     if restorable:
-        told += f"; {restorable} that `dvc checkout` or `dsm run` brings back"
-    uncached = sum(one.whole and one.uncached for one in found)
-    return told + (f"; DVC's cache lacks {uncached} of them" if uncached else "")
+        text += f"; {restorable} that `dvc checkout` or `dsm run` brings back"
+    uncached = sum(one.whole and one.uncached for one in conditions)
+    return text + (f"; DVC's cache lacks {uncached} of them" if uncached else "")
 
 
 def _hashes(path: Path) -> dict[str, str] | None:
-    """MD5 by name of the files of a directory; of a file under the name ""; None where nothing is there."""
+    """MD5 of the files of a directory by name; of a single file by the name ""; None if the path does not exist."""
     if path.is_file():
         return {"": _md5(path)}
     return _members(path) if path.is_dir() else None
 
 
 def _md5_of(hashes: dict[str, str]) -> str:
-    """The MD5 in dvc.lock of what has these hashes."""
+    """The MD5 in dvc.lock of an output with these hashes."""
     return hashes[""] if "" in hashes else _listed(hashes)
 
 

@@ -17,8 +17,8 @@ PATIENCE = 10.0  # seconds
 def reason(state: State[Any]) -> str:
     """Why a run did not complete, in one line: the text of what it raised, or what its state says."""
     raised = state.result(raise_on_failure=False) if state.data is not None else None
-    told = str(raised) if isinstance(raised, Exception) else ""
-    return " ".join((told or state.message or state.name or "").split())
+    message = str(raised) if isinstance(raised, Exception) else ""
+    return " ".join((message or state.message or state.name or "").split())
 
 
 def tell(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:

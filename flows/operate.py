@@ -103,14 +103,14 @@ def versions(model: Model = None, benchmark: Benchmark = None, as_json: AsJson =
 
     from tasks.tracking.promotion import versions as registered
 
-    found, moves = registered(cell)
+    entries, moves = registered(cell)
     if as_json:
-        print_json({"versions": [asdict(one) for one in found], "moves": [asdict(move) for move in moves]})
+        print_json({"versions": [asdict(one) for one in entries], "moves": [asdict(move) for move in moves]})
         return
     table = Table(title=cell.name, caption="p: exact McNemar test, pruned against base, on the n test rows of its time")
     for name in ("version", "aliases", "made", "base", "pruned", "n", "p", "promotion"):
         table.add_column(name, overflow="fold")
-    for version in found:
+    for version in entries:
         metrics = version.metrics
         table.add_row(
             str(version.number),

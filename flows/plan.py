@@ -48,7 +48,7 @@ class Plan:
     """The steps in order, and what their estimate rests on.
 
     Attributes:
-        assumed: of which size the numbers are, where that of the model is not known; "" where it is.
+        assumed: the model size that the numbers are for, if that of the model is not known; else "".
     """
 
     lines: list[Line]
@@ -70,7 +70,7 @@ def make_plan(cell: Cell, changed: Collection[str] = ()) -> Plan:
     work = forward_passes(cell, size)
     cost = prompt_tokens(cell) * size.multiply_adds
     timings = _timings(cell)
-    # How fast this machine is, as a part of the typical one; a step that was timed goes by itself.
+    # The speed of this machine relative to the typical one. A step with a timing has its own speed.
     speeds: dict[str, float] = {
         step: work[step] * cost / _rate(cell, step) / max(timings[step] - START, 1.0)
         for step in ("score", "search", "evaluate", "transfer")
@@ -88,8 +88,8 @@ def make_plan(cell: Cell, changed: Collection[str] = ()) -> Plan:
     elif cell.model_dir.exists():
         basis += f"; memory: {held(cell, size)}"
     if cell.preflight.exists():
-        found = read_json(cell.preflight)
-        basis += f"; {warning(found) or describe_answers(found)}"
+        answers = read_json(cell.preflight)
+        basis += f"; {warning(answers) or describe_answers(answers)}"
     lines = []
     for step, (stage, status) in zip(STEPS, _statuses(cell, changed).items(), strict=True):
         if status != "run":
@@ -104,7 +104,7 @@ def make_plan(cell: Cell, changed: Collection[str] = ()) -> Plan:
 
 
 def held(cell: Cell, size: ModelSize) -> str:
-    """What the steps that run the model hold where, in words.
+    """Where the steps that run the model hold its weights, in words.
 
     On a CPU the files of the weights are mapped, so that the system reads them as they are needed and may drop them; a
     layer whose weights are narrower is in float32 while it computes.

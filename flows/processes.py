@@ -21,7 +21,7 @@ import psutil
 
 from flows.environment import child_environment
 
-# SIGINT first: a step then removes its temporary files and dvc releases its locks. The others end who ignores it.
+# SIGINT first: a step then removes its temporary files, dvc releases its locks. The others end those that ignore it.
 SIGNALS = ((signal.SIGINT, 5.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 10.0))  # and the seconds each is given
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours and cursor movements
@@ -29,7 +29,7 @@ UNFINISHED = re.compile(r"\x1b(\[[0-9;?]*)?\Z")
 
 SHOW_CURSOR = b"\x1b[?25h"
 
-# A step's own error line, and what dvc says about it: the caller tells it again, once and short.
+# A step's own error line, and what dvc says about it: the caller prints it again, once and in short.
 HELD_BACK = re.compile(r"(error|ERROR): ")
 LONGEST_PREFIX = len("error: ")
 
@@ -148,13 +148,13 @@ def end_group(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _members(group: int) -> list[int]:
-    """The living processes of a group. A zombie is none: its parent may be one that never collects it."""
-    found = []
+    """The living processes of a group. Zombies do not count: their parent may never collect them."""
+    pids = []
     for member in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, ProcessLookupError):
             if os.getpgid(member.pid) == group and member.status() != psutil.STATUS_ZOMBIE:
-                found.append(member.pid)
-    return found
+                pids.append(member.pid)
+    return pids
 
 
 def _pseudo_terminal() -> tuple[int, int]:

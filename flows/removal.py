@@ -1,4 +1,4 @@
-"""What is taken out of params.yaml: a cell that nobody wants any more, and what a run added that came to no result."""
+"""Removes from params.yaml a cell that is no longer wanted, and what a run added that has no result."""
 
 import sys
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ ENTRIES = ("pipeline.cells", "studies", "nsa", "sparse")  # each has a stage wit
 
 @contextmanager
 def taken_back_without_result(root: Path) -> Iterator[None]:
-    """Takes out of params.yaml what the body added and has no result of, if the body ends in an exception.
+    """Removes from params.yaml what the body added without a result, if the body ends with an exception.
 
-    A cell has a result once it is evaluated. What other entries need by then stays, and so do settings of a result.
+    A cell has a result once it is evaluated. Entries that other entries need stay, and so do settings of a result.
     """
     with additions() as added:
         try:
@@ -97,13 +97,13 @@ def _unneeded(settings: Settings, gone: set[tuple[str, str]]) -> set[tuple[str, 
     benchmarks = {benchmark for _, benchmark in on}
     benchmarks |= {other for run in studies for other in run.benchmarks}
     benchmarks |= {run.calibration.removeprefix(BENCHMARKS) for run in sparse}
-    found = {("pipeline.models", name) for name in settings.pipeline.models if name not in models}
-    found |= {("pipeline.benchmarks", name) for name in settings.pipeline.benchmarks if name not in benchmarks}
+    unneeded = {("pipeline.models", name) for name in settings.pipeline.models if name not in models}
+    unneeded |= {("pipeline.benchmarks", name) for name in settings.pipeline.benchmarks if name not in benchmarks}
     schedules = settings.retrain.schedules.values()
     models |= {name for schedule in schedules for name in schedule.models}
     benchmarks |= {name for schedule in schedules for name in schedule.benchmarks}
-    found |= {("models", name) for name in settings.models if name not in models}
-    return found | {("benchmarks", name) for name in settings.benchmarks if name not in benchmarks}
+    unneeded |= {("models", name) for name in settings.models if name not in models}
+    return unneeded | {("benchmarks", name) for name in settings.benchmarks if name not in benchmarks}
 
 
 def _remove(root: Path, entries: set[tuple[str, str]]) -> None:
@@ -122,7 +122,7 @@ def _remove(root: Path, entries: set[tuple[str, str]]) -> None:
 
 
 def _restore(root: Path, added: Additions) -> None:
-    """Gives settings the values that they had, but for those that somebody else has changed since."""
+    """Restores the old values of settings, except of those that somebody else has changed since."""
     with edited(root) as document:
         for way, (old, new) in added.changed.items():
             place: Any = document

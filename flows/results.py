@@ -101,15 +101,15 @@ def _measure(systems: dict[str, Any], comparisons: dict[str, Any], name: str, st
 
 def all_results(root: Path, settings: Settings) -> list[Result]:
     """The results of every cell there is, by name. Says on stderr which cells have one of an earlier version."""
-    found = []
+    results = []
     for path in sorted((root / "data" / "cells").glob("*/*/evaluation.json")):
         cell = Cell(root, path.parent.parent.name, path.parent.name, settings)
         if result := read_result(cell):
-            found.append(result)
+            results.append(result)
         elif cell.pruned.exists():
             again = f"dsm run --model {cell.model} --benchmark {cell.benchmark}"
             print(f"{cell.name}: its result is of an earlier version; `{again}` makes it anew", file=sys.stderr)
-    return found
+    return results
 
 
 LEGEND = (
@@ -132,14 +132,14 @@ def _lines(result: Result) -> dict[str, list[str]]:
     pruned = f"layer {result.layer}, {100 * result.fraction:.4g} %"
     return {
         "cell": [result.model, f"on {result.benchmark}", pruned, f"n = {result.n}", draws],
-        "accuracy": _told(result.accuracy),
-        "exact match": _told(result.exact_match),
+        "accuracy": _measure_lines(result.accuracy),
+        "exact match": _measure_lines(result.exact_match),
         "acc_norm": [f"{result.base_acc_norm:.3f} → {result.pruned_acc_norm:.3f}"],
         "answers": [f"{_counts(result.base_answers)} →", _counts(result.pruned_answers)],
     }
 
 
-def _told(measure: Measure) -> list[str]:
+def _measure_lines(measure: Measure) -> list[str]:
     low, high = measure.interval
     return [
         f"{measure.base:.3f} → {measure.pruned:.3f}",

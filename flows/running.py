@@ -49,7 +49,7 @@ def run(
         benchmark = [open_cell(known).benchmark]
     with taken_back_without_result(root):
         declared = declare(root, Asked(model or (), benchmark or (), data, limit, seed, change or ()))
-        for line in declared.told:
+        for line in declared.notes:
             print(line, flush=True)
         cells = {
             cell.name: cell
@@ -107,9 +107,9 @@ def hash_path(
     from tasks.pipeline.wanted import hash_of_model
     from tasks.runtime.files import existing_path, sha256_file
 
-    found = existing_path(str(path), field="path", root=Path.cwd())
-    is_model = found.is_dir() or found.suffix == ".gguf"
-    print(hash_of_model(found, field="path") if is_model else sha256_file(found))
+    target = existing_path(str(path), field="path", root=Path.cwd())
+    is_model = target.is_dir() or target.suffix == ".gguf"
+    print(hash_of_model(target, field="path") if is_model else sha256_file(target))
 
 
 @app.command("init")

@@ -1,4 +1,4 @@
-"""Prefect's server: the one that its settings name, or a temporary one. Its troubles are told in one line."""
+"""Prefect's server: the one that its settings name, or a temporary one. Its failures become messages of one line."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def start_server(what: str) -> None:
     steps, and Prefect then waits for it for more than a minute. The server inherits the blocked signal of this thread.
 
     Raises:
-        InputError: the address is none, or the directory of the temporary server's database cannot be written.
+        InputError: the address is not valid, or the directory of the temporary server's database cannot be written.
         StepFailed: it does not answer as Prefect's server. Prefect ends a temporary one when this process ends.
     """
     if PREFECT_API_URL.value():
@@ -96,7 +96,7 @@ def check_server() -> None:
     """Asks the server that Prefect's settings name for its version.
 
     Raises:
-        InputError: its address is none.
+        InputError: its address is not valid.
         StepFailed: it does not answer, refuses, or is not Prefect's.
     """
     try:

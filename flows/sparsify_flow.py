@@ -69,8 +69,8 @@ def _names(file: str) -> list[str]:
 
 
 def _target(text: str) -> dict[str, Any]:
-    if found := re.fullmatch(r"(\d{1,4}):(\d{1,4})", text):
-        return {"n_of_m": [int(found[1]), int(found[2])]}
+    if match := re.fullmatch(r"(\d{1,4}):(\d{1,4})", text):
+        return {"n_of_m": [int(match[1]), int(match[2])]}
     try:
         return {"sparsity": float(text)}
     except ValueError:

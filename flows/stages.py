@@ -1,4 +1,4 @@
-"""The one door to DVC: which stages a cell has, which are stale, and running one of them."""
+"""All calls of DVC: the stages of a cell, which of them are stale, and running one of them."""
 
 import json
 import re
@@ -85,7 +85,7 @@ def run_stage(stage: str, root: Path, *, timeout: float, log: Callable[[str], No
 
 
 def discard_damaged(stage: str, root: Path) -> list[str]:
-    """Removes outputs of the stage that DVC holds to be unchanged and yet have other bytes; see `flows.integrity`.
+    """Removes outputs of the stage that DVC considers unchanged although their bytes differ; see `flows.integrity`.
 
     Returns:
         Their paths. Running the stage brings them back.
@@ -232,8 +232,8 @@ def _failure(name: str, finished: Finished) -> Exception:
     if by_dvc and not exits:  # dvc itself refused
         return StepFailed(name, by_dvc[-1].removeprefix("ERROR: "), lines[-40:])
     code = exits[-1] if exits else finished.code
-    told = [line.removeprefix("error: ") for line in by_step if line.startswith("error: ")]
-    if code == 2 and told and ": " in told[-1]:
-        return InputError(*told[-1].split(": ", 1))
+    errors = [line.removeprefix("error: ") for line in by_step if line.startswith("error: ")]
+    if code == 2 and errors and ": " in errors[-1]:
+        return InputError(*errors[-1].split(": ", 1))
     last = f": {by_step[-1]}" if by_step else ""
     return StepFailed(name, f"exited with {code}{last}", (finished.stdout + lines)[-40:], killed=code < 0)

@@ -72,10 +72,10 @@ def list_study(
 
 
 def names_of(root: Path, files: Sequence[str]) -> dict[str, str]:
-    """Files by names: their own, with as many of the folders above as tell them apart.
+    """Files by name: their own names, with as many parent folders as are needed to distinguish them.
 
     Raises:
-        InputError: two are one file, or cannot be told apart.
+        InputError: two are the same file, or cannot be distinguished.
     """
     if len({(root / file).resolve() for file in files}) < len(files):
         raise InputError("on", f"names a file twice: {', '.join(files)}")
@@ -97,7 +97,7 @@ def study(name: str, model: str, benchmark: str) -> dict[str, Any]:
     """Brings the cell and then the study up to date; its table becomes an artifact.
 
     Returns:
-        What stands in the study's result.json.
+        The content of the study's result.json.
 
     Raises:
         InputError, StepFailed, Busy: as `flows.adapt.adapt`.

@@ -52,10 +52,10 @@ def block(value: Mapping[str, Any], comment: str = "") -> Any:
     """A mapping on several lines, what is in it on one line each; the comment stands above its first line."""
     from ruamel.yaml.comments import CommentedMap
 
-    found = CommentedMap({key: one_line(item) for key, item in value.items()})
+    mapping = CommentedMap({key: one_line(item) for key, item in value.items()})
     if comment:
-        found.yaml_set_start_comment(comment, indent=4)
-    return found
+        mapping.yaml_set_start_comment(comment, indent=4)
+    return mapping
 
 
 def _last(mapping: Any) -> tuple[Any, Any]:

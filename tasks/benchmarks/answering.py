@@ -109,7 +109,7 @@ class Answering:
     def compute_together(self, parts: Sequence[Part]) -> list[Value]:
         """The answers to the rows of several packs, from one sweep over the layers."""
         encoded = self._rows.encoded
-        found: dict[Part, Value] = {}
+        values: dict[Part, Value] = {}
         for offset in sorted({self._offsets[part.pack] for part in parts}):
             same = [part for part in parts if self._offsets[part.pack] == offset]
             passes = [self._stack.start(self._packs[part.pack]) for part in same]
@@ -118,8 +118,8 @@ class Answering:
             for number, part in enumerate(same):
                 indices = [offset + index for index in self._packs[part.pack].units]
                 first = number * len(self._edits)
-                found[part] = self._value(indices, side_by_side(answers[first : first + len(self._edits)]))
-        return [found[part] for part in parts]
+                values[part] = self._value(indices, side_by_side(answers[first : first + len(self._edits)]))
+        return [values[part] for part in parts]
 
     def _value(self, indices: list[int], answers: Answers) -> Value:
         rows = Rows(self._rows.table.iloc[indices], [self._rows.encoded[index] for index in indices])
@@ -137,9 +137,9 @@ def assemble_answers(values: Mapping[Any, Value]) -> tuple[Answers, np.ndarray]:
     Returns:
         The answers to all rows in their order, with an empty `greedy`, and the exact matches, bool [C, n].
     """
-    found: dict[int, tuple[np.ndarray, list[bool]]] = {}
+    answers: dict[int, tuple[np.ndarray, list[bool]]] = {}
     for value in values.values():
         for index, logprobs, exact in zip(value["rows"], value["logprobs"], value["exact"], strict=True):
-            found[index] = np.array(logprobs, dtype=np.float32), exact
-    rows = [found[index] for index in sorted(found)]
+            answers[index] = np.array(logprobs, dtype=np.float32), exact
+    rows = [answers[index] for index in sorted(answers)]
     return Answers([logprobs for logprobs, _ in rows], []), np.array([exact for _, exact in rows]).T

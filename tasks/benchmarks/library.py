@@ -184,7 +184,7 @@ def facts(name: str) -> dict[Kind, Facts]:
     """
     spec, variant = member(name, field="spec")
     sources = variant.sources or spec.sources
-    return {kind: Facts.model_validate(_fill(found.facts, variant.values)) for kind, found in sources.items()}
+    return {kind: Facts.model_validate(_fill(source.facts, variant.values)) for kind, source in sources.items()}
 
 
 def origin(name: str, *, field: str, kind: Kind | None = None, data: str | None = None) -> tuple[Kind, Origin, Facts]:

@@ -114,8 +114,8 @@ def _plain(column: str) -> str:
 
 def _one_of(known: Sequence[str], columns: Sequence[str], what: str, name: str) -> str:
     for wanted in known:
-        if found := [column for column in columns if _plain(column) == wanted]:
-            return found[0]
+        if matches := [column for column in columns if _plain(column) == wanted]:
+            return matches[0]
     there = ", ".join(map(repr, columns))
     raise InputError(
         "benchmark",
@@ -216,10 +216,10 @@ def _lettered(rows: list[Row], columns: list[str], space: str, name: str) -> _Ch
         if match := NUMBERED.fullmatch(_plain(column)):
             kinds.setdefault(match["kind"] or "", {})[match["place"]] = column
     for places in kinds.values():
-        found = "".join(sorted(places))
-        if len(found) < 2 or not any(run.startswith(found) for run in ("abcdefghij", "0123456789", "123456789")):
+        sequence = "".join(sorted(places))
+        if len(sequence) < 2 or not any(run.startswith(sequence) for run in ("abcdefghij", "0123456789", "123456789")):
             continue
-        names = [places[place] for place in found]
+        names = [places[place] for place in sequence]
         return _Choices(
             [space + _braced(column) for column in names],
             [[_texts([row.get(column)], column, name)[0] for column in names] for row in rows],
@@ -301,10 +301,10 @@ def _checked(entry: dict[str, Any], rows: list[Row], name: str) -> Example:
     """The first example, after all rows have been rendered and split as the `data` step does it."""
     try:
         spec = BenchmarkSpec.model_validate(entry)
-        found = examples(rows, spec, "train", field=name)
-        splits(spec, found.examples, None, field=name)
+        result = examples(rows, spec, "train", field=name)
+        splits(spec, result.examples, None, field=name)
     except ValidationError as error:
         raise InputError("benchmark", f"{name}: {error.errors()[0]['msg']}; {GUIDE}") from None
     except InputError as error:
         raise InputError("benchmark", f"{error}; {GUIDE}") from None
-    return found.examples[0]
+    return result.examples[0]

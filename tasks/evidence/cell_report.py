@@ -175,7 +175,7 @@ def _strategies(evidence: Evidence, search: Search) -> list[dict[str, Any]]:
         return float(rows.accuracy.iloc[0])
 
     best, _ = choose(grid)
-    found = []
+    outcomes = []
     from_cell = {f"from_cell, {search.cell}": at_depths(search.depths)} if search.cell and search.depths else {}
     for name, strategy in {**STRATEGIES, **from_cell}.items():
         if name == "dropping":  # chooses what exhaustive chooses
@@ -184,8 +184,8 @@ def _strategies(evidence: Evidence, search: Search) -> list[dict[str, Any]]:
         pair, _ = choose(looked_at)
         surfaces = {"adaptation": grid} | ({"test": evidence.transfer_grid} if evidence.has_transfer else {})
         regret = {where: accuracy(surface, best) - accuracy(surface, pair) for where, surface in surfaces.items()}
-        found.append({"name": name, "pairs": int((looked_at.layer >= 0).sum()), "pair": pair, "regret": regret})
-    return found
+        outcomes.append({"name": name, "pairs": int((looked_at.layer >= 0).sum()), "pair": pair, "regret": regret})
+    return outcomes
 
 
 def _layers(evidence: Evidence) -> list[dict[str, Any]]:

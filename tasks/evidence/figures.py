@@ -36,17 +36,17 @@ def figures(evidence: Evidence) -> dict[str, str]:
     """
     layer, fraction = int(evidence.pruned["layer"]), float(evidence.pruned["fraction"])
     chosen = (layer, fraction)
-    found = {
+    plots = {
         "accuracy": accuracy_figure(evidence.evaluation),
         "grid_accuracy": grid_figure(evidence.grid, "accuracy", "grid_accuracy", chosen=chosen),
         "grid_margin": grid_figure(evidence.grid, "margin", "grid_margin", chosen=chosen),
         "scores": scores_figure(evidence.scores, layer=layer, pruned=len(evidence.pruned["neurons"])),
     }
     if evidence.scores.by_layer:
-        found["completeness"] = completeness_figure(evidence.scores)
+        plots["completeness"] = completeness_figure(evidence.scores)
     if evidence.has_transfer:
         best = evidence.transfer["best"]
-        found["grid_transfer"] = grid_figure(
+        plots["grid_transfer"] = grid_figure(
             evidence.transfer_grid,
             "accuracy",
             "grid_transfer",
@@ -54,8 +54,8 @@ def figures(evidence: Evidence) -> dict[str, str]:
             best=(int(best["layer"]), float(best["fraction"])),
         )
         for value in ("accuracy", "margin"):
-            found[f"transfer_{value}"] = transfer_figure(evidence.grid, evidence.transfer_grid, value, chosen=chosen)
-    return found
+            plots[f"transfer_{value}"] = transfer_figure(evidence.grid, evidence.transfer_grid, value, chosen=chosen)
+    return plots
 
 
 def accuracy_figure(evaluation: dict[str, Any]) -> str:
@@ -212,7 +212,7 @@ def completeness_figure(scores: Scores) -> str:
 
 
 def transfer_figure(grid: pd.DataFrame, transfer_grid: pd.DataFrame, value: str, *, chosen: tuple[int, float]) -> str:
-    """Accuracy or margin, adaptation set against test rows; one point a (layer, fraction) pair, its area: how many."""
+    """Accuracy or margin, adaptation set against test rows; one point for each pair, larger where several coincide."""
     both = grid.merge(transfer_grid, on=["layer", "fraction"], suffixes=("_adaptation", "_test"))
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")

@@ -32,7 +32,7 @@ def tight(text: str) -> str:
 
 def width(svg: str) -> int:
     """The width in pixels of a figure of `tasks.evidence.style.svg` at its own size."""
-    found = re.search(r'<svg [^>]*\bwidth="([\d.]+)pt"', svg)
-    if found is None:
+    match = re.search(r'<svg [^>]*\bwidth="([\d.]+)pt"', svg)
+    if match is None:
         raise ValueError("not a figure with a width in points")
-    return round(float(found[1]) * 4 / 3)
+    return round(float(match[1]) * 4 / 3)

@@ -42,8 +42,8 @@ def summary(frame: pd.DataFrame, table: pd.DataFrame, seeds: list[int]) -> dict[
     def system(name: str) -> dict[str, Any]:
         confusion = np.zeros((width, width), dtype=int)
         np.add.at(confusion, (gold, frame[name].to_numpy()), 1)
-        found = rates(float(right[name].mean()), float(exact[name].mean()))
-        return found | {"predicted": counts(name), "confusion": confusion.tolist()}
+        own_rates = rates(float(right[name].mean()), float(exact[name].mean()))
+        return own_rates | {"predicted": counts(name), "confusion": confusion.tolist()}
 
     def compared(answers: dict[str, npt.NDArray[np.bool_]]) -> dict[str, Any]:
         return {

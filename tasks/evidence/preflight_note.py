@@ -1,4 +1,4 @@
-"""What is said of the unpruned model's answers to some train rows (`tasks.method.preflight`)."""
+"""Messages about the unpruned model's answers to some train rows (`tasks.method.preflight`)."""
 
 from typing import Any
 
@@ -13,26 +13,26 @@ ALL_CORRECT = (
 )
 
 
-def describe_answers(found: dict[str, Any]) -> str:
-    """One line on what `preflight` found.
+def describe_answers(answers: dict[str, Any]) -> str:
+    """One line about the result of `preflight`.
 
     Example:
-        >>> found = {"n": 40, "labeled": 10, "accuracy": 0.6, "predicted": [38, 2], "options": [" no", " yes"]}
-        >>> describe_answers(found)
+        >>> answers = {"n": 40, "labeled": 10, "accuracy": 0.6, "predicted": [38, 2], "options": [" no", " yes"]}
+        >>> describe_answers(answers)
         "the unpruned model answers 40 train rows with ' no' 38, ' yes' 2 times, and 6 of the 10 examples correctly"
     """
-    options, predicted = found["options"], found["predicted"]
+    options, predicted = answers["options"], answers["predicted"]
     names = [repr(option) for option in options] if options else [f"option {1 + i}" for i in range(len(predicted))]
     counts = ", ".join(f"{name} {count}" for name, count in zip(names, predicted, strict=True))
-    correct = round(found["accuracy"] * found["labeled"])
+    correct = round(answers["accuracy"] * answers["labeled"])
     return (
-        f"the unpruned model answers {found['n']} train rows with {counts} times, "
-        f"and {correct} of the {found['labeled']} examples correctly"
+        f"the unpruned model answers {answers['n']} train rows with {counts} times, "
+        f"and {correct} of the {answers['labeled']} examples correctly"
     )
 
 
-def warning(found: dict[str, Any]) -> str | None:
-    """What to say where nothing can be learned: one option answers (almost) all rows, or all examples are correct."""
-    share = max(found["predicted"]) / found["n"]
-    advice = ADVICE if share >= ONE_OPTION else ALL_CORRECT if found["accuracy"] == 1 else None
-    return advice and f"{describe_answers(found)}: {advice}"
+def warning(answers: dict[str, Any]) -> str | None:
+    """The warning if nothing can be learned: one option answers (almost) all rows, or all examples are correct."""
+    share = max(answers["predicted"]) / answers["n"]
+    advice = ADVICE if share >= ONE_OPTION else ALL_CORRECT if answers["accuracy"] == 1 else None
+    return advice and f"{describe_answers(answers)}: {advice}"

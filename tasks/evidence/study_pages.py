@@ -42,12 +42,12 @@ def write_page(root: Path, settings: Settings, page: Path) -> int:
     texts = page.parent / READINGS
     readings = (read_yaml(texts.read_text(encoding="utf-8"), field=str(texts)) or {}) if texts.exists() else {}
     blocks, plots = [HEAD], page.with_suffix("")
-    found: list[tuple[str, Cell]] = []
+    shown: list[tuple[str, Cell]] = []
     count = 0
     for name, what in about.items():
         if name == "nsa":
-            meanings, told = _meanings(root, settings, readings)
-            count += told
+            meanings, number = _meanings(root, settings, readings)
+            count += number
             blocks += [f"## {what['title']}\n\n{what['question']}", *meanings] if meanings else []
             continue
         cells = [
@@ -59,12 +59,12 @@ def write_page(root: Path, settings: Settings, page: Path) -> int:
         blocks.append(f"## {what['title']}\n\n{what['question']}")
         for cell in cells:
             blocks += _result(cell, name, plots.name, readings)
-            found.append((name, cell))
+            shown.append((name, cell))
         if "families" in what:
             results = [read_json(cell.study(name) / "result.json") for cell in cells]
             blocks.append(f"### By family of tasks\n\n{BY_FAMILY}\n\n{markdown(by_family(results, what['families']))}")
         blocks += [f"*Published* ({entry['source']}):\n\n{_rows(entry)}" for entry in what.get("published", ())]
-    count += len(found)
+    count += len(shown)
     if not count:
         raise InputError("studies", "none has a result yet: `dsm study NAME` makes one")
     text = "\n\n".join(blocks) + "\n"
@@ -76,7 +76,7 @@ def write_page(root: Path, settings: Settings, page: Path) -> int:
             f"has {len(lost)} results that are not here, such as {title} of {cell_name}: fetch them (`dvc pull`), "
             "remove the page, or write another one (--page)",
         )
-    for name, cell in found:
+    for name, cell in shown:
         plots.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(cell.study(name) / "plot.svg", plots / f"{name}-{cell.name}.svg")
     write_text(page, text)
@@ -85,13 +85,13 @@ def write_page(root: Path, settings: Settings, page: Path) -> int:
 
 def _cells(page: str) -> set[tuple[str, str]]:
     """The results on a page: the title of the study, and model and benchmark."""
-    title, found = "", set()
+    title, results = "", set()
     for line in page.splitlines():
         if line.startswith("## "):
             title = line[3:]
         elif line.startswith("### ") and " on " in line:
-            found.add((title, line[4:]))
-    return found
+            results.add((title, line[4:]))
+    return results
 
 
 def _result(cell: Cell, name: str, plots: str, readings: dict[str, Any]) -> list[str]:
@@ -138,11 +138,11 @@ def by_family(results: list[dict[str, Any]], families: dict[str, list[str]]) -> 
             part = f", {more['sparsity']:.0%}" if more.get("sparsity") else ""
             kind = f"{more['method']}{part}" if "method" in more else record["label"]
             values.setdefault(kind, {}).setdefault(i, []).append(record["value"])
-    told = [f"{r['model']}, {r['benchmark']}" if several else r["benchmark"] for _, r in columns]
-    header = ["", *(f"{name} ({family})" for name, (family, _) in zip(told, columns, strict=True))]
+    benchmarks = [f"{r['model']}, {r['benchmark']}" if several else r["benchmark"] for _, r in columns]
+    header = ["", *(f"{name} ({family})" for name, (family, _) in zip(benchmarks, columns, strict=True))]
     return [
         header,
-        *([kind, *(_mean(found.get(i, [])) for i in range(len(columns)))] for kind, found in values.items()),
+        *([kind, *(_mean(by_column.get(i, [])) for i in range(len(columns)))] for kind, by_column in values.items()),
     ]
 
 
@@ -169,30 +169,30 @@ def _meanings(root: Path, settings: Settings, readings: dict[str, Any]) -> tuple
         cell = Cell(root, run.model, run.benchmark, settings)
         if not (cell.directory / "nsa.json").exists():
             continue
-        found = read_json(cell.directory / "nsa.json")
+        nsa = read_json(cell.directory / "nsa.json")
         command = f"dsm explain --nsa --model {cell.model} --benchmark {cell.benchmark}"
-        stability = found["stability"]
+        stability = nsa["stability"]
         blocks += [
-            f"### {cell.model} on {cell.benchmark}\n\n`{command}` (rows: {found['rows']}, "
-            f"by: {found['settings']['by']}). {found['pruned']} of {found['width']} neurons of layer {found['layer']} "
-            f"are pruned; {len(found['words'])} influential words. Halves of the rows order the words of a neuron "
+            f"### {cell.model} on {cell.benchmark}\n\n`{command}` (rows: {nsa['rows']}, "
+            f"by: {nsa['settings']['by']}). {nsa['pruned']} of {nsa['width']} neurons of layer {nsa['layer']} "
+            f"are pruned; {len(nsa['words'])} influential words. Halves of the rows order the words of a neuron "
             f"alike with Spearman {stability['mean']:.2f}, the mean of {len(stability['splits'])} splits.",
-            markdown(meanings_table(found)),
-            *_reading(f"nsa-{cell.name}", sha256_json(found["systems"])[:8], readings),
+            markdown(meanings_table(nsa)),
+            *_reading(f"nsa-{cell.name}", sha256_json(nsa["systems"])[:8], readings),
         ]
         count += 1
     return blocks, count
 
 
-def meanings_table(found: dict[str, Any]) -> list[list[str]]:
+def meanings_table(result: dict[str, Any]) -> list[list[str]]:
     """The table of nsa.json: for each way of pruning the mean drop, its permutation test, and the collapsed pairs."""
     rows = [["", "mean drop, influential words", "random words", "p (permutation)", "collapsed pairs", "polysemantic"]]
-    rows.append(["unpruned", "", "", "", "", str(sum(found["polysemantic"]))])
-    for name, system in found["systems"].items():
+    rows.append(["unpruned", "", "", "", "", str(sum(result["polysemantic"]))])
+    for name, system in result["systems"].items():
         test = system["permutation"]
         collapsed = sum(system["collapsed"]) / len(system["collapsed"])
         rows.append(
-            [found["names"][name], f"{test['mean']:.4f}", f"{test['random']:.4f}", f"{test['p']:.2f}",
+            [result["names"][name], f"{test['mean']:.4f}", f"{test['random']:.4f}", f"{test['p']:.2f}",
              f"{collapsed:.2%}", str(sum(system["polysemantic"]))]
         )  # fmt: skip
     return rows

@@ -9,7 +9,7 @@ STRONG_PRIOR = 0.8  # a model that gives one answer on this share of the rows or
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found on one cell.
+    """The verdict on one cell.
 
     Attributes:
         tone: `better` or `worse` if accuracy or exact match changed detectably in this direction only, `mixed` if one
@@ -137,17 +137,17 @@ def verdict(pruned: dict[str, Any], evaluation: dict[str, Any]) -> Verdict:
     A difference counts as detected if the exact McNemar test gives p < 0.05. Accuracy and exact match are tested each;
     the levels are not corrected for these being two tests.
     """
-    found = {name: significant(measure["pruned_vs_base"]) for name, measure in measured(evaluation).items()}
-    signs = set(found.values())
+    changes = {name: significant(measure["pruned_vs_base"]) for name, measure in measured(evaluation).items()}
+    signs = set(changes.values())
     tone: Literal["better", "worse", "mixed", "same"] = (
         "mixed" if {1, -1} <= signs else "better" if 1 in signs else "worse" if -1 in signs else "same"
     )
     what = f"{counted(len(pruned['neurons']), 'neuron')} ({percent(pruned['fraction'])}) of layer {pruned['layer']}"
     rows = f" on {counted(evaluation['n'], 'held-out row')}"
-    accuracy = _change("accuracy", evaluation, found["accuracy"], rows)
-    exact = _change("exact_match", evaluation, found["exact_match"])
-    control = " ".join(_control(name, evaluation) for name in found)
-    return Verdict(tone, _headline(found, evaluation), f"Pruning {what} {accuracy}. It {exact}.", control)
+    accuracy = _change("accuracy", evaluation, changes["accuracy"], rows)
+    exact = _change("exact_match", evaluation, changes["exact_match"])
+    control = " ".join(_control(name, evaluation) for name in changes)
+    return Verdict(tone, _headline(changes, evaluation), f"Pruning {what} {accuracy}. It {exact}.", control)
 
 
 def _change(name: str, evaluation: dict[str, Any], sign: int, rows: str = "") -> str:
@@ -164,12 +164,12 @@ def _change(name: str, evaluation: dict[str, Any], sign: int, rows: str = "") ->
     )
 
 
-def _headline(found: dict[str, int], evaluation: dict[str, Any]) -> str:
-    if not any(found.values()):
+def _headline(changes: dict[str, int], evaluation: dict[str, Any]) -> str:
+    if not any(changes.values()):
         return "No detectable difference"
     verbs = {1: "improves", -1: "lowers"}
-    gains = [name for name, sign in found.items() if sign > 0]
-    losses = [name for name, sign in found.items() if sign < 0]
+    gains = [name for name, sign in changes.items() if sign > 0]
+    losses = [name for name, sign in changes.items() if sign < 0]
     changed = [
         f"{verbs[sign]} {' and '.join(_NAMES[name] for name in names)}"
         for sign, names in ((1, gains), (-1, losses))
@@ -181,7 +181,7 @@ def _headline(found: dict[str, int], evaluation: dict[str, Any]) -> str:
     ]
     if gains and not losses and not any(beaten):
         return f"{headline}, but no more than random neurons do"
-    unchanged = [_NAMES[name] for name, sign in found.items() if not sign]
+    unchanged = [_NAMES[name] for name, sign in changes.items() if not sign]
     return headline + (f"; {unchanged[0]} does not change detectably" if unchanged else "")
 
 
@@ -190,8 +190,8 @@ def _control(name: str, evaluation: dict[str, Any]) -> str:
     random = evaluation["systems"]["random"]
     key = "by_seed" if name == "accuracy" else f"{name}_by_seed"
     values = list(random[key].values())
-    found = [significant(comparison) for comparison in measured(evaluation)[name]["pruned_vs_random"].values()]
-    n, better, worse = len(values), found.count(1), found.count(-1)
+    signs = [significant(comparison) for comparison in measured(evaluation)[name]["pruned_vs_random"].values()]
+    n, better, worse = len(values), signs.count(1), signs.count(-1)
     text = (
         f"Random neurons of the same layer and number: {_NAMES[name]} {random[name]:.3f}"
         if name == "accuracy"
@@ -200,13 +200,13 @@ def _control(name: str, evaluation: dict[str, Any]) -> str:
     if n > 1:
         text += f" on average over {n} draws ({min(values):.3f} to {max(values):.3f})"
     if not better and not worse:
-        told = "not detectably different from " + ("them" if n == 1 else "any of them")
+        outcome = "not detectably different from " + ("them" if n == 1 else "any of them")
     elif n in (better, worse):
-        told = f"detectably {'better' if better else 'worse'} than " + ("them" if n == 1 else "each of them")
+        outcome = f"detectably {'better' if better else 'worse'} than " + ("them" if n == 1 else "each of them")
     else:
         parts = [f"{word} than {count}" for word, count in (("better", better), ("worse", worse)) if count]
-        told = f"detectably {' and '.join(parts)} of the {n}"
-    return f"{text}; the pruned model is {told}."
+        outcome = f"detectably {' and '.join(parts)} of the {n}"
+    return f"{text}; the pruned model is {outcome}."
 
 
 def option_name(options: list[str] | None, index: int) -> str:
@@ -219,22 +219,22 @@ def notes(evaluation: dict[str, Any]) -> list[str]:
     options, n = evaluation["options"], evaluation["n"]
     gold = [sum(row) for row in evaluation["systems"]["base"]["confusion"]]
     most = max(range(len(gold)), key=gold.__getitem__)
-    found = []
+    warnings = []
     for name in ("base", "pruned"):
         predicted = evaluation["systems"][name]["predicted"]
         top = max(range(len(predicted)), key=predicted.__getitem__)
         if predicted[top] >= STRONG_PRIOR * n:
-            found.append(
+            warnings.append(
                 f"The {name} model answers “{option_name(options, top)}” on {percent(round(predicted[top] / n, 3))} "
                 f"of the rows; the right answer is that on {percent(round(gold[top] / n, 3))}."
             )
     best = evaluation["systems"]["pruned"]["accuracy"]
     if gold[most] / n >= best:
-        found.append(
+        warnings.append(
             f"Always answering “{option_name(options, most)}” would score {gold[most] / n:.3f}, "
             f"{'as much as' if gold[most] / n == best else 'more than'} the pruned model."
         )
-    return found
+    return warnings
 
 
 def trail(pruned: dict[str, Any], pairs: int) -> list[str]:

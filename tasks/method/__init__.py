@@ -4,7 +4,7 @@
 
 >>> from tasks.method.algorithm import adapt
 >>> from tasks.method.silence import silenced
->>> found = adapt(model, tokenizer, examples)  # rows with prompt, options and gold
->>> with silenced(model, found.recipe):
+>>> adapted = adapt(model, tokenizer, examples)  # rows with prompt, options and gold
+>>> with silenced(model, adapted.recipe):
 ...     model.generate(**inputs)
 """

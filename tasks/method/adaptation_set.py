@@ -15,7 +15,7 @@ def draw(train: pd.DataFrame, stack: DecoderStack, tokenizer: object, settings: 
     """The adaptation set out of the train split.
 
     Raises:
-        InputError: there are too few rows of the kind, or one of them cannot be used.
+        InputError: there are too few rows that match `settings`, or one of them cannot be used.
     """
     asked = zip(train["prompt"], train["options"], strict=True)
     positions = [hash_position("adaptation", settings.seed, prompt, list(options)) for prompt, options in asked]
@@ -36,9 +36,9 @@ def draw(train: pd.DataFrame, stack: DecoderStack, tokenizer: object, settings: 
 def draw_unlabeled(
     train: pd.DataFrame, chosen: pd.DataFrame, stack: DecoderStack, tokenizer: object, settings: Adaptation
 ) -> pd.DataFrame:
-    """Up to `settings.unlabeled` train rows outside the adaptation set, drawn as that is, without the column gold.
+    """Up to `settings.unlabeled` train rows outside the adaptation set, drawn in the same way, without the column gold.
 
-    None where one of them does not fit the model: a run with the paper's criterion does not need them.
+    Empty if one of them does not fit the model, since a run with the paper's criterion does not need them.
     """
     others = train[~train["id"].isin(chosen["id"])]
     wanted = Adaptation(size=min(settings.unlabeled, max(1, len(others))), seed=settings.seed)
@@ -50,14 +50,14 @@ def draw_unlabeled(
 
 
 def _selected(train: pd.DataFrame, stack: DecoderStack, tokenizer: object, right: bool, size: int) -> pd.DataFrame:
-    found = train.head(0)
+    selected = train.head(0)
     with progress("sample", size) as advance:
         for start in range(0, len(train), 4 * size):
             rows = encode_rows(train.iloc[start : start + 4 * size], tokenizer, stack.context)
             predicted = answers_unedited(stack, rows.encoded).predicted()[0]
             kept = rows.table[(predicted == rows.table["gold"]) == right]
-            advance(min(len(kept), size - len(found)))
-            found = pd.concat([found, kept])
-            if len(found) >= size:
+            advance(min(len(kept), size - len(selected)))
+            selected = pd.concat([selected, kept])
+            if len(selected) >= size:
                 break
-    return found.head(size)
+    return selected.head(size)

@@ -49,7 +49,7 @@ def _silently(done: int) -> None:
 
 @dataclass(frozen=True)
 class Adapted:
-    """What `adapt` found.
+    """The result of `adapt`.
 
     Attributes:
         scores: of all neurons; `scores.values` is float32 [layers, width].
@@ -92,9 +92,9 @@ def adapt(
             criterion needs, or the settings leave nothing to search.
 
     Example:
-        >>> found = adapt(model, tokenizer, examples)
-        >>> found.recipe.layer, len(found.recipe.neurons)
-        >>> with silenced(model, found.recipe):
+        >>> adapted = adapt(model, tokenizer, examples)
+        >>> adapted.recipe.layer, len(adapted.recipe.neurons)
+        >>> with silenced(model, adapted.recipe):
         ...     model.generate(**inputs)
     """
     attribution, search = attribution or Attribution(), search or Search()
@@ -116,7 +116,7 @@ def _table(rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
 
 @contextmanager
 def _no_gradients(model: Any) -> Iterator[None]:
-    """The model in eval mode, its parameters without gradients, which would cost memory; then as it was."""
+    """A context with the model in eval mode and without gradients of its parameters, which would cost memory."""
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     modules = [module for module in model.modules() if module.training]
     model.requires_grad_(False).eval()
@@ -161,7 +161,7 @@ def search_grid(
 
     Args:
         run: computes parts of a `Grid` of these scores.
-        sizes: of that grid: rows of each of its packs.
+        sizes: the number of rows in each pack of that grid.
 
     Raises:
         InputError: the smallest fraction of the neurons is none, or from_cell has no depths.
@@ -208,11 +208,11 @@ def search_rows(
         grid = grid_on(stack, tokenizer, part, scores, search)
         return search_grid((computing or compute_here)(grid), grid.sizes, scores, search, wanted)
 
-    found, settled = searched(rows, precision)
+    unranked, settled = searched(rows, precision)
     others = None
     if search.reads_unlabeled and unlabeled is not None:
         others, _ = searched(unlabeled, settled.precision)
-    return ranked_by(search.criterion, found, others, rows.gold if rows.labeled else None), settled
+    return ranked_by(search.criterion, unranked, others, rows.gold if rows.labeled else None), settled
 
 
 class _Worker(Protocol):
@@ -234,7 +234,7 @@ def _compute(worker: _Worker, parts: Sequence[Any], *, advance: Callable[[int], 
 
 @dataclass
 class _Evaluate:
-    """What a strategy asks (`tasks.method.strategies.Evaluate`)."""
+    """Computes the grids that a strategy asks for (`tasks.method.strategies.Evaluate`)."""
 
     run: Callable[[Sequence[Part]], Mapping[Part, Value]]
     sizes: Sequence[int]

@@ -68,7 +68,7 @@ class Attributor:
 
     In a mixture of experts, the neurons of a layer are those of all its experts (`tasks.models.experts`). On the path
     of one layer its tokens stay with their experts, and those of the layers above may go to others: F then jumps, and
-    the gap is the sum of the jumps. Neurons of experts that no token is given to have the score 0.
+    the gap is the sum of the jumps. Neurons of experts to which no token is routed have the score 0.
 
     Args:
         sequences: token ids of each prompt, up to where the answer begins.
@@ -126,8 +126,8 @@ class Attributor:
         """`compute` of several parts."""
         if len(parts) == 1 or not _is_integral(self._settings):
             return [self.compute(part) for part in parts]
-        found = all_scores(self.path, [part[0] for part in parts], self._one, self._settings)
-        return [_as_json(_attributed(found[part[0]], 1)) for part in parts]
+        integrals = all_scores(self.path, [part[0] for part in parts], self._one, self._settings)
+        return [_as_json(_attributed(integrals[part[0]], 1)) for part in parts]
 
     def attribute(self, part: Part) -> Attributed:
         """The scores of the layers of one part."""
@@ -175,7 +175,7 @@ class Attributor:
 
     @cached_property
     def _unreached(self) -> list[list[int]]:
-        """The experts of each layer that no token is given to; of a model without experts []."""
+        """The experts of each layer to which no token is routed; [] for a model without experts."""
         stack = self._stack
         if stack.each is None:
             return []
@@ -215,9 +215,9 @@ def _as_json(result: Attributed) -> dict[str, Any]:
 
 
 def describe(settings: Attribution) -> dict[str, Any]:
-    """What the header of the scores says about them: the settings that they depend on, and F in words."""
-    found = settings.effective()
-    return found | {"definition": TARGETS[settings.target]} if "target" in found else found
+    """The settings that the scores depend on, and F in words, for the header of the scores."""
+    effective = settings.effective()
+    return effective | {"definition": TARGETS[settings.target]} if "target" in effective else effective
 
 
 def assemble(values: Sequence[dict[str, Any]], header: dict[str, Any]) -> Scores:

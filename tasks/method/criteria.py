@@ -1,8 +1,9 @@
-"""Criteria that choose a (layer, fraction) pair from what ten labeled rows, and unlabeled ones, look like on a grid.
+"""Criteria that choose a (layer, fraction) pair from the grid on ten labeled rows and on unlabeled rows.
 
-The paper's is the accuracy on the ten rows. All others are read off the same numbers: the log-probabilities of the
-options, for the unpruned model and for every pair. A criterion is a few columns of the grid, of which the first one
-decides and the next ones break ties (`tasks.method.recipe.choose`). How they were compared: docs/choice.md.
+The paper's criterion is the accuracy on the ten rows. All others are computed from the same numbers: the
+log-probabilities of the options, for the unpruned model and for every pair. A criterion gives a few columns of the
+grid. The first column decides, and the next ones break ties (`tasks.method.recipe.choose`). docs/choice.md compares the
+criteria.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,13 +35,13 @@ def normalised(logprobs: npt.ArrayLike) -> Floats:
     Args:
         logprobs: [.., options].
     """
-    found: Floats = log_softmax(np.asarray(logprobs, dtype=np.float64), axis=-1)
-    return found
+    normalised_logprobs: Floats = log_softmax(np.asarray(logprobs, dtype=np.float64), axis=-1)
+    return normalised_logprobs
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a criterion may look at. Index 0 of the first axis is the unpruned model, the others are the pairs.
+    """The data that a criterion may use. Index 0 of the first axis is the unpruned model, the others are the pairs.
 
     Attributes:
         labeled: float64 [1 + layers * fractions, rows, options], normalised; pairs in the order of layers, then of
@@ -74,7 +75,7 @@ class Seen:
 
 
 class Choice(NamedTuple):
-    """What a criterion says of each pair.
+    """The values of a criterion for each pair.
 
     Attributes:
         keys: columns of the grid, each float64 [pairs]; the largest value of the first one wins, ties go to the next
@@ -100,8 +101,8 @@ def margins(logprobs: Floats, gold: npt.NDArray[np.int64]) -> Floats:
     index = np.broadcast_to(gold[None, :, None], (*logprobs.shape[:2], 1))
     others = logprobs.copy()
     np.put_along_axis(others, index, -np.inf, axis=-1)
-    found: Floats = np.take_along_axis(logprobs, index, axis=-1)[..., 0] - others.max(-1)
-    return found
+    gold_margins: Floats = np.take_along_axis(logprobs, index, axis=-1)[..., 0] - others.max(-1)
+    return gold_margins
 
 
 def mutual_information(logprobs: Floats) -> Floats:
@@ -114,8 +115,8 @@ def mutual_information(logprobs: Floats) -> Floats:
     """
     answers = np.exp(logprobs)
     mean = answers.mean(1)
-    found: Floats = -xlogy(mean, mean).sum(-1) + xlogy(answers, answers).sum(-1).mean(1)
-    return found
+    information: Floats = -xlogy(mean, mean).sum(-1) + xlogy(answers, answers).sum(-1).mean(1)
+    return information
 
 
 def prior_corrected(logprobs: Floats, unlabeled: Floats) -> Floats:
@@ -228,12 +229,12 @@ def ranked_by(
     known = np.zeros(labeled.shape[1], dtype=np.int64) if gold is None else np.array(gold, dtype=np.int64)
     seen = Seen(labeled, known, others, pairs.fraction.nunique())
     keys = CRITERIA[criterion](seen).keys
-    found = grid.drop(columns="logprobs")
+    ranked = grid.drop(columns="logprobs")
     for name, values in keys.items():
         if name not in ("accuracy", "margin", "-fraction"):
-            found[name] = pd.Series(values.round(DIGITS), index=pairs.index)
-    found.attrs["keys"] = list(keys)
-    return found
+            ranked[name] = pd.Series(values.round(DIGITS), index=pairs.index)
+    ranked.attrs["keys"] = list(keys)
+    return ranked
 
 
 def _surface(grid: pd.DataFrame) -> Floats:
@@ -241,8 +242,8 @@ def _surface(grid: pd.DataFrame) -> Floats:
 
 
 def _more_accurate(accuracy: Floats) -> npt.NDArray[np.bool_]:
-    found: npt.NDArray[np.bool_] = accuracy[1:] >= accuracy[0] + ROWS - ROUNDING
-    return found
+    better: npt.NDArray[np.bool_] = accuracy[1:] >= accuracy[0] + ROWS - ROUNDING
+    return better
 
 
 def _close_to_best(seen: Seen) -> Floats:
@@ -256,5 +257,5 @@ def _over_neighbours(values: Floats, fractions: int) -> Floats:
     """The mean over each pair, its neighbouring layers and fractions: 3 x 3, cut at the edges."""
     surface = values.reshape(-1, fractions)
     total = uniform_filter(surface, 3, mode="constant")
-    found: Floats = total / uniform_filter(np.ones_like(surface), 3, mode="constant")
-    return found.ravel()
+    means: Floats = total / uniform_filter(np.ones_like(surface), 3, mode="constant")
+    return means.ravel()

@@ -18,8 +18,8 @@ from tasks.models.products import Precision
 from tasks.models.stack import DecoderStack, Projection, Residuals
 from tasks.models.sweep import Without
 
-# Layers of one pack that one sweep serves where weights are at hand. In bfloat16 each sweep keeps what the unedited
-# pass multiplies, so that few sweeps are faster.
+# The number of layers of one pack in a sweep if the weights are at hand. In bfloat16 each sweep keeps the products of
+# the unedited pass, so that few sweeps are faster.
 EACH: dict[Precision, int] = {"float32": 4, "bfloat16": 10}
 
 # Answers of C models to rows with these indices -> which the models answer in words with the right option, bool [C, n].
@@ -45,13 +45,14 @@ class Part:
 
 
 class Value(TypedDict):
-    """What a part comes to, for each of its fractions.
+    """The value of a part, for each of its fractions.
 
     Attributes:
         right, margin: right answers, and the sum of the gold margins; NaN where the rows have no labels.
         predicted: [fractions, rows].
         exact: how many rows are answered in words with the right option, where the grid was asked for it.
-        logprobs: of each row, [fractions, options], and `rows` their indices, likewise.
+        logprobs: the log-probabilities of each row, [fractions, options], where the grid was asked for them.
+        rows: the indices of these rows, likewise.
     """
 
     right: list[float]
@@ -69,8 +70,8 @@ class Grid:
 
     Args:
         gold: index of the right option of each row; None for rows without labels.
-        scores: float32 [layers, width], what neurons are ordered by.
-        projection: the one whose rows the neurons are.
+        scores: float32 [layers, width], by which the neurons are ordered.
+        projection: the projection whose rows are the neurons.
         exact: for a grid with the column `exact_match`.
         logprobs: whether values have the log-probabilities of the options.
     """
@@ -110,10 +111,10 @@ class Grid:
         return self._stack.products
 
     def together(self, parts: Sequence[Part]) -> list[list[Part]]:
-        """The parts in their order, in groups that one sweep serves.
+        """The parts in their order, in groups that one sweep computes.
 
-        Where weights lie where they are computed with, a group is some layers of one pack: what a kill costs. Elsewhere
-        it is as much as memory holds.
+        If the weights are at hand, a group is some layers of one pack, so that little is lost if the process is killed.
+        Otherwise a group is as large as memory allows.
         """
         there = room(self._stack.model)
         groups: list[list[Part]] = []
@@ -135,11 +136,11 @@ class Grid:
         return groups
 
     def compute(self, part: Part) -> Value:
-        """What a part comes to."""
+        """The value of a part."""
         return self.compute_together([part])[0]
 
     def compute_together(self, parts: Sequence[Part]) -> list[Value]:
-        """What parts of one precision come to, by one sweep."""
+        """The values of parts of one precision, computed by one sweep."""
         wanted = {(part.pack, part.precision) for part in parts}
         self._passes = {key: residuals for key, residuals in self._passes.items() if key in wanted}
         for pack, precision in wanted - self._passes.keys():
@@ -203,14 +204,14 @@ def assemble(values: Mapping[Part, Value], rows: int, width: int) -> pd.DataFram
     columns = COLUMNS | ({"exact_match": "float64"} if records and len(records[0]) > len(COLUMNS) else {})
     grid = pd.DataFrame(records, columns=list(columns)).astype(columns)
     if logprobs:
-        found = [_padded(logprobs[pair]) for pair in zip(grid.layer, grid.fraction, strict=True)]
-        grid["logprobs"] = pd.Series(found, dtype=object)
+        matrices = [_padded(logprobs[pair]) for pair in zip(grid.layer, grid.fraction, strict=True)]
+        grid["logprobs"] = pd.Series(matrices, dtype=object)
     return grid
 
 
 def _padded(rows: Mapping[int, list[float]]) -> np.ndarray:
     """The rows in their order, with -inf where one has fewer options than others."""
-    found = np.full((len(rows), max(map(len, rows.values()))), -np.inf)
+    padded = np.full((len(rows), max(map(len, rows.values()))), -np.inf)
     for position, index in enumerate(sorted(rows)):
-        found[position, : len(rows[index])] = rows[index]
-    return found
+        padded[position, : len(rows[index])] = rows[index]
+    return padded

@@ -1,4 +1,4 @@
-"""Integrated gradients of the rows of a projection (2507.09185 Eq. 4 and 5), and what is made of the same gradients.
+"""Integrated gradients of the rows of a projection (2507.09185 Eq. 4 and 5), and other scores from the same gradients.
 
 A row's output is linear in the row, g_j = w_j . x, and what enters the layer does not depend on it. So the path
 alpha * w_j is the path alpha * g_j at all positions at once, and with a factor s_j on g_j
@@ -10,10 +10,10 @@ No weight gradient and no copy of a weight is needed. F is the mean over the ada
 
 The paper does not say which neurons are scaled together. `layer`: those of one layer, whose F(0) is the model without
 that layer's MLP. `all_layers`: those of all layers, with every later row's output computed anew from what the earlier
-ones leave; the scores of all layers together then add up to F(1) - F(0). Rows of up_proj and down_proj are ours as far
-as the path goes; the paper compares projections without a formula. In a model with a norm after the MLP (Gemma) they
-say little: y and alpha * y are the same to it, so that all of F(1) - F(0) lies where alpha reaches the norm's epsilon,
-and the gap does not close.
+ones leave; the scores of all layers together then add up to F(1) - F(0). For rows of up_proj and
+down_proj, the path is our choice; the paper compares projections without a formula. In a model with a norm after the
+MLP (Gemma), their scores say little: the norm gives the same output for y and alpha * y, so that all of F(1) - F(0)
+lies where alpha reaches the norm's epsilon, and the gap does not close.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from tasks.method.quadrature import Integral, Rule, adaptive_rule, integrate_all
 from tasks.method.targets import target_of
 from tasks.models.memory import room, with_less
 from tasks.models.stack import DecoderStack, Projection, Residuals
-from tasks.models.sweep import Found, Path, Target, finish
+from tasks.models.sweep import Path, PathResult, Target, finish
 from tasks.models.sweep import gradients as gradients_of
 
 
@@ -40,7 +40,7 @@ class LayerPath:
         apart: a pack for each prompt, so that no position belongs to several (for `rectified` and `saliency`).
         max_tokens: how many tokens (nodes x tokens of a pack) one run holds; default: by free memory.
         together: how many bytes of stored layer inputs one sweep may hold; default: those of one run, which is as fast
-            where the weights lie where they are computed with.
+            if the weights are at hand (`tasks.models.memory.at_hand`).
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class LayerPath:
 
     def evaluate_all(self, wanted: Mapping[int | None, Sequence[float]]) -> dict[int | None, tuple[Tensor, Tensor]]:
         """`evaluate` of several layers, in as few sweeps as memory allows."""
-        found = {
+        totals = {
             layer: (torch.zeros(len(alphas), dtype=torch.float64), self._zeros(layer, len(alphas)))
             for layer, alphas in wanted.items()
         }
         for (layer, part), result in self._swept(wanted):
-            values, gradients = found[layer]
+            values, gradients = totals[layer]
             values[part] += result.totals.double().cpu()
             if layer is None:
                 for at, gradient in result.gradients.items():
@@ -104,7 +104,7 @@ class LayerPath:
             else:
                 gradients[part] += result.gradients[layer].double().cpu()
         return {
-            layer: (values / self.prompts, gradients / self.prompts) for layer, (values, gradients) in found.items()
+            layer: (values / self.prompts, gradients / self.prompts) for layer, (values, gradients) in totals.items()
         }
 
     def at_one(self) -> tuple[Tensor, Tensor]:
@@ -149,19 +149,19 @@ class LayerPath:
 
     def _swept(
         self, wanted: Mapping[int | None, Sequence[float]], by_position: bool = False
-    ) -> Iterator[tuple[tuple[int | None, slice], Found]]:
-        """The parts of what is wanted, of each layer pack by pack, as they are found."""
+    ) -> Iterator[tuple[tuple[int | None, slice], PathResult]]:
+        """The results of all runs as they are computed, each with its layer and the slice of its alphas."""
         for group in self._groups(wanted, by_position):
             places, paths = zip(*group, strict=True)
             yield from zip(places, with_less(partial(self._sweep, paths)), strict=True)
 
-    def _sweep(self, paths: Sequence[Path], share: float) -> list[Found]:
+    def _sweep(self, paths: Sequence[Path], share: float) -> list[PathResult]:
         return gradients_of(self.stack, paths, self._target, room(self.stack.model, share), self.projection)
 
     def _groups(
         self, wanted: Mapping[int | None, Sequence[float]], by_position: bool
     ) -> Iterator[list[tuple[tuple[int | None, slice], Path]]]:
-        """What goes through one sweep: as much as `together` holds of stored layer inputs, and at least one run."""
+        """The runs of each sweep: as many as `together` allows by their stored layer inputs, and at least one."""
         there = room(self.stack.model)
         group: list[tuple[tuple[int | None, slice], Path]] = []
         stored = 0
@@ -212,7 +212,7 @@ def all_scores(
         )
 
     def evaluate(wanted: Mapping[int | None, Sequence[float]]) -> dict[int | None, tuple[Tensor, Tensor]]:
-        found = path.evaluate_all(wanted)
-        return {layer: (values, gradients.flatten(1)) for layer, (values, gradients) in found.items()}
+        results = path.evaluate_all(wanted)
+        return {layer: (values, gradients.flatten(1)) for layer, (values, gradients) in results.items()}
 
     return integrate_all({layer: rule(layer) for layer in layers}, evaluate)

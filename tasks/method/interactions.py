@@ -63,8 +63,8 @@ def interactions(path: LayerPath, layer: int, neurons: Sequence[int], nodes: int
         nodes: of the rule.
 
     Example:
-        >>> found = interactions(LayerPath(stack, prompts), 12, [7, 300])  # doctest: +SKIP
-        >>> found.values.shape  # doctest: +SKIP
+        >>> result = interactions(LayerPath(stack, prompts), 12, [7, 300])  # doctest: +SKIP
+        >>> result.values.shape  # doctest: +SKIP
         (2, 2)
     """
     chosen = torch.as_tensor(list(neurons))
@@ -93,12 +93,12 @@ def _gradients(path: LayerPath, layer: int, chosen: Tensor, u: float) -> Tensor:
     for number, neuron in enumerate(chosen.tolist()):
         factors[1 + 2 * number, neuron] += STEP
         factors[2 + 2 * number, neuron] -= STEP
-    found = torch.zeros(len(factors), len(chosen), dtype=torch.float64)
+    gradients = torch.zeros(len(factors), len(chosen), dtype=torch.float64)
     for residuals, target in path.passes:
         size = max(1, room(stack.model).backward_tokens // len(residuals.pack.tokens))
         for rows in torch.split(torch.arange(len(factors)), size):
             factor = factors[rows].clone().requires_grad_()
             with torch.enable_grad():
                 total = target(stack.scaled(residuals, layer, factor, path.projection)).sum()
-            found[rows] += torch.autograd.grad(total, factor)[0][:, chosen].double().cpu()
-    return found / path.prompts
+            gradients[rows] += torch.autograd.grad(total, factor)[0][:, chosen].double().cpu()
+    return gradients / path.prompts

@@ -21,7 +21,7 @@ class Adaptation(Strict):
 
 
 class Attribution(Strict):
-    """What a neuron's score is, and how it is computed; the formulas stand in `tasks.method`."""
+    """What a neuron's score is, and how it is computed; the formulas are in `tasks.method`."""
 
     method: Literal[
         "integrated_gradients",
@@ -61,17 +61,17 @@ class Attribution(Strict):
 
     def effective(self) -> dict[str, Any]:
         """The settings that the scores depend on; those of another method or rule are left out."""
-        found = self.model_dump()
+        settings = self.model_dump()
         if self.method == "activation":
-            del found["target"]
+            del settings["target"]
         if self.method in ("gradient_x_activation", "activation", "saliency", "shapley", "deeplift"):
-            del found["path"]
+            del settings["path"]
         if self.method not in ("integrated_gradients", "deeplift") or self.path == "single":
-            del found["quadrature"]  # relu_gradient and shapley have a mean over `steps`, the others no integral
-        adaptive = found.get("quadrature") == "adaptive"
-        steps = found.get("quadrature") == "riemann_right" or self.method in ("relu_gradient", "shapley")
+            del settings["quadrature"]  # relu_gradient and shapley have a mean over `steps`, the others no integral
+        adaptive = settings.get("quadrature") == "adaptive"
+        steps = settings.get("quadrature") == "riemann_right" or self.method in ("relu_gradient", "shapley")
         unused = {"steps": not steps} | dict.fromkeys(("tolerance", "stability", "max_nodes"), not adaptive)
-        return {name: value for name, value in found.items() if not unused.get(name)}
+        return {name: value for name, value in settings.items() if not unused.get(name)}
 
 
 class Search(Strict):
@@ -82,9 +82,9 @@ class Search(Strict):
             log-probabilities or by what the model writes. The others: `tasks.method.criteria`.
         cell: from_cell: a finished cell of a smaller model, MODEL-BENCHMARK.
         depths: from_cell: the relative depths, 0 to 1, of the layers that rank highest in that cell's grid, the best
-            first (`tasks.method.strategies.best_depths`). They stand in the settings so that DVC compares them. The
-            step `search` checks them against the grid and tells the right ones. Beside an exhaustive search the report
-            compares what they would have found.
+            first (`tasks.method.strategies.best_depths`). They are part of the settings so that DVC compares them. The
+            step `search` checks them against the grid; if they differ, its message has the right ones. The report of an
+            exhaustive search shows which pair they would have chosen.
     """
 
     strategy: Literal["exhaustive", "coarse_to_fine", "layer_subset", "dropping", "from_cell"] = "exhaustive"

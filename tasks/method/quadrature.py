@@ -74,13 +74,13 @@ def integrate_all(
         evaluate: of each path, the points that are wanted -> F and dF/ds there.
     """
     wanted: dict[Key, Sequence[float]] = {}
-    found: dict[Key, Integral] = {}
+    integrals: dict[Key, Integral] = {}
 
     def ask(key: Key, sent: tuple[Tensor, Tensor] | None) -> None:
         try:
             wanted[key] = rules[key].send(sent)  # type: ignore[arg-type]  # None starts a generator
         except StopIteration as end:
-            found[key] = end.value
+            integrals[key] = end.value
 
     for key in rules:
         ask(key, None)
@@ -89,7 +89,7 @@ def integrate_all(
         wanted.clear()
         for key, value in values.items():
             ask(key, value)
-    return {key: found[key] for key in rules}
+    return {key: integrals[key] for key in rules}
 
 
 def riemann_rule(one: tuple[Tensor, Tensor], steps: int) -> Rule:
@@ -144,8 +144,8 @@ def adaptive_rule(one: tuple[Tensor, Tensor], *, tolerance: float, max_nodes: in
         )
 
     panels = {(0.0, 1.0): measured((0.0, 1.0))}
-    while not (found := result()).converged(tolerance, stability) and found.nodes + 4 <= max_nodes:
-        unsettled = found.error <= allowed(found.difference, tolerance)
+    while not (integral := result()).converged(tolerance, stability) and integral.nodes + 4 <= max_nodes:
+        unsettled = integral.error <= allowed(integral.difference, tolerance)
         start, end = worst = max(panels, key=lambda p: panels[p].score_change if unsettled else abs(panels[p].gap))
         middle = (start + end) / 2
         halves = [(start, middle), (middle, end)]
@@ -154,7 +154,7 @@ def adaptive_rule(one: tuple[Tensor, Tensor], *, tolerance: float, max_nodes: in
         at |= dict(zip(new, zip(*more, strict=True), strict=True))
         del panels[worst]
         panels |= {half: measured(half) for half in halves}
-    return found
+    return integral
 
 
 def adaptive(

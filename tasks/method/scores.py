@@ -41,8 +41,8 @@ class Scores:
     @property
     def projection(self) -> Projection:
         """The projection whose rows the neurons are."""
-        found: Projection = self.header["projection"]
-        return found
+        projection: Projection = self.header["projection"]
+        return projection
 
     @property
     def absolute(self) -> bool:
@@ -51,12 +51,12 @@ class Scores:
 
     @property
     def ranked(self) -> npt.NDArray[np.float32]:
-        """What neurons are ordered by, highest first, [layers, width]: the scores, or their absolute values.
+        """The values that order the neurons, highest first, [layers, width]: the scores, or their absolute values.
 
-        The one place that knows of `attribution.ranking`: search, prune and transfer all order neurons by this.
+        No other code reads `attribution.ranking`: search, prune and transfer all order neurons by these values.
 
-        Neurons of experts that no token of the adaptation set is given to come last: they get a value below all others
-        of their layer.
+        Neurons of experts to which no token of the adaptation set is routed come last: they get a value below all
+        others of their layer.
         """
         values = np.abs(self.values) if self.absolute else self.values
         if experts := self.header.get("experts"):
@@ -97,7 +97,7 @@ class Scores:
 
 
 def as_scores(values: npt.NDArray[np.float32], projection: Projection, n: int) -> Scores:
-    """Any values, [layers, width], in the place of scores: such as a random order, for a control.
+    """Any values, [layers, width], as scores, such as a random order for a control.
 
     Args:
         n: how many examples the search will see.

@@ -1,7 +1,7 @@
-"""Which (layer, fraction) pairs a search looks at. A strategy asks for grids of pairs and sees what they give.
+"""Strategies: which (layer, fraction) pairs a search evaluates. A strategy asks for grids and sees the results.
 
 The paper's search is exhaustive; for models of 100 billion parameters its authors name coarse_to_fine, layer_subset and
-the layers of a smaller model (from_cell), without detail. What is here is one way to do each. `dropping` is ours.
+the layers of a smaller model (from_cell), without detail. This module has one version of each. `dropping` is ours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -78,10 +78,10 @@ def layer_subset(
 def dropping(
     scores: np.ndarray, fractions: Sequence[float], evaluate: Evaluate, keys: Sequence[str] = ACCURACY
 ) -> pd.DataFrame:
-    """Every pair, pack by pack; one that cannot reach the best any more is dropped and not in the grid.
+    """Every pair, pack by pack. A pair that can no longer reach the best one is dropped and is not in the grid.
 
-    The choice is that of the exhaustive search: a pair is dropped when it would fall behind even with all rows left
-    right. It saves something where the adaptation set fills several packs (ten short prompts are one).
+    The choice is that of the exhaustive search: a pair is dropped when it would fall behind even if all
+    remaining rows were right. It saves time if the adaptation set fills several packs (ten short prompts fill one).
     """
     pairs, by = every_pair(len(scores), fractions), keys[0]
     columns = list(dict.fromkeys(["accuracy", by, "margin"]))
@@ -120,12 +120,12 @@ def strategy_of(search: Search) -> Strategy:
 def at_depths(depths: Sequence[float]) -> Strategy:
     """All fractions of a quarter of the layers: those at these relative depths, or next to them.
 
-    It is one reading of a third answer of the paper's authors for models of 100 billion parameters, to search the
-    layers that were best in a smaller model. The layer nearest to each depth comes first, then those one layer away;
-    of equally near ones that of the better depth.
+    This is one reading of a suggestion of the paper's authors for models of 100 billion parameters: search the layers
+    that were best in a smaller model. The layer nearest to each depth comes first, then those one layer away. Of
+    equally near layers, the one of the better depth comes first.
 
     Args:
-        depths: 0 (the first layer) to 1 (the last one), the best first: of `best_depths`.
+        depths: from 0 (the first layer) to 1 (the last one), best first, as `best_depths` returns them.
     """
 
     def from_cell(
@@ -146,7 +146,7 @@ def at_depths(depths: Sequence[float]) -> Strategy:
 def best_depths(grid: pd.DataFrame) -> list[float]:
     """The relative depths of the quarter of the layers with the highest mean accuracy over all fractions, best first.
 
-    Of equal ones that with the higher mean margin comes first, then the lower one. Rounded to four decimals.
+    Ties are broken by the higher mean margin, then by the lower layer. Rounded to four decimals.
 
     Args:
         grid: of an exhaustive search.
@@ -164,14 +164,14 @@ def best_depths(grid: pd.DataFrame) -> list[float]:
 
 
 class Replayed:
-    """Answers a strategy from a grid that has every pair: what it would have found, without computing anything."""
+    """Answers a strategy from a grid that has every pair, to see what it would choose without computing anything."""
 
     def __init__(self, grid: pd.DataFrame):
         self._grid = grid
 
     @property
     def sizes(self) -> Sequence[int]:
-        """One pack: what a part of the rows gave is not in the grid."""
+        """One pack: the grid does not have results for parts of the rows."""
         return [1]
 
     def __call__(self, pairs: Pairs, pack: int | None = None) -> pd.DataFrame:

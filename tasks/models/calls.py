@@ -17,14 +17,14 @@ Arguments = dict[str, Any]
 
 
 class Stop(Exception):
-    """Ends a forward pass of which no more is wanted."""
+    """Ends a forward pass when the rest of it is not needed."""
 
 
 CACHES = ("past_key_values", "layer_past")  # what the argument is called that a decoder layer takes a cache by
 
 
 class KeysAndValues:
-    """Stands in for a cache: hands the last layer's keys and values of all tokens to a run of only a few queries."""
+    """Acts as a cache: gives a run of a few queries the last layer's keys and values of all tokens."""
 
     def __init__(self) -> None:
         self.stored: tuple[Tensor, Tensor] | None = None
@@ -38,12 +38,12 @@ class KeysAndValues:
 
 @contextmanager
 def handing_on(layers: Sequence[Any]) -> Iterator[list[tuple[Tensor, Arguments]]]:
-    """In this context decoder layers compute nothing and hand on what enters them.
+    """A context in which decoder layers compute nothing and return their input.
 
-    Some families give a tuple with the residual first: the first layer is computed once to see which.
+    In some families, a layer returns a tuple whose first item is the residual; one call of the first layer shows it.
 
     Yields:
-        A list that is filled with what each is called with: the residual, and the other arguments by name.
+        A list that is filled with the arguments of each call: the residual, and the other arguments by name.
     """
     calls: list[tuple[Tensor, Arguments]] = []
     in_tuple: list[bool] = []
@@ -107,12 +107,12 @@ class LayerCalls:
     def arguments(self, packed: Pack) -> list[Arguments]:
         """The arguments of each layer for a pack: the recorded ones, looked up at each token's depth.
 
-        The last layer's come with a mask and positions of the reads alone as well, under the key "reads".
+        The last layer's also have the key "reads": the mask and positions of the reads alone.
         """
         at, reads = packed.positions, packed.reads
         allowed: dict[int, Tensor] = {}  # few different masks: full attention, sliding windows
         trees: dict[int, Any] = {}
-        found = []
+        by_layer = []
         for call in self._recorded:
             mask = call.get("attention_mask")
             if id(mask) not in allowed:
@@ -124,8 +124,8 @@ class LayerCalls:
             arguments = call | {"attention_mask": trees[id(mask)], "position_ids": call["position_ids"][:, at]}
             if (rotary := call.get("position_embeddings")) is not None:
                 arguments["position_embeddings"] = tuple(part[:, at.to(part.device)] for part in rotary)
-            found.append(arguments)
-        last = found[-1]
+            by_layer.append(arguments)
+        last = by_layer[-1]
         last["reads"] = {
             "attention_mask": allowed[id(self._recorded[-1].get("attention_mask"))][reads],
             "position_ids": last["position_ids"][:, reads],
@@ -134,4 +134,4 @@ class LayerCalls:
             last["reads"]["position_embeddings"] = tuple(
                 part[:, reads.to(part.device)] for part in last["position_embeddings"]
             )
-        return found
+        return by_layer

@@ -1,4 +1,4 @@
-"""What is checked of a model before it is used, and how the failures of the libraries beneath it are told."""
+"""Checks of a model before it is used, and messages for exceptions that libraries raise."""
 
 import re
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ FULL_MEMORY = re.compile(r"out of memory|can(not|'t) allocate memory|not enough 
 
 @contextmanager
 def one_line(field: str, problem: str, consequence: str = "") -> Iterator[None]:
-    """Tells whatever a library raises inside as one line: problem, exception, consequence.
+    """Turns an exception that a library raises inside into a message of one line: problem, exception, consequence.
 
-    An InputError passes, since it says more. So does a full memory, which is no fault of the input. Ctrl-C and the
-    signals that end a step are no Exceptions.
+    An InputError is passed on, since it says more. An out-of-memory error is passed on too, since the input is not at
+    fault. Ctrl-C and the signals that end a step are not instances of Exception.
 
     Raises:
         InputError: an exception was raised inside.
@@ -34,10 +34,10 @@ def one_line(field: str, problem: str, consequence: str = "") -> Iterator[None]:
 
 
 def check_finite(model: Any) -> None:
-    """Refuses weights that are not numbers: every score and prediction would be NaN.
+    """Refuses weights that are not finite: every score and prediction would be NaN.
 
     Raises:
-        InputError: naming the first of them.
+        InputError: a weight is not finite; the message names the first one.
     """
     for name, tensor in model.named_parameters():
         # The sum needs no memory, and is finite only if all of its terms are.
@@ -51,7 +51,7 @@ def check_finite(model: Any) -> None:
 
 
 def check_logits(model: Any, logits: torch.Tensor) -> None:
-    """Refuses a model that tells no token from another, [.., vocabulary]: nothing about it could be measured.
+    """Refuses a model whose logits, [.., vocabulary], do not distinguish tokens: nothing could be measured.
 
     Raises:
         InputError: the logits are not finite, or all the same.

@@ -1,17 +1,17 @@
-"""The experts of a mixture of experts, found by their structure, as one MLP of all their neurons.
+"""The experts of a mixture of experts as one MLP of all their neurons; they are recognised by their structure.
 
 A router gives each token k of E experts and a weight r for each. With the experts' projections W^e, a layer computes
 
     y = sum over the token's experts e of r_e W_down^e (act(W_gate^e x) * W_up^e x).
 
-A neuron is a row of an expert's gate projection, and number e * d_expert + row of its layer, which has E * d_expert of
-them. What enters the layer says where its tokens go, so that an edit of its rows does not change its own routing. It
-changes what enters the layers above, which route anew. To all neurons of the experts that it is not given, a token
-gives nothing: they are computed for the (token, expert) pairs alone.
+A neuron is a row of an expert's gate projection. A layer has E * d_expert neurons; row r of expert e is neuron
+e * d_expert + r. The routing of a layer depends only on its input, so an edit of its rows does not change it. The edit
+changes the input of the layers above, which may route differently. The neurons of an expert are 0 for tokens that are
+not routed to it, so they are computed only for the routed (token, expert) pairs.
 
 The layout is that of transformers 5 for Mixtral, Qwen3-MoE and OLMoE: the experts are a module with the parameters
 gate_up_proj [E, 2 d_expert, d_model], gate first, and down_proj [E, d_model, d_expert], beside the router in a module
-of its own. What else there is (shared experts, biases) is refused. The router is left alone.
+of its own. Models with more than that (shared experts, biases) are refused. The router is not changed.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ LOOKED_FOR = (
     "looked for a router and experts with the parameters gate_up_proj and down_proj alone, side by side in a module"
 )
 
-# An edit of what a projection gives: (rows [pairs, d_expert], the pairs' tokens, the expert's slice of the neurons).
+# An edit of the output of a projection: (rows [pairs, d_expert], the pairs' tokens, the expert's slice of the neurons).
 Edit = Callable[[Tensor, Tensor, slice], Tensor]
 
 
@@ -45,8 +45,8 @@ class Experts:
     """The contract of `tasks.models.mlp.Mlp` for the experts of a layer.
 
     Attributes:
-        module: what has the router and the experts.
-        inside: the experts: what has the stacked parameters.
+        module: the module with the router and the experts.
+        inside: the module with the stacked parameters of the experts.
         activation: act, with act(0) = 0.
     """
 
@@ -107,8 +107,8 @@ class Experts:
         """y [C, N, d_model] of x [N, d_model] with the rows of a projection times `scale`: see `Mlp.scaled`."""
 
         def edit(rows: Tensor, tokens: Tensor, at: slice) -> Tensor:
-            found = rows * scale.to(rows.device)[:, None, at]
-            return found if added is None else found + added.to(rows.device)[:, tokens, at]
+            edited = rows * scale.to(rows.device)[:, None, at]
+            return edited if added is None else edited + added.to(rows.device)[:, tokens, at]
 
         with torch.no_grad():
             routed = self._route(x)
@@ -143,8 +143,8 @@ class Experts:
             length = len(x) // len(scale)
 
             def edit(rows: Tensor, tokens: Tensor, at: slice) -> Tensor:
-                found = rows * scale.to(rows.device)[:, at][tokens // length]
-                return found if added is None else found + added.to(rows.device).flatten(0, 1)[:, at][tokens]
+                edited = rows * scale.to(rows.device)[:, at][tokens // length]
+                return edited if added is None else edited + added.to(rows.device).flatten(0, 1)[:, at][tokens]
 
             return self._through(Routed(x, index, weights), projection, edit)
 
@@ -153,7 +153,7 @@ class Experts:
     def watch(self, projection: Projection, keep: Callable[[Tensor], None]) -> Any:
         """Shows `keep` the neurons' values in all later calls: see `Mlp.watch`.
 
-        The value of a neuron is r act(g) u, with the weight r of its expert: 0 for a token that is not given to it.
+        The value of a neuron is r act(g) u, with the weight r of its expert: 0 for a token that is not routed to it.
         """
         self.part(projection)
 
@@ -168,10 +168,10 @@ class Experts:
         return self.inside.register_forward_pre_hook(hook)
 
     def directions(self, neurons: Sequence[int]) -> Tensor:
-        """What each neuron writes, [neurons, d_model]: its column of down_proj."""
+        """The direction that each neuron writes, [neurons, d_model]: its column of down_proj."""
         experts, rows = np.divmod(np.asarray(neurons, dtype=np.int64), self.each)
-        found: Tensor = self.inside.down_proj[torch.as_tensor(experts), :, torch.as_tensor(rows)]
-        return found
+        columns: Tensor = self.inside.down_proj[torch.as_tensor(experts), :, torch.as_tensor(rows)]
+        return columns
 
     def row_tensors(self, projection: Projection, neurons: np.ndarray) -> list[tuple[Tensor, Any]]:
         """The rows of these neurons in the weights: see `Mlp.row_tensors`."""
@@ -185,11 +185,11 @@ class Experts:
         return [(int(expert), rows[experts == expert]) for expert in np.unique(experts)]
 
     def _route(self, x: Tensor) -> Routed:
-        """Where the model's own router sends the tokens x [N, d_model]."""
-        found: list[Routed] = []
+        """The routing of the tokens x [N, d_model] by the model's own router."""
+        routed: list[Routed] = []
 
         def stop(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            found.append(Routed(*inputs))
+            routed.append(Routed(*inputs))
             raise Stop
 
         handle = self.inside.register_forward_pre_hook(stop)
@@ -199,7 +199,7 @@ class Experts:
             pass
         finally:
             handle.remove()
-        return found[0]
+        return routed[0]
 
     def _hidden(
         self, routed: Routed, expert: int, pairs: Tensor, projection: Projection = "gate_proj", edit: Edit | None = None
@@ -217,7 +217,7 @@ class Experts:
         return (self.activation(gate) * up * routed.weights.flatten()[pairs, None]).to(routed.x.dtype)
 
     def _through(self, routed: Routed, projection: Projection = "gate_proj", edit: Edit | None = None) -> Tensor:
-        """y [.., N, d_model], by the experts that have tokens."""
+        """y [.., N, d_model], computed by the experts that have tokens."""
         self.part(projection)
         groups, down = routed.by_expert(), self.inside.down_proj
         parts = [
@@ -228,7 +228,7 @@ class Experts:
 
 
 class _Replaced:
-    """A module whose forward pass is another one until `remove`."""
+    """A module whose forward pass is replaced until `remove` is called."""
 
     def __init__(self, module: Any, forward: Callable[..., Tensor]):
         self._module, self._own = module, vars(module).get("forward")
@@ -244,7 +244,7 @@ def experts_of(layer: Any, kind: str) -> Experts | None:
     """The experts of a decoder layer of a model of class `kind`; None if it has none.
 
     Raises:
-        InputError: it has some in another form, or with something beside them.
+        InputError: the experts have a form that is not supported, or there are shared experts.
     """
     blocks = [child for child in layer.children() if isinstance(getattr(child, "experts", None), nn.Module)]
     if not blocks:
@@ -261,14 +261,14 @@ def experts_of(layer: Any, kind: str) -> Experts | None:
     if len(gates) != 3 or down != (gates[0], gates[2], gates[1] // 2):
         raise InputError("model", refused)
     [activation] = activations_of(inside)
-    found = Experts(block, inside, activation)
+    experts = Experts(block, inside, activation)
     if float(activation(torch.zeros(1))) != 0:
         raise InputError(
             "model", f"{kind}: act(0) of its experts must be 0, or a zeroed row of gate_proj is not silent"
         )
     if not inside.down_proj.is_meta:
-        _check(found, kind)
-    return found
+        _check(experts, kind)
+    return experts
 
 
 @torch.no_grad()

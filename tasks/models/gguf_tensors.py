@@ -1,6 +1,6 @@
-"""Whether the tensors of a GGUF file are those of the model that its fields describe: all, no others, of its shapes.
+"""Checks that a GGUF file has exactly the tensors of the model that its fields describe, in the right shapes.
 
-transformers starts at random what a file lacks, and passes over what it has no name for.
+transformers initialises tensors that a file lacks at random, and ignores tensors that it does not know.
 """
 
 import math
@@ -25,7 +25,7 @@ Shapes = dict[str, tuple[int, ...]]
 ROPE_FACTORS = "rope_freqs.weight"
 # Tables of rotary angles that old converters wrote, and that llama.cpp does not read either.
 UNUSED = re.compile(r"blk\.\d+\.attn_rot_embd\.weight")
-# How the rotary angles of Llama 3.1 and later are stretched; `factor` is the largest of the file's.
+# How the rotary angles of Llama 3.1 and later are stretched; `factor` is the largest factor in the file.
 LLAMA3_ROPE = {
     "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
 }  # fmt: skip
@@ -35,14 +35,14 @@ def check_tensors(file: Path, reader: GGUFReader, shapes: Shapes, *, absent: lis
     """Refuses a file whose tensors are not those of the model, before any of them is read.
 
     Args:
-        file: the GGUF file, or of an incomplete split the first shard.
+        file: the GGUF file, or the first shard of an incomplete split.
         reader: of that file.
-        shapes: of all tensors there are.
-        absent: shards that are not there.
+        shapes: the shapes of all tensors in the file, or in the shards.
+        absent: the missing shards.
         name: what the user calls the file.
 
     Raises:
-        InputError: naming what is missing, superfluous or of another shape.
+        InputError: tensors are missing, superfluous or have another shape; the message names them.
     """
     wanted = _wanted(file, reader)
     missing, other = [], []
@@ -63,9 +63,9 @@ def check_tensors(file: Path, reader: GGUFReader, shapes: Shapes, *, absent: lis
 
 
 def _wanted(file: Path, reader: GGUFReader) -> dict[str, tuple[str, tuple[int, ...] | None]] | None:
-    """For the name of each tensor the parameter that it becomes, and the shape if it is all of it.
+    """By the name of each tensor, the parameter that it becomes, and its shape if it is the whole parameter.
 
-    None where transformers does not skip what it does not know, so that its own report tells.
+    None if transformers does not skip unknown tensors: then they are in its own report.
     """
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     architecture = str(reader.fields["general.architecture"].contents())
@@ -90,25 +90,25 @@ def _is_known(tensor: str) -> bool:
 
 
 def check_report(report: dict[str, Any], *, name: str, field: str) -> None:
-    """Refuses what transformers says that it left out, or started at random.
+    """Refuses a model if transformers reports that it left out weights or initialised some at random.
 
     Raises:
-        InputError: naming the parameters.
+        InputError: there are such parameters; the message names them.
     """
-    for problem, told in (
+    for problem, message in (
         ("missing_keys", "lacks the weights"),
         ("mismatched_keys", "has other shapes than the model needs"),
         ("unexpected_keys", "has weights that have no place in the model"),
     ):
         if report[problem]:
-            raise InputError(field, f"{name} {told}: {listed(sorted(map(str, report[problem])))}")
+            raise InputError(field, f"{name} {message}: {listed(sorted(map(str, report[problem])))}")
 
 
 def set_rope_factors(config: Any, reader: GGUFReader, *, name: str, field: str) -> None:
-    """Puts the factors of the rotary angles that the file holds into `config`; transformers passes over them.
+    """Copies the factors of the rotary angles from the file into `config`; transformers ignores them.
 
     Raises:
-        InputError: they are not those of a Llama 3.1.
+        InputError: the factors are not those of a Llama 3.1.
     """
     tensor = next((tensor for tensor in reader.tensors if tensor.name == ROPE_FACTORS), None)
     if tensor is None:

@@ -1,7 +1,7 @@
-"""The hash of a model: what a recipe is bound to, and what a local model directory is pinned by.
+"""The hash of a model. A recipe names its base model by it, and a local model directory is pinned by it.
 
-The step `model` computes it once and records it beside the weights; the other steps read the record. That the bytes are
-still those of the record is what DVC looks after, and `dsm verify` hashes all of them.
+The step `model` computes the hash once and records it beside the weights; the other steps read the record. Whether the
+bytes have changed since is left to DVC; `dsm verify` hashes all of them.
 """
 
 import json
@@ -12,18 +12,18 @@ from tasks.models.weights import INDEX, RECORD, hashed_tensors, model_files
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json, sha256_file, sha256_json, write_json
 
-# Not what a prediction depends on: the recipe that an exported model carries, how text is generated, which file a
-# tensor is in.
+# Predictions do not depend on these files: the recipe of an exported model, the settings of text generation, and the
+# index that says which file a tensor is in.
 LEFT_OUT = {"pruned.json", "generation_config.json", INDEX}
 
 
 def sha256_directory(directory: Path) -> str:
-    """SHA-256 of the model in `directory`, the same wherever it lies and whichever transformers version saved it.
+    """SHA-256 of the model in `directory`. It does not depend on the path or on the version of transformers.
 
-    Over all of these (`tasks.models.weights.model_files`), and nothing else:
+    The hash covers exactly these parts of the files (`tasks.models.weights.model_files`):
 
-    - of each tensor in the weights its name, type, shape and bytes; not how they are spread over files, nor the
-      metadata of these;
+    - name, type, shape and bytes of each tensor in the weights, but neither their distribution over files nor the
+      metadata of the files;
     - the values in config.json, without `transformers_version`;
     - name and bytes of the other *.json, *.model, *.txt and *.jinja files, those of the tokenizer, but for
       generation_config.json, the index of the weights and pruned.json.
@@ -31,26 +31,28 @@ def sha256_directory(directory: Path) -> str:
     Raises:
         InputError: a file of the weights or config.json is damaged.
     """
-    found: list[tuple[Any, ...]] = []
+    entries: list[tuple[Any, ...]] = []
     for path in model_files(directory):
         if path.suffix == ".safetensors":
-            found += hashed_tensors(path)
+            entries += hashed_tensors(path)
         elif path.name == "config.json":
-            found.append(("config.json", sha256_json(_config(path))))
+            entries.append(("config.json", sha256_json(_config(path))))
         elif path.name not in LEFT_OUT:
-            found.append((path.name, sha256_file(path)))
-    return sha256_json(sorted(found, key=lambda entry: (len(entry), entry[0])))
+            entries.append((path.name, sha256_file(path)))
+    return sha256_json(sorted(entries, key=lambda entry: (len(entry), entry[0])))
 
 
 def record_hash(directory: Path) -> str:
     """Hashes the model in `directory`, and writes the hash and the sizes of its files beside them."""
-    found = sha256_directory(directory)
-    write_json(directory / RECORD, {"sha256": found, "sizes": _sizes(directory)})
-    return found
+    digest = sha256_directory(directory)
+    write_json(directory / RECORD, {"sha256": digest, "sizes": _sizes(directory)})
+    return digest
 
 
 def recorded_hash(directory: Path) -> str:
-    """The hash of the model in `directory` from its record, without reading the weights; hashes where there is none.
+    """The hash of the model in `directory` from its record, without reading the weights.
+
+    If there is no record, the hash is computed.
 
     Raises:
         InputError: a file is missing, was added, or has another size than recorded.

@@ -47,10 +47,10 @@ def load(directory: Path, *, wide: bool = False) -> Loaded:
     to a weight stays in this process.
 
     Args:
-        wide: all weights in float32 and in memory, for code that changes them by more than zeroing some.
+        wide: all weights in float32 and in memory, for code that does more than set weights to zero.
 
     Raises:
-        InputError: the directory is not there, has no safetensors weights, or quantized ones, or cannot be loaded.
+        InputError: the directory does not exist, has no safetensors weights or quantized ones, or cannot be loaded.
     """
     weights = weight_files(directory)
     if not (directory / "config.json").is_file():
@@ -84,10 +84,10 @@ def _place(model: Any, where: torch.device, *, whole: bool) -> None:
     """Moves the model to a device; to a GPU without the matrices of its decoder layers if they do not fit.
 
     Args:
-        whole: all weights must be there.
+        whole: all weights must be on the device.
 
     Raises:
-        InputError: the weights that must be there do not fit.
+        InputError: the weights that must be on the device do not fit.
     """
     needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     there = free(where) if where.type == "cuda" else float("inf")
@@ -117,19 +117,19 @@ def skeleton(directory: Path) -> Any:
 
 
 def _mapped(directory: Path, files: list[Path]) -> Any | None:
-    """The model with the tensors of the files as its parameters; None where their names or shapes are not its own."""
+    """The model with the tensors of the files as its parameters; None if their names or shapes do not match."""
     model = skeleton(directory)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
-            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     wanted = model.state_dict()
     known = {torch.float32, torch.float64, *NARROW}
-    if any(name not in wanted or wanted[name].shape != tensor.shape for name, tensor in found.items()):
+    if any(name not in wanted or wanted[name].shape != tensor.shape for name, tensor in tensors.items()):
         return None
-    if any(tensor.is_floating_point() and tensor.dtype not in known for tensor in found.values()):
+    if any(tensor.is_floating_point() and tensor.dtype not in known for tensor in tensors.values()):
         return None
-    model.load_state_dict(found, strict=False, assign=True)
+    model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
     if any(parameter.is_meta for parameter in model.parameters()):
         return None
@@ -139,7 +139,7 @@ def _mapped(directory: Path, files: list[Path]) -> Any | None:
 
 
 def _renamed(directory: Path) -> Any:
-    """The model as transformers loads it, in float32 and in memory: it knows older names of tensors.
+    """The model in float32 and in memory, loaded by transformers, which knows older names of tensors.
 
     Raises:
         InputError: weights are missing or have other shapes.

@@ -38,12 +38,12 @@ def limit() -> int | None:
     if not text:
         return None
     try:
-        found = float(text)
+        size = float(text)
     except ValueError:
-        found = float("nan")
-    if not 0 < found < float("inf"):
+        size = float("nan")
+    if not 0 < size < float("inf"):
         raise InputError(MEMORY, f"must be a number of bytes, such as 2.5e9, not {text!r}")
-    return int(found)
+    return int(size)
 
 
 def free(device: torch.device) -> int:
@@ -130,7 +130,7 @@ def room(model: Any, share: float = 1.0) -> Room:
 
 
 def _values(get: Callable[[str], Any], d_model: int) -> int:
-    """The numbers that the MLP makes of a token: d_ff; of each of its experts d_expert and what that gives."""
+    """How many numbers the MLP computes for a token: d_ff; with experts, d_expert and the output of each expert."""
     if (experts := expert_width(get)) is not None:
         number, width = experts
         return number * (width + d_model)
@@ -138,10 +138,10 @@ def _values(get: Callable[[str], Any], d_model: int) -> int:
 
 
 def at_hand(model: Any) -> bool:
-    """Whether the weights stay where they are computed with between two visits of a layer.
+    """Whether the weights of a layer stay in the memory of the computing device between two uses of the layer.
 
-    On a GPU they do if they are there. On a CPU they do if they are in the process's own memory, or if the system can
-    keep the mapped files in its cache: in what is free, and in DSM_MEMORY where that is set.
+    On a GPU they do if they are on the GPU. On a CPU they do if they are in the process's own memory, or if the system
+    can keep the mapped files in its cache: in free memory, and within DSM_MEMORY if that is set.
     """
     if model.device.type != "cpu":
         return all(parameter.device.type != "cpu" for parameter in model.parameters())
@@ -152,7 +152,7 @@ def at_hand(model: Any) -> bool:
     return bool(weights <= max(cache, own_memory()))
 
 
-_told = False
+_warned = False
 
 
 def with_less(work: Callable[[float], Result]) -> Result:
@@ -163,7 +163,7 @@ def with_less(work: Callable[[float], Result]) -> Result:
     Raises:
         MemoryError, RuntimeError: the smallest share fails too, or the error has another reason.
     """
-    global _told
+    global _warned
     share = 1.0
     while True:
         try:
@@ -175,8 +175,8 @@ def with_less(work: Callable[[float], Result]) -> Result:
         share /= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if not _told:
-            _told = True
+        if not _warned:
+            _warned = True
             print("warning: out of memory; going on with smaller batches, which changes no result", file=sys.stderr)
 
 

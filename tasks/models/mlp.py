@@ -3,15 +3,15 @@
 With a gate, two layouts are known: the three projections in `gate_proj`, `up_proj` and `down_proj` (Llama, Qwen,
 Mistral, Gemma, OLMo), and gate and up in the rows of one `gate_up_proj`, gate first (Phi-3). Without a gate, it is two
 linear layers of any name with one activation beside them, in a module of their own (GPT-2, GPT-NeoX, StarCoder2) or in
-the decoder layer itself (OPT). Whatever has one of these layouts is compared with the formula before it is used, so
-that a module that does more than that, or in another order, is refused.
+the decoder layer itself (OPT). A module with one of these layouts is compared with the formula before it is used. One
+that computes anything else is refused.
 
-The projections of an MLP without a gate are called by what they do, so that settings and recipes are the same for all
-models. `gate_proj` is the one whose output goes through the activation, as that of a gate does: W_first. `down_proj` is
+The projections of an MLP without a gate are named by their role, so that settings and recipes are the same for all
+models. `gate_proj` is W_first, whose output goes through the activation, as that of a gate does. `down_proj` is
 W_down. There is no `up_proj`; the formula is that of a gated MLP with W_up x = 1.
 
-A row has a bias in some families. It belongs to the row: both are scaled and both are zeroed, so that what the row
-gives is 0 and, with act(0) = 0, the neuron is silent.
+In some families, a row has a bias. The bias belongs to the row: both are scaled and both are zeroed, so that the output
+of the row is 0 and, with act(0) = 0, the neuron is silent.
 
 A mixture of experts has the same contract: `tasks.models.experts`.
 """
@@ -48,9 +48,9 @@ class Mlp:
     """An MLP of d_ff neurons.
 
     Attributes:
-        module: what has the linear layers: the MLP, or the decoder layer.
+        module: the module with the linear layers: the MLP, or the decoder layer.
         activation: act, with act(0) = 0.
-        places: of the projections that it has.
+        places: the places of its projections.
     """
 
     module: Any
@@ -89,7 +89,7 @@ class Mlp:
         self.place(projection)
 
     def linear(self, projection: Projection) -> Any:
-        """The linear layer that has the rows of a projection; that of gate_proj is what x enters first."""
+        """The linear layer with the rows of a projection. x enters that of gate_proj first."""
         return getattr(self.module, self.place(projection)[0])
 
     def gate_and_up(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ class Mlp:
     def scaled(self, x: Tensor, scale: Tensor, projection: Projection, added: Tensor | None) -> Tensor:
         """y [C, T, d_model] of x [T, d_model], with row j of a projection times scale[:, j].
 
-        Differentiable in `scale`, [C, width], and in `added`, [C, T, width], which is added to what the rows give.
+        Differentiable in `scale`, [C, width], and in `added`, [C, T, width], which is added to the output of the rows.
         """
         with torch.no_grad():
             gate, up = self.gate_and_up(x)
@@ -121,7 +121,8 @@ class Mlp:
     def without(self, x: Tensor, sets: Sequence[np.ndarray], projection: Projection) -> Sequence[Tensor]:
         """y [T, d_model] of x [T, d_model] without each set of rows of a projection.
 
-        A silent row of gate_proj or up_proj is a column of down_proj without input: its share is taken off y.
+        If a row of gate_proj or up_proj is silent, its column of down_proj has no input: its contribution is subtracted
+        from y.
         """
         gate, up = self.gate_and_up(x)
         hidden = self.activation(gate) * up
@@ -138,7 +139,7 @@ class Mlp:
     def edit_rows(self, projection: Projection, scale: Tensor, added: Tensor | None) -> Any:
         """Edits the rows of a projection in all later calls, as in `scaled`; returns the handle that ends this.
 
-        The calls are of len(scale) runs. Gradients flow through the edit. What up_proj gives without a gate is 1.
+        Each call has len(scale) runs. Gradients flow through the edit. Without a gate, the output of up_proj is 1.
         """
         runs = len(scale)
 
@@ -161,15 +162,15 @@ class Mlp:
     def watch(self, projection: Projection, keep: Callable[[Tensor], None]) -> Any:
         """Shows `keep` the neurons' values [tokens, width] in all later calls; returns the handle that ends this.
 
-        The value of a row of gate_proj or up_proj is h_j, what its column of down_proj is multiplied by; that of a row
-        of down_proj is its output.
+        The value of a row of gate_proj or up_proj is h_j, the factor of its column of down_proj. The value of a row of
+        down_proj is its output.
         """
         return self.down.register_forward_hook(
             lambda _, inputs, y: keep((y if projection == "down_proj" else inputs[0]).flatten(0, -2))
         )
 
     def directions(self, neurons: Sequence[int]) -> Tensor:
-        """What each neuron writes, [neurons, d_model]: its column of down_proj."""
+        """The direction that each neuron writes, [neurons, d_model]: its column of down_proj."""
         return weight_of(self.down).T[list(neurons)]
 
     def row_tensors(self, projection: Projection, neurons: np.ndarray) -> list[tuple[Tensor, Any]]:
@@ -179,8 +180,8 @@ class Mlp:
             Tensors that can be written to, each with the index of the rows in it.
         """
         _, part, parts = self.place(projection)
-        found = self.linear(projection)
-        tensors = [tensor.chunk(parts)[part] for tensor in (weight_of(found), found.bias) if tensor is not None]
+        layer = self.linear(projection)
+        tensors = [tensor.chunk(parts)[part] for tensor in (weight_of(layer), layer.bias) if tensor is not None]
         return [(tensor, torch.as_tensor(neurons, device=tensor.device)) for tensor in tensors]
 
     def place(self, projection: Projection) -> tuple[str, int, int]:
@@ -195,19 +196,19 @@ class Mlp:
 
 
 def mlp_of(layer: Any, kind: str) -> "Mlp | Experts":
-    """The MLP of a decoder layer of a model of class `kind`. One without memory for its weights is not computed with.
+    """The MLP of a decoder layer of a model of class `kind`. On the meta device it is not compared with the formula.
 
     Raises:
-        InputError: the layer has none, or more than one, or one whose neurons a zeroed row does not silence.
+        InputError: the layer has no MLP or more than one, or a zeroed row does not silence its neuron.
     """
     if experts := experts_of(layer, kind):
         return experts
     children = list(layer.children())
-    found = [(child, places) for child in children if (places := _gated(child))]
-    found = found or [(module, places) for module in (layer, *children) if (places := _without_gate(module))]
-    if len(found) != 1:
-        raise InputError("model", f"{kind} has {len(found) or 'no'} MLPs of a known form: {LOOKED_FOR} in its layers")
-    module, places = found[0]
+    mlps = [(child, places) for child in children if (places := _gated(child))]
+    mlps = mlps or [(module, places) for module in (layer, *children) if (places := _without_gate(module))]
+    if len(mlps) != 1:
+        raise InputError("model", f"{kind} has {len(mlps) or 'no'} MLPs of a known form: {LOOKED_FOR} in its layers")
+    module, places = mlps[0]
     activations = activations_of(module)
     if len(activations) != 1 or float(activations[0](torch.zeros(1))) != 0:
         raise InputError("model", f"{kind}: act(0) of its MLP must be 0, or a zeroed row of gate_proj is not silent")

@@ -1,4 +1,4 @@
-"""The norms around the MLP of a decoder layer, found by what goes in and out of them."""
+"""The norms around the MLP of a decoder layer, recognised by their inputs and outputs."""
 
 from typing import Any
 
@@ -18,15 +18,15 @@ def norms_of_mlp(
 ) -> tuple[str | None, str | None]:
     """The names of the norms before and after the MLP of a model's first decoder layer, None where there is none.
 
-    They are seen in a run of two tokens: the norm before the MLP gives the tensor that the MLP takes, the one after it
-    takes the tensor that the MLP gives.
+    They are recognised in a run of two tokens: the output of the norm before the MLP is the input of the MLP, and the
+    input of the norm after it is the output of the MLP.
 
     Args:
         body: the model without its output embedding.
         kind: the class of the model, for messages.
 
     Raises:
-        InputError: the MLP does not take what attention leaves, as with parallel residuals.
+        InputError: the input of the MLP is not the residual after attention, as with parallel residuals.
     """
     norms = [(name, child) for name, child in layer.named_children() if is_norm(child)]
     seen: dict[Any, tuple[Tensor, Tensor]] = {}
@@ -62,5 +62,5 @@ def norms_of_mlp(
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are one, or one of another shape (OPT) where a tensor has an address."""
+    """Whether two tensors are the same; a view of another shape (OPT) is recognised by its address, if it has one."""
     return a is b or a.data_ptr() == b.data_ptr() != 0

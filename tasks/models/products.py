@@ -1,9 +1,9 @@
-"""How the matrix products of linear layers are computed, where that changes the time and not what is computed.
+"""The computation of the matrix products of linear layers on CPUs and GPUs.
 
 On a CPU float32 products go to oneDNN: PyTorch's default, MKL, leaves a third of the speed of processors that are not
 Intel's. Matrices in bfloat16 are widened before (`tasks.models.stored`).
 
-On a GPU matrices in bfloat16 are taken as they are. The float32 activations are split into bfloat16 pieces, each the
+On a GPU, matrices in bfloat16 are used directly. The float32 activations are split into bfloat16 pieces, each the
 rounded rest of those before it, whose products are summed in float32: two pieces hold 16 bits of every number, three
 hold all 24. So a product has nearly the precision of float32 at a third to a half of the speed of bfloat16.
 
@@ -99,7 +99,7 @@ class Kept:
         self._pairs: dict[tuple[int, int | None], tuple[Tensor, Tensor]] = {}
 
     def put(self, x: Tensor, weight: Tensor, y: Tensor) -> None:
-        """Keeps one product. The last decoder layer is called twice, for all tokens and for a few: by their number."""
+        """Keeps one product by its number of tokens: the last layer is called twice, for all tokens and for a few."""
         weight = stored_of(weight)
         self._pairs[id(weight), _tokens(x)] = x, y
         if id(weight) not in self._rounded:
@@ -113,7 +113,7 @@ class Kept:
 
 
 def _tokens(x: Tensor) -> int | None:
-    """How many tokens a run of an input has; None if they cannot be told from the runs."""
+    """The number of tokens of each run of an input; None if the runs are not in a dimension of their own."""
     return x.shape[-2] if x.dim() > 2 else None
 
 
@@ -125,7 +125,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.dtype == torch.bfloat16 and input.dtype != torch.bfloat16:
         split: Tensor = _InPieces.apply(input, weight)  # type: ignore[no-untyped-call]
         return split if bias is None else split + bias
-    # The memory of a copied weight is used again, so that no graph may keep it.
+    # The memory of a copied weight is reused, so no graph may keep it.
     if weight.requires_grad or not (is_copy(weight) or _by_onednn(input)):
         return torch.nn.functional.linear(input, weight, bias)
     if input.requires_grad and torch.is_grad_enabled():
@@ -141,7 +141,7 @@ def _by_onednn(x: Tensor) -> bool:
 def _float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not _by_onednn(x):
         return torch.nn.functional.linear(x, weight, bias)
-    # A single row has a routine of its own: its last digits would depend on how many rows fit into memory at once.
+    # oneDNN computes a single row differently, so the last digits would depend on how many rows fit into memory.
     single = x.numel() == x.shape[-1]
     rows = x.reshape(1, -1).expand(2, -1).contiguous() if single else x
     result: Tensor = _onednn(rows, weight, bias, "none", [], "")
@@ -149,7 +149,7 @@ def _float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _keep(ctx: Any, weight: Tensor) -> None:
-    """Keeps a weight for the backward pass; of a copy its module, whose weight is copied again there."""
+    """Keeps a weight for the backward pass; for a copy, its module, whose weight is then copied again."""
     if is_copy(weight):
         ctx.module = vars(weight)["module"]
     else:
@@ -179,7 +179,7 @@ ROWS = 1 << 14  # of the output embedding that are multiplied with at once
 
 
 def linear_by_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T of a matrix of very many rows, so many at once: what is widened of it is small, and so is what is moved.
+    """x W^T for a matrix with very many rows, some rows at a time: few rows are widened or moved at once.
 
     In float32 on a CPU the result is that of the same slices of the matrix in float32, bit for bit.
     """
@@ -210,7 +210,7 @@ class _ByRows(torch.autograd.Function):
 
 
 def _room(weight: Tensor) -> Tensor | None:
-    """Memory for some rows in float32, one after the other; None where they are."""
+    """Memory for some rows in float32, used again for the next rows; None if the weight is in float32."""
     return None if weight.dtype == torch.float32 else weight.new_empty(ROWS, weight.shape[1], dtype=torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""Where the tokens of a mixture of experts go."""
+"""The routing of tokens in a mixture of experts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Routed:
-    """Tokens and where they go.
+    """Tokens and the experts that they are routed to.
 
     Attributes:
         x: [N, d_model].
         index: int64 [N, k], the experts of each token.
-        weights: [N, k], of each of them.
+        weights: [N, k], the weight of each of these experts.
     """
 
     x: Tensor
@@ -32,7 +32,7 @@ class Routed:
     def together(self, parts: Sequence[Tensor], pairs: Sequence[Tensor]) -> Tensor:
         """The sum over the experts of each token, [.., N, d_model], of their parts [.., pairs, d_model].
 
-        In the order of the token's own experts: on a GPU, an `index_add` would add in any order.
+        The parts are added in the order of the token's experts: on a GPU, an `index_add` would add in any order.
         """
         inverse = torch.cat(list(pairs)).argsort()
         ordered = torch.cat(list(parts), -2).index_select(-2, inverse)
@@ -40,12 +40,12 @@ class Routed:
 
 
 def unreached(stack: Any, run: Callable[[], Any]) -> list[list[int]]:
-    """The experts of each layer that no token is given to.
+    """The experts of each layer to which no token is routed.
 
     Args:
         stack: a `DecoderStack` of a mixture of experts.
-        run: runs the model, or the stack, over the tokens. In a packed run of the stack, the tokens of the last layer
-            are those whose logits are read: nothing looks at the others there.
+        run: runs the model, or the stack, over the tokens. In a packed run of the stack, the last layer
+            computes only the tokens whose logits are read.
     """
     seen: list[set[int]] = [set() for _ in stack.mlps]
 
@@ -58,4 +58,4 @@ def unreached(stack: Any, run: Callable[[], Any]) -> list[list[int]]:
     finally:
         for handle in handles:
             handle.remove()
-    return [sorted(set(range(mlp.number)) - found) for mlp, found in zip(stack.mlps, seen, strict=True)]
+    return [sorted(set(range(mlp.number)) - reached) for mlp, reached in zip(stack.mlps, seen, strict=True)]

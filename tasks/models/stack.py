@@ -1,9 +1,9 @@
 """The decoder stack of a causal language model as a list of MLPs that can be edited and re-run from any layer.
 
-A change to the MLP of layer l leaves the layers below it as they were, so a run starts from the residual that enters
-that MLP. The layers themselves are the model's own modules, called with the arguments the model calls them with; the
-view works for every family whose decoder layers have an MLP of a known form (`tasks.models.mlp`) that takes what
-attention leaves, and checks itself against the plain model before it is used.
+A change to the MLP of layer l does not affect the layers below it, so a run starts from the residual that enters that
+MLP. The layers are the model's own modules, called with the arguments that the model uses. The view works for every
+family whose decoder layers have an MLP of a known form (`tasks.models.mlp`) that takes the residual after attention. It
+is compared with the plain model before it is used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,13 +36,13 @@ __all__ = ["PROJECTIONS", "DecoderStack", "Projection", "Residuals"]
 
 @dataclass
 class Residuals:
-    """A pack's unedited pass, as far as it has come.
+    """The unedited pass of a pack, up to the layers that it has reached.
 
     Attributes:
-        arguments: of each layer, for this pack.
-        inputs: what enters each layer, [1, T, d_model], of those that were reached; what leaves the last one is
-            [1, R, d_model], and follows it.
-        precision: that of the edited runs that will start from it.
+        arguments: the arguments of each layer for this pack.
+        inputs: the input of each layer that was reached, [1, T, d_model], and at the end the output of the last layer,
+            [1, R, d_model].
+        precision: the precision of the edited runs that will start from this pass.
     """
 
     pack: Pack
@@ -53,7 +53,7 @@ class Residuals:
 
     @property
     def logits(self) -> Tensor:
-        """Of the finished pass, [R, vocabulary]."""
+        """The logits of the finished pass, [R, vocabulary]."""
         if self._logits is None:
             raise ValueError("the unedited pass has not reached the last layer")
         return self._logits
@@ -68,7 +68,7 @@ class DecoderStack:
 
     def __init__(self, model: Any):
         self.model = model
-        # A family that nobody tried may raise anything where it is taken apart.
+        # A family that was never tested may raise any exception here.
         cannot = f"{type(model).__name__}: its layers cannot be re-run one by one"
         with one_line("model", cannot, "; this family is not supported"):
             self._take_apart(model)
@@ -133,7 +133,7 @@ class DecoderStack:
 
     @property
     def products(self) -> str:
-        """How weights and products are held and computed, for files that say how they were made."""
+        """How weights are stored and products are computed, for the headers of files."""
         narrow = {str(p.dtype).removeprefix("torch.") for p in self.model.parameters()} - {"float32"}
         stored = f"weights in {' and '.join(sorted(narrow))}" if narrow else "weights in float32"
         if self._in_pieces and "bfloat16" in narrow:
@@ -141,7 +141,7 @@ class DecoderStack:
         return f"{stored}, products in {str(self.dtype).removeprefix('torch.')}"
 
     def turn(self, index: int) -> AbstractContextManager[None]:
-        """The context in which the matrices of a layer can be multiplied with: see `tasks.models.stored`."""
+        """The context in which the matrices of a layer can be used: see `tasks.models.stored`."""
         return self._units[index].used(as_stored=self._in_pieces, again=True)
 
     def width(self, projection: Projection) -> int:
@@ -156,13 +156,13 @@ class DecoderStack:
         return before, after
 
     def _entering_mlp(self, index: int, residual: Tensor) -> Tensor:
-        """What the MLP of layer `index` takes, given the residual that enters it or its norm."""
+        """The input of the MLP of layer `index`, given the residual that enters it or the norm before it."""
         before, _ = self.norms(index)
-        found: Tensor = residual if before is None else before(residual)
-        return found
+        entering: Tensor = residual if before is None else before(residual)
+        return entering
 
     def _leaving(self, index: int, residual: Tensor, y: Tensor) -> Tensor:
-        """The residual that leaves layer `index`, given what its MLP gives."""
+        """The residual that leaves layer `index`, given the output of its MLP."""
         _, after = self.norms(index)
         return residual + (y if after is None else after(y))
 
@@ -192,12 +192,12 @@ class DecoderStack:
 
     @torch.no_grad()
     def start(self, packed: Pack, precision: Precision = "float32") -> Residuals:
-        """The unedited pass over a pack up to what enters layer 0."""
+        """The unedited pass over a pack up to the input of layer 0."""
         return Residuals(packed, self._calls.arguments(packed), [self._embed(packed)], precision)
 
     @torch.no_grad()
     def advance(self, residuals: Residuals, index: int) -> None:
-        """Takes the unedited pass through layer `index`, if that is the one it has come to."""
+        """Advances the unedited pass through layer `index`, if that is its next layer."""
         if len(residuals.inputs) == index + 1:
             with Products():
                 self._append(residuals, index, self.run_layer(index, residuals.inputs[index], residuals))
@@ -222,13 +222,13 @@ class DecoderStack:
     def entering(self, residuals: Residuals, index: int, kept: Kept | None = None) -> Tensor:
         """The residual that enters the MLP of a layer that the unedited pass has reached, [T, d_model].
 
-        Of the last layer [R, d_model], since nothing looks at its other tokens. With `kept`, which is filled with what
-        the products of this layer give, the whole layer is computed, and the unedited pass goes through it.
+        For the last layer, [R, d_model], since its other tokens are not used. With `kept`, the whole layer is computed,
+        `kept` is filled with its products, and the unedited pass advances through it.
         """
-        found: list[Tensor] = []
+        captured: list[Tensor] = []
 
         def keep(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            found.append(inputs[0].reshape(-1, self.d_model))
+            captured.append(inputs[0].reshape(-1, self.d_model))
             if kept is None:
                 raise Stop
 
@@ -242,7 +242,7 @@ class DecoderStack:
             pass
         finally:
             handle.remove()
-        return found[-1]
+        return captured[-1]
 
     def scaled(
         self,
@@ -259,8 +259,8 @@ class DecoderStack:
 
         Args:
             scale: [C, width], one row per run.
-            added: to what the scaled rows give, [C, tokens, width] with as many tokens as the layer's residual has;
-                zeros, to differentiate by position.
+            added: [C, tokens, width], added to the output of the scaled rows, with as many tokens as the layer's
+                residual; zeros, to differentiate by position.
 
         Returns:
             [C, R, vocabulary].
@@ -297,7 +297,7 @@ class DecoderStack:
         return _first(layer(hidden[:, reads.to(hidden.device)], **arguments | of_reads | {self._calls.cache: cache}))
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits of what leaves the last layer."""
+        """Logits from the output of the last layer."""
         output = self.model.get_output_embeddings()
         x = self.last_norm(hidden)
         logits = linear_by_rows(x.to(output.weight.device), output.weight)
@@ -308,7 +308,7 @@ class DecoderStack:
 
     @torch.no_grad()
     def _embed(self, packed: Pack) -> Tensor:
-        """What enters layer 0, [1, T, d_model]: the model's own embedding, with whatever it does to it."""
+        """The input of layer 0, [1, T, d_model]: the model's own embedding and whatever the model applies to it."""
         entering: list[Tensor] = []
 
         def stop(_: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -344,10 +344,10 @@ def _first(output: Any) -> Tensor:
 
 
 def _context(config: Any) -> int:
-    """How many tokens a sequence may have.
+    """The maximum number of tokens of a sequence.
 
-    Beyond the length of its pretraining a longrope model turns the positions of all tokens by other angles, so that
-    one sequence would read other tables than a shorter one of the same pack.
+    For sequences longer than in its pretraining, a longrope model uses other rotary angles for all tokens. A long
+    sequence would need other tables than a shorter one of the same pack.
     """
     context: int = getattr(config, "max_position_embeddings", 2**31)
     rope = getattr(config, "rope_parameters", None) or {}

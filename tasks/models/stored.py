@@ -1,10 +1,10 @@
-"""Weights that stay as they are stored, and are copied to float32 or to the device that computes while they are used.
+"""Weights that keep their stored type and place, and are copied to float32 or to the computing device during use.
 
 A model in bfloat16 needs half of the memory of float32, and every bfloat16 number is also a float32 number. So the
 matrices of linear layers and embeddings keep their stored type. The matrices of a decoder layer are converted to
 float32 ("widened") while the layer runs. An embedding converts the rows that it looks up, and the output embedding
 converts some rows at a time. All other parameters are small and are converted once. `DecoderStack` computes the same
-bits as with the whole model in float32.
+bits as with a model that is stored in float32.
 
 On a GPU, the products of `tasks.models.products` take bfloat16 matrices directly. Where the model does not fit there,
 the matrices of the decoder layers stay in the memory of the host, or in the mapped files, and those of one layer at a
@@ -154,8 +154,8 @@ def kept_as_stored(model: Any) -> bool:
 
 def unit_of(module: Any) -> Unit:
     """The unit of a decoder layer; a unit without matrices if nothing has to be copied."""
-    found: Unit | None = vars(module).get("dsm_unit")
-    return found or Unit(nn.Identity())
+    unit: Unit | None = vars(module).get("dsm_unit")
+    return unit or Unit(nn.Identity())
 
 
 def _use(unit: Unit, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

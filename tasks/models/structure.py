@@ -1,4 +1,4 @@
-"""The parts of a causal language model, found by their structure: families give them different names."""
+"""The parts of a causal language model, recognised by their structure, since their names differ between families."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ def weight_of(linear: Any) -> Tensor:
 
 
 def layer_list(body: Any) -> tuple[str, list[Any]]:
-    """The decoder layers of a model without its output embedding, and the name of their list: its longest list.
+    """The decoder layers of a model without its output embedding: the name and the items of its longest list.
 
     ("", []) if it has no lists of modules.
     """
     lists = [(name, list(child)) for name, child in body.named_children() if isinstance(child, nn.ModuleList)]
-    return max(lists, key=lambda found: len(found[1]), default=("", []))
+    return max(lists, key=lambda entry: len(entry[1]), default=("", []))
 
 
 def decoder_layers(model: Any) -> list[Any]:
@@ -36,7 +36,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def last_norm(body: Any) -> nn.Module:
-    """What the output of the last decoder layer passes before the output embedding; an identity if there is none."""
+    """The norm between the last decoder layer and the output embedding; an identity if there is none."""
     return next((child for child in reversed(list(body.children())) if is_norm(child)), torch.nn.Identity())
 
 

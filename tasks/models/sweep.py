@@ -112,10 +112,10 @@ def finish(stack: DecoderStack, passes: Sequence[Residuals]) -> None:
 
 def _by_pack(all_residuals: Sequence[Residuals]) -> list[tuple[Residuals, list[int]]]:
     """Each unedited pass once, with the indices of the runs that start from it."""
-    found: dict[int, tuple[Residuals, list[int]]] = {}
+    packs: dict[int, tuple[Residuals, list[int]]] = {}
     for number, residuals in enumerate(all_residuals):
-        found.setdefault(id(residuals), (residuals, []))[1].append(number)
-    return list(found.values())
+        packs.setdefault(id(residuals), (residuals, []))[1].append(number)
+    return list(packs.values())
 
 
 def _first(runs: Sequence[Without]) -> int:
@@ -156,7 +156,7 @@ class Path:
 
 
 @dataclass
-class Found:
+class PathResult:
     """The result of one path.
 
     Attributes:
@@ -193,7 +193,7 @@ def gradients(
     target: Callable[[Residuals], Target],
     there: Room,
     projection: Projection = "gate_proj",
-) -> list[Found]:
+) -> list[PathResult]:
     """F and its gradient at all points of all paths, with one sweep up and one sweep down.
 
     The input of each layer is stored. Where memory allows, the graph of the layer is kept too, starting from the last
@@ -221,13 +221,13 @@ def gradients(
                     piece = _piece(stack, index, path, hidden[number], projection)
                     hidden[number] = piece.up(index >= keep[number])
                     pieces[number][index] = piece
-    found, gradient = [], []
+    results, gradient = [], []
     for number, path in enumerate(paths):
         leaf = hidden[number].requires_grad_()
         with torch.enable_grad(), Products():
             totals = target(path.residuals)(stack.head(leaf)).sum(1)
         gradient.append(torch.autograd.grad(totals.sum(), leaf)[0])
-        found.append(Found(totals.detach()))
+        results.append(PathResult(totals.detach()))
         hidden[number] = leaf.detach()
     hidden.clear()
     for index in reversed(range(len(stack))):
@@ -241,23 +241,23 @@ def gradients(
                 if path.layer is None:
                     gradient[number] = parts.pop(0)
                 if path.layer in (None, index):
-                    found[number].gradients[index] = parts[0]
+                    results[number].gradients[index] = parts[0]
                 else:
                     gradient[number] = parts[0]
-    return found
+    return results
 
 
 def _kept_layers(stack: DecoderStack, paths: Sequence[Path], there: Room) -> list[int]:
     """For each path, the first layer whose graph is kept, given the memory that the stored inputs leave."""
     layers = len(stack)
     left = there.bytes - sum(path.tokens() * (layers - path.first) * there.state for path in paths)
-    found = []
+    starts = []
     for path in paths:
         each = path.tokens() * (there.graph - there.state)
         number = min(layers - path.first, max(0, int(left / each)))
         left -= number * each
-        found.append(layers - number)
-    return found
+        starts.append(layers - number)
+    return starts
 
 
 def _piece(stack: DecoderStack, index: int, path: Path, hidden: Tensor, projection: Projection) -> _Piece:

@@ -1,4 +1,4 @@
-"""Whether a `DecoderStack` computes what its model computes, before anything is measured with it."""
+"""Checks that a `DecoderStack` computes the same logits as its model, before anything is measured with it."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def check_view(stack: Any) -> None:
     """Compares a packed run, whole and from the first and last layer, with the plain model on two short sequences.
 
     Raises:
-        InputError: the logits differ, or are no use.
+        InputError: the logits differ, are not finite, or are all the same.
     """
     vocabulary = stack.config.vocab_size
     shared = [(7 * i + 3) % vocabulary for i in range(4)]
@@ -32,8 +32,8 @@ def check_view(stack: Any) -> None:
     for index, layer in enumerate(stack.layers):
         if stack.mlps[index].module is layer:  # an MLP without a module of its own was not compared alone
             entering, expected = stack.entering(residuals, index), residuals.inputs[index + 1]
-            found = stack.leaving_scaled(index, entering, unedited, "gate_proj", None)
-            if not (gap := _gap(found, expected)) < LARGEST:
+            leaving = stack.leaving_scaled(index, entering, unedited, "gate_proj", None)
+            if not (gap := _gap(leaving, expected)) < LARGEST:
                 raise InputError(
                     "model",
                     f"{kind}: layer {index} does not add down_proj(act(first)) to what attention leaves (relative "
@@ -48,5 +48,5 @@ def check_view(stack: Any) -> None:
             )
 
 
-def _gap(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+def _gap(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1))

@@ -1,4 +1,4 @@
-"""Which files of a model directory are the model, and the tensors in its safetensors files."""
+"""The files of a model directory that make up the model, and the tensors in its safetensors files."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def weight_files(directory: Path) -> list[Path]:
     Other safetensors files beside them (`consolidated.safetensors`) are copies of the same weights.
 
     Raises:
-        InputError: the index cannot be read, or names a shard that is not there; or there is an adapter.
+        InputError: the index cannot be read or names a missing shard, or there is an adapter.
     """
     _refuse_adapter(directory)
     if (directory / WEIGHTS).is_file():
@@ -59,7 +59,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def _refuse_adapter(directory: Path) -> None:
-    """Transformers adds an adapter to the weights beside it, and another tool that merged it may have left it there."""
+    """Refuses an adapter: transformers would add it to the weights, although it may be merged into them already."""
     if not (directory / ADAPTER).is_file():
         return
     if (directory / WEIGHTS).is_file() or (directory / INDEX).is_file():
@@ -107,21 +107,21 @@ def tensors(path: Path) -> list[Tensor]:
                 raise ValueError(f"its header would have {length} bytes")
             header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        found = sorted(
+        sorted_tensors = sorted(
             (_tensor(name, entry, 8 + length) for name, entry in header.items()),
             key=lambda tensor: (tensor.start, tensor.end),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError("model", f"{path} is not a safetensors file: {error}") from None
     end = 8 + length
-    for tensor in found:  # the format has no gaps and no overlaps, so that no byte is read twice
+    for tensor in sorted_tensors:  # the format has no gaps and no overlaps, so that no byte is read twice
         if tensor.start != end:
             raise InputError("model", f"{path} is damaged: {tensor.name!r} does not begin where the one before it ends")
         end = tensor.end
     if end != size:
         where = "before" if end > size else "after"
         raise InputError("model", f"{path} is damaged: it ends {where} its last tensor")
-    return found
+    return sorted_tensors
 
 
 def _tensor(name: str, entry: dict[str, Any], offset: int) -> Tensor:

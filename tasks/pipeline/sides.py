@@ -72,8 +72,8 @@ def find_sides(text: str, base: str | None, settings: Settings, root: Path) -> S
         benchmark, sha256 = recipe.benchmark, recipe.base_sha256
     elif (path / RECIPE).is_file():
         sha256 = read_sparse_recipe(path).base_sha256
-    found = _base(sha256, given, settings, root) if sha256 else given
-    return Sides(text, found, weights=path, benchmark=benchmark)
+    base_dir = _base(sha256, given, settings, root) if sha256 else given
+    return Sides(text, base_dir, weights=path, benchmark=benchmark)
 
 
 def _sparse(text: str, directory: Path, given: Path | None, settings: Settings, root: Path) -> Sides:

@@ -129,12 +129,12 @@ def _hub_model(repository: str, revision: str | None, settings: Settings, taken:
     if revision is None and declared:
         name, commit = next(iter(declared.items()))
         return Wanted(name, notes=(f"{repository} is {name} in params.yaml, at the commit {commit}",))
-    found = None if revision and COMMIT.fullmatch(revision) else ask_hub(repository, revision, field="model")
-    commit = found.commit if found else str(revision)
+    info = None if revision and COMMIT.fullmatch(revision) else ask_hub(repository, revision, field="model")
+    commit = info.commit if info else str(revision)
     for name, known in declared.items():
         if known == commit:
             return Wanted(name, notes=(f"{repository}@{revision} is {name} in params.yaml",))
-    entry: dict[str, Any] = {"licence": found.licence} if found and found.licence else {}
+    entry: dict[str, Any] = {"licence": info.licence} if info and info.licence else {}
     entry["source"] = {"kind": "hub", "id": repository, "revision": commit}
     names = [*_names(repository.split("/")), *_names([*repository.split("/"), commit[:7]])[1:]]
     comment = "" if revision == commit else f"what {revision or 'its default branch'} was on the first use"
@@ -202,26 +202,26 @@ def _file_of_rows(text: str, settings: Settings, root: Path, taken: Collection[s
             notes = (f"{text} is {name} in params.yaml, which says how its columns are read",)
             return Wanted(name, pins=pins, notes=(*notes, *_moved(f"benchmarks.{name}", pins)))
     source = {"kind": "path", "path": _as_written(text), "sha256": sha256}
-    found = recognise(read_rows(path, name=text, field="benchmark"), name=text, source=source)
+    recognised = recognise(read_rows(path, name=text, field="benchmark"), name=text, source=source)
     name = _free_name(
         _names([*path.resolve().parts[:-1], path.stem]), {*settings.benchmarks, *taken, *library.benchmark_names()}
     )
     comment = "guessed from the columns: prompt, options, labels and gold; look at them, and change what is wrong"
-    return Wanted(name, found.entry, comment=comment, notes=tuple(found.notes))
+    return Wanted(name, recognised.entry, comment=comment, notes=tuple(recognised.notes))
 
 
 def _pins_of(spec: BenchmarkSpec, root: Path, path: Path, sha256: str) -> dict[tuple[str, ...], str] | None:
     """The new hashes of a declared benchmark whose file has changed; None if it does not use the file."""
-    found: dict[tuple[str, ...], str] | None = None
+    pins: dict[tuple[str, ...], str] | None = None
     for split in ("train", "test"):
         rows = getattr(spec, split)
         if not isinstance(rows, SplitRows) or not isinstance(rows.source, PathSource):
             continue
         if _is_same(root, rows.source.path, path):
-            found = found or {}
+            pins = pins or {}
             if rows.source.sha256 != sha256:
-                found[split, "source", "sha256"] = sha256
-    return found
+                pins[split, "source", "sha256"] = sha256
+    return pins
 
 
 def _moved(place: str, pins: Mapping[tuple[str, ...], str]) -> tuple[str, ...]:

@@ -16,13 +16,13 @@ class Worker(Protocol):
 
 def groups_of(worker: Any, parts: Sequence[Any]) -> list[list[Any]]:
     """The parts in their order, in the groups in which the worker computes them."""
-    found: list[list[Any]] = worker.together(parts) if hasattr(worker, "together") else [[part] for part in parts]
-    return found
+    groups: list[list[Any]] = worker.together(parts) if hasattr(worker, "together") else [[part] for part in parts]
+    return groups
 
 
 def values_of(worker: Any, group: Sequence[Any]) -> list[Any]:
     """The values of the parts of a group."""
     if hasattr(worker, "compute_together"):
-        found: list[Any] = worker.compute_together(group)
-        return found
+        values: list[Any] = worker.compute_together(group)
+        return values
     return [worker.compute(part) for part in group]

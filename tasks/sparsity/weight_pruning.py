@@ -113,8 +113,8 @@ def prune_weights(
         walk = layers.walk(sequences, products=method == "sparsegpt")
     for index, statistics in walk:
         neurons = (spared or {}).get(index, ())
-        found = mlp_of(layers.layers[index], type(loaded.model).__name__) if neurons else None
-        mlp = found if isinstance(found, Mlp) else None  # `Layers` refuses experts
+        block = mlp_of(layers.layers[index], type(loaded.model).__name__) if neurons else None
+        mlp = block if isinstance(block, Mlp) else None  # `Layers` refuses experts
         for name, linear in layers.linears[index].items():
             matrices[name] = _pruned(linear, name, statistics, method, target, neurons, mlp, permuted=permuted)
     return Report(method, target, matrices, permuted)

@@ -32,10 +32,10 @@ def sample(cell: Cell) -> None:
     train, settings = read_split(cell.train), cell.settings.adaptation
     chosen = draw(train, stack, loaded.tokenizer, settings)
     unlabeled = draw_unlabeled(train, chosen, stack, loaded.tokenizer, settings)
-    found = preflight(stack, loaded.tokenizer, chosen, unlabeled)
-    if line := warning(found):
+    answers = preflight(stack, loaded.tokenizer, chosen, unlabeled)
+    if line := warning(answers):
         print(f"warning: {line}", file=sys.stderr)
-    write_json(cell.preflight, found)
+    write_json(cell.preflight, answers)
     write_jsonl(cell.unlabeled, json.loads(unlabeled.to_json(orient="records")))
     write_jsonl(cell.samples, json.loads(chosen.to_json(orient="records")))
 

@@ -32,9 +32,9 @@ def search(cell: Cell) -> None:
     if settings.reads_unlabeled and not read_jsonl(cell.unlabeled):
         problem = f"{settings.criterion} needs train rows beside the adaptation set, and none fit; use paper"
         raise InputError("search.criterion", problem)
-    found, how = searched(cell, cell.samples, settings, precision)
+    unranked, how = searched(cell, cell.samples, settings, precision)
     others = searched(cell, cell.unlabeled, settings, how["precision"])[0] if settings.reads_unlabeled else None
-    grid = ranked_by(settings.criterion, found, others, [row["gold"] for row in read_jsonl(cell.samples)])
+    grid = ranked_by(settings.criterion, unranked, others, [row["gold"] for row in read_jsonl(cell.samples)])
     grid.attrs.update({"strategy": settings.strategy, "criterion": settings.criterion} | how)
     write_parquet(cell.grid, grid)
     for path in (cell.samples, cell.unlabeled):

@@ -129,8 +129,8 @@ class Worker:
         if isinstance(part, Part):
             return self._held_out.compute(part)
         started = time.monotonic()
-        found = self._study.compute(self._context, part)
-        records = [one.as_json() if isinstance(one, Record) else one for one in found]
+        results = self._study.compute(self._context, part)
+        records = [one.as_json() if isinstance(one, Record) else one for one in results]
         return {"records": records, "seconds": time.monotonic() - started}
 
 

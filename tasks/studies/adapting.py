@@ -83,16 +83,16 @@ def evaluate(values: Sequence[dict[str, Any]], test_rows: EvaluateRecipes) -> li
         if label not in results:
             records.append(Record(label, None, more={"not possible": value["not possible"]}))
             continue
-        found, recipe = results[label], recipes[label]
-        test = mcnemar(found.pruned, found.base)
+        result, recipe = results[label], recipes[label]
+        test = mcnemar(result.pruned, result.base)
         more = pair_columns(recipe, value["seconds"]) | {
             "gained": test["only_first"],
             "lost": test["only_second"],
-            "exact match": round(float(found.pruned_exact.mean()), 4),
-            "random": round(float(found.random.mean()), 4),
+            "exact match": round(float(result.pruned_exact.mean()), 4),
+            "random": round(float(result.random.mean()), 4),
             "on the examples": f"{recipe.adaptation.base_accuracy:.2f} to {recipe.adaptation.accuracy:.2f}",
         }
-        records.append(accuracy_record(label, found.pruned, found.base, **more))
+        records.append(accuracy_record(label, result.pruned, result.base, **more))
     if results:
         first = next(iter(results.values()))
         exact = {"exact match": round(float(first.base_exact.mean()), 4)}

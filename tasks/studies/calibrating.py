@@ -59,11 +59,11 @@ def compute(context: StudyContext, part: str) -> list[Record]:
     sequences = calibration.sequences if calibration else []
     with sparse(context.loaded, sequences, cast(Method, method), float(sparsity)):
         answers = answers_unedited(context.stack, context.test.encoded)
-    told = "".join((f", seed {draw[0]}" if draw else "", *(f", {how}" for how in draw[1:])))
-    described = f"{name}, {len(sequences)} × {calibration.length}{told}" if calibration else "none"
+    suffix = "".join((f", seed {draw[0]}" if draw else "", *(f", {how}" for how in draw[1:])))
+    described = f"{name}, {len(sequences)} × {calibration.length}{suffix}" if calibration else "none"
     kind = f"{method}, {COVERING}" if draw[1:] else method
     more = {"method": kind, "sparsity": float(sparsity), "calibration set": described} | _answered(context, answers)
-    label = f"{method}, {float(sparsity):.0%}, {name}{told}"
+    label = f"{method}, {float(sparsity):.0%}, {name}{suffix}"
     return [accuracy_record(label, context.correct(answers), context.correct(context.base), group=method, **more)]
 
 
@@ -112,9 +112,9 @@ def paired(records: list[Record]) -> list[Record]:
             differences.setdefault(key, []).append(cast(float, record.value) - cast(float, drawn[random]))
             last[key] = number
     for key, number in last.items():
-        found = np.array(differences[key])
-        error = f" ± {found.std(ddof=1) / len(found) ** 0.5:.3f}" if len(found) > 1 else ""
-        more = records[number].more | {f"{COVERING} - random": f"{found.mean():+.3f}{error}"}
+        deltas = np.array(differences[key])
+        error = f" ± {deltas.std(ddof=1) / len(deltas) ** 0.5:.3f}" if len(deltas) > 1 else ""
+        more = records[number].more | {f"{COVERING} - random": f"{deltas.mean():+.3f}{error}"}
         records[number] = Record(**vars(records[number]) | {"more": more})
     return records
 

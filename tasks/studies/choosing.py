@@ -1,7 +1,7 @@
-"""Study `choice`: what other selection criteria than the paper's would have chosen, and how that does on test rows.
+"""Study `choice`: which pairs other selection criteria would have chosen, and their accuracy on test rows.
 
-The log-probabilities of every pair are computed once, on rows of the train split and on test rows; every criterion and
-every draw of ten labeled rows is read off them. The plan of the comparison is docs/choice.md.
+The log-probabilities of every pair are computed once, on rows of the train split and on test rows; every criterion is
+applied to them with every draw of ten labeled rows. The plan of the comparison is docs/choice.md.
 """
 
 from collections.abc import Sequence
@@ -143,17 +143,17 @@ def joined(values: Sequence[dict[str, Any]], split: str) -> tuple[Floats, npt.ND
         for row, gold, logprobs in zip(value["rows"], value["gold"], value["logprobs"], strict=True):
             rows[row] = gold, logprobs
     width = max(len(logprobs[0]) for _, logprobs in rows.values())
-    found = np.full((len(next(iter(rows.values()))[1]), len(rows), width), -np.inf)
+    padded = np.full((len(next(iter(rows.values()))[1]), len(rows), width), -np.inf)
     for position, index in enumerate(sorted(rows)):
         logprobs = np.array(rows[index][1])
-        found[:, position, : logprobs.shape[1]] = logprobs
-    return normalised(found), np.array([rows[index][0] for index in sorted(rows)], dtype=np.int64)
+        padded[:, position, : logprobs.shape[1]] = logprobs
+    return normalised(padded), np.array([rows[index][0] for index in sorted(rows)], dtype=np.int64)
 
 
 def arrays(values: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[Any]]:
     """The surface, to be kept: `pool` and `test`, float32 [1 + pairs, rows, options], and the gold of their rows."""
-    found: dict[str, npt.NDArray[Any]] = {}
+    named_arrays: dict[str, npt.NDArray[Any]] = {}
     for split in ("pool", "test"):
         logprobs, gold = joined(values, split)
-        found |= {split: logprobs.astype(np.float32), f"{split}_gold": gold}
-    return found
+        named_arrays |= {split: logprobs.astype(np.float32), f"{split}_gold": gold}
+    return named_arrays

@@ -30,9 +30,9 @@ def compute(context: StudyContext, part: str) -> list[Record]:
     )
     table = pd.DataFrame(read_jsonl(context.cell.samples))
     attributor = attributor_on(context.stack, context.loaded.tokenizer, table, settings)
-    found = interactions(attributor.path, recipe.layer, neurons.tolist())
-    alone, shared = np.abs(found.alone).sum(), np.abs(found.shared).sum()
-    pairs = np.triu((found.values + found.values.T) / 2, 1)
+    result = interactions(attributor.path, recipe.layer, neurons.tolist())
+    alone, shared = np.abs(result.alone).sum(), np.abs(result.shared).sum()
+    pairs = np.triu((result.values + result.values.T) / 2, 1)
     first, second = np.unravel_index(np.abs(pairs).argmax(), pairs.shape)
     label = {"pruned": "most prominent pruned neurons", "random": "random neurons of the layer"}[part]
     return [
@@ -40,8 +40,8 @@ def compute(context: StudyContext, part: str) -> list[Record]:
             f"{len(neurons)} {label}",
             float(alone / (alone + shared)) if alone + shared else None,
             more={
-                "scores": round(float(found.scores.sum()), 4),
-                "of these alone": round(float(found.alone.sum()), 4),
+                "scores": round(float(result.scores.sum()), 4),
+                "of these alone": round(float(result.alone.sum()), 4),
                 "among each other": round(float(2 * pairs.sum()), 4),
                 "strongest pair": f"{neurons[first]} and {neurons[second]}: {2 * pairs[first, second]:+.4f}",
                 "layer": recipe.layer,

@@ -25,7 +25,7 @@ NOTHING = np.array([], dtype=np.int64)
 
 @dataclass(frozen=True)
 class Model:
-    """A pruned model: rows of a projection of one layer that are silenced, and the width that random ones come from."""
+    """A pruned model: silenced rows of a projection of one layer, and the width from which random ones are drawn."""
 
     layer: int
     neurons: tuple[int, ...]
@@ -62,7 +62,7 @@ EvaluateRecipes = Callable[[Sequence[Recipe]], list[HeldOutResults]]
 
 
 class HeldOutRows:
-    """The test rows of a study: its worker's side of `evaluate`."""
+    """Computes the answers to the test rows of a study, in its worker; `evaluate` collects them."""
 
     def __init__(self, context: StudyContext):
         self._context = context
@@ -70,7 +70,7 @@ class HeldOutRows:
 
     @property
     def packs(self) -> tuple[int, int]:
-        """How many packs there are, and how many of these, the first, are the sample for a lower precision."""
+        """The number of packs, and how many of the first packs are the sample for a lower precision."""
         answering = self._answering("gate_proj", ())
         return len(answering.sizes), answering.sampled
 
@@ -89,7 +89,7 @@ class HeldOutRows:
     def _answering(self, projection: Projection, models: tuple[Model, ...]) -> Answering:
         if self._last is None or self._last[0] != (projection, models):
             context = self._context
-            # The unpruned model loses nothing in the last layer, the cheapest.
+            # The unpruned model: no neurons are silenced, in the last layer, where runs are cheapest.
             edits = [(len(context.stack) - 1, [NOTHING])]
             for number, model in enumerate(models):
                 control = random_neurons(model.width, len(model.neurons), number)
@@ -112,7 +112,7 @@ def evaluate(
         packs: `HeldOutRows.packs`.
         precision: bfloat16 is used where it is faster and changes at most 0.5 % of the predictions on a sample.
     """
-    found: dict[int, HeldOutResults] = {}
+    results: dict[int, HeldOutResults] = {}
     for projection in dict.fromkeys(recipe.projection for recipe in recipes):
         own = [number for number, recipe in enumerate(recipes) if recipe.projection == projection]
         models = tuple(Model(recipes[i].layer, tuple(recipes[i].neurons), recipes[i].d_ff) for i in own)
@@ -126,8 +126,8 @@ def evaluate(
         right, exact = _in_order(run(parts, advance=advance).values())
         for position, number in enumerate(own):
             pruned, control = 1 + 2 * position, 2 + 2 * position
-            found[number] = HeldOutResults(right[0], exact[0], right[pruned], exact[pruned], right[control])
-    return [found[number] for number in range(len(recipes))]
+            results[number] = HeldOutResults(right[0], exact[0], right[pruned], exact[pruned], right[control])
+    return [results[number] for number in range(len(recipes))]
 
 
 def _in_order(values: Any) -> tuple[np.ndarray, np.ndarray]:

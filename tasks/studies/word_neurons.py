@@ -46,9 +46,9 @@ def compute(context: StudyContext, part: str) -> list[Record]:
         more["note"] = f"fewer than {FEWEST} words occur {MINIMUM} times on both sides"
         return [Record(label, None, group=group, more=more)]
     first, second = (word_activations(context.stack, word_positions(words, prompts, own)) for prompts, own in sides)
-    found = overlaps(first, second)
-    test = matching_test(found, frequency_strata(first.counts + second.counts))
-    itself = found.diagonal()
+    overlap = overlaps(first, second)
+    test = matching_test(overlap, frequency_strata(first.counts + second.counts))
+    itself = overlap.diagonal()
     more |= {
         "other words": brief(test["random"]),
         "p (permutation)": brief(test["p"]),
@@ -64,7 +64,7 @@ def common_words(one: list[RowWords], other: list[RowWords]) -> list[str]:
 
 
 def overlaps(first: WordActivations, second: WordActivations) -> npt.NDArray[np.float64]:
-    """The part of the neurons of word i by the first that are neurons of word j by the second, [words, words]."""
+    """The fraction of the neurons of word i in `first` that are neurons of word j in `second`, [words, words]."""
     sets = []
     for activations in (first, second):
         s = shares(activations.mean)

@@ -66,7 +66,7 @@ def experiment_in(uri: str, name: str) -> str | None:
 
 
 @contextmanager
-def troubles_told(uri: str, what: str) -> Iterator[None]:
+def reporting_store_errors(uri: str, what: str) -> Iterator[None]:
     """Raises InputError with `what` if the store at `uri` is full, locked, damaged, gone or does not answer."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import DBAPIError

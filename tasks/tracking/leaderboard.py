@@ -24,7 +24,7 @@ COLUMNS = {
 
 
 def write_leaderboard(client: Any, experiment: str) -> None:
-    """Brings the experiment's description and its saved view up to date with the runs there are."""
+    """Brings the experiment's description and its saved view up to date with the runs."""
     known = client.get_experiment(experiment)
     for name, value in ((NOTE, _note(experiment, _newest(client, experiment))), (VIEW_TAG, _view(known.creation_time))):
         if known.tags.get(name) != value:
@@ -38,16 +38,16 @@ def results_page(experiment: str) -> str:
 
 def _newest(client: Any, experiment: str) -> list[Any]:
     """The newest finished run of every cell, in the order of the cells' names."""
-    found: dict[str, Any] = {}
+    newest: dict[str, Any] = {}
     token = None
     while True:
         runs = client.search_runs([experiment], "attributes.status = 'FINISHED'", page_token=token)  # newest first
         for run in runs:
             if (cell := run.data.tags.get("cell")) and "exact_match_p_value" in run.data.metrics:
-                found.setdefault(cell, run)
+                newest.setdefault(cell, run)
         token = runs.token
         if not token:
-            return [found[cell] for cell in sorted(found)]
+            return [newest[cell] for cell in sorted(newest)]
 
 
 def _note(experiment: str, runs: list[Any]) -> str:

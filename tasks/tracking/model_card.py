@@ -46,7 +46,7 @@ def model_card(cell: Cell) -> str:
         recipe=recipe,
         base=f"`{base or cell.model}`",
         method=method_name(read_scores(cell.scores).header),
-        told=verdict(read_json(cell.pruned), evaluation),
+        verdict=verdict(read_json(cell.pruned), evaluation),
         systems=evaluation["systems"],
         n=evaluation["n"],
         percent=percent,

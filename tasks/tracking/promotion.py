@@ -1,7 +1,7 @@
-"""The step `promote`: whether the challenger becomes champion, by a rule, on the test rows of today.
+"""The step `promote`: decides by a rule, on the current test rows, whether the challenger becomes champion.
 
-No DVC stage: like `register` it acts in MLflow. Both versions are loaded back from the registry and asked the same
-rows. A challenger that is not promoted leaves the champion where it was, and the reason with the challenger.
+This is not a DVC stage, since it acts in MLflow, like `register`. Both versions are loaded from the registry and answer
+the same rows. If the challenger is not promoted, the champion stays, and the reason is recorded with the challenger.
 """
 
 import tempfile
@@ -86,20 +86,20 @@ def decide(challenger: Right, base: Right, champion: Right | None, rule: Promoti
 def _decide(challenger: Right, base: Right, champion: Right | None, margin: float, alpha: float) -> Decision:
     to_base = mcnemar(challenger, base)
     beats_base = _detected(to_base, alpha) > 0
-    base_told = f"than the unpruned model {_numbers(to_base)}"
+    than_base = f"than the unpruned model {_numbers(to_base)}"
     if champion is None:
         verb = "better" if beats_base else "not detectably better"
-        return Decision(beats_base, f"no champion yet; {verb} {base_told}", to_base, None, alpha)
+        return Decision(beats_base, f"no champion yet; {verb} {than_base}", to_base, None, alpha)
     to_champion = mcnemar(challenger, champion)
     sign = _detected(to_champion, alpha)
-    told = f"than the champion {_numbers(to_champion)}"
+    than_champion = f"than the champion {_numbers(to_champion)}"
     if sign > 0:
-        return Decision(True, f"better {told}", to_base, to_champion, alpha)
+        return Decision(True, f"better {than_champion}", to_base, to_champion, alpha)
     if sign < 0 or to_champion["difference"] < -margin:
-        return Decision(False, f"worse {told}", to_base, to_champion, alpha)
-    told = f"not detectably better {told}"
-    told += f", but no worse, and better {base_told}" if beats_base else f", nor {base_told}"
-    return Decision(beats_base, told, to_base, to_champion, alpha)
+        return Decision(False, f"worse {than_champion}", to_base, to_champion, alpha)
+    reason = f"not detectably better {than_champion}"
+    reason += f", but no worse, and better {than_base}" if beats_base else f", nor {than_base}"
+    return Decision(beats_base, reason, to_base, to_champion, alpha)
 
 
 def _detected(comparison: dict[str, Any], alpha: float) -> int:
@@ -287,7 +287,7 @@ def versions(cell: Cell) -> tuple[list[Version], list[Move]]:
     """The registered versions of the cell, newest first, and the moves of `champion`, oldest first."""
     with store(cell.root) as (client, _):
         aliases = _aliases(client, cell.name)
-        found = [
+        entries = [
             Version(
                 number=int(version.version),
                 aliases=sorted(alias for alias, number in aliases.items() if number == int(version.version)),
@@ -297,4 +297,4 @@ def versions(cell: Cell) -> tuple[list[Version], list[Move]]:
             )
             for version in client.search_model_versions(f"name = '{cell.name}'")
         ]
-        return sorted(found, key=lambda version: -version.number), moves(client, cell.name)
+        return sorted(entries, key=lambda version: -version.number), moves(client, cell.name)

@@ -19,13 +19,13 @@ def parameters(cell: Cell, pruned: dict[str, Any]) -> dict[str, Any]:
     """The settings that the cell depends on, flattened, and the chosen layer, fraction and number of neurons."""
     settings = cell.settings.model_dump(mode="json", exclude_none=True)
     settings["attribution"] = cell.settings.attribution.effective()
-    found: dict[str, Any] = {"model": cell.model, "benchmark": cell.benchmark}
+    values: dict[str, Any] = {"model": cell.model, "benchmark": cell.benchmark}
     for section in ("adaptation", "attribution", "search", "evaluation"):
-        found |= _flat(settings[section], section)
-    found |= _flat(settings["models"][cell.model], "model")
-    found |= _flat(settings["benchmarks"][cell.benchmark], "benchmark")
+        values |= _flat(settings[section], section)
+    values |= _flat(settings["models"][cell.model], "model")
+    values |= _flat(settings["benchmarks"][cell.benchmark], "benchmark")
     chosen = {"layer": pruned["layer"], "fraction": pruned["fraction"], "neurons": len(pruned["neurons"])}
-    return found | _flat(chosen, "pruned")
+    return values | _flat(chosen, "pruned")
 
 
 def _flat(value: Any, prefix: str) -> dict[str, Any]:
@@ -38,23 +38,23 @@ def metrics(cell: Cell) -> dict[str, float]:
     """Results and resource use. Names are the same for every cell; without a transfer check its metrics are missing."""
     evaluation, pruned, transfer = (read_json(path) for path in (cell.evaluation, cell.pruned, cell.transfer))
     compared = measured(evaluation)
-    found = {"n": evaluation["n"], "adaptation_accuracy": pruned["adaptation"]["accuracy"]}
+    values = {"n": evaluation["n"], "adaptation_accuracy": pruned["adaptation"]["accuracy"]}
     for prefix, measure in (("", compared["accuracy"]), ("exact_match_", compared["exact_match"])):
         versus_base = measure["pruned_vs_base"]
-        found |= {f"{prefix}difference": versus_base["difference"], f"{prefix}p_value": versus_base["p"]}
+        values |= {f"{prefix}difference": versus_base["difference"], f"{prefix}p_value": versus_base["p"]}
         low, high = versus_base["interval"]
-        found |= {f"{prefix}difference_stderr": versus_base["stderr"]}
-        found |= {f"{prefix}difference_low": low, f"{prefix}difference_high": high}
+        values |= {f"{prefix}difference_stderr": versus_base["stderr"]}
+        values |= {f"{prefix}difference_low": low, f"{prefix}difference_high": high}
     for name, system in evaluation["systems"].items():
-        found |= {f"accuracy_{name}": system["accuracy"], f"stderr_{name}": system["stderr"]}
-        found |= {f"exact_match_{name}": system["exact_match"]}
-        found |= {f"exact_match_stderr_{name}": system["exact_match_stderr"]}
+        values |= {f"accuracy_{name}": system["accuracy"], f"stderr_{name}": system["stderr"]}
+        values |= {f"exact_match_{name}": system["exact_match"]}
+        values |= {f"exact_match_stderr_{name}": system["exact_match_stderr"]}
         if name != "random":
-            found[f"acc_norm_{name}"] = system["acc_norm"]
-    found |= {f"transfer_{name}": transfer.get(name) for name in ("spearman", "regret", "percentile")}
+            values[f"acc_norm_{name}"] = system["acc_norm"]
+    values |= {f"transfer_{name}": transfer.get(name) for name in ("spearman", "regret", "percentile")}
     for step, usage in _usages(cell).items():
-        found |= {f"seconds_{step}": usage["seconds"], f"peak_gb_{step}": usage["peak_gb"]}
-    return {name: float(value) for name, value in found.items() if value is not None}
+        values |= {f"seconds_{step}": usage["seconds"], f"peak_gb_{step}": usage["peak_gb"]}
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def _usages(cell: Cell) -> dict[str, dict[str, Any]]:

@@ -166,8 +166,8 @@ def _check(cell: Cell, version: int) -> None:
 
 
 def _description(cell: Cell) -> str:
-    told = verdict(read_json(cell.pruned), read_json(cell.evaluation))
-    return f"{told.headline}. {told.sentence} {told.control}"
+    judgement = verdict(read_json(cell.pruned), read_json(cell.evaluation))
+    return f"{judgement.headline}. {judgement.sentence} {judgement.control}"
 
 
 def _flow_tags() -> dict[str, str]:

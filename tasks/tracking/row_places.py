@@ -32,7 +32,7 @@ class RowPlace:
         dim: the dimension that counts the rows: 1 where the matrix is stored transposed.
         start: the number of the first row of the projection; the tensor may hold those of another before it. In a
             tensor [experts, rows, in] the rows of all experts are counted.
-        neurons: the neurons whose rows these are.
+        neurons: the neurons that belong to these rows.
         each: how many neurons an expert has, if the model has experts.
     """
 
@@ -45,17 +45,17 @@ class RowPlace:
     each: int | None = None
 
     def rows(self, neurons: Sequence[int]) -> list[int]:
-        """The numbers of the rows of those of the neurons that are here."""
+        """The numbers of the rows of these neurons, as far as this tensor has them."""
         return [self.start + neuron - self.neurons.start for neuron in neurons if neuron in self.neurons]
 
 
 def row_places(model_dir: Path, recipe: Recipe) -> list[RowPlace]:
     """The tensors of a model whose rows the recipe zeroes: weights and, if the model has any, biases.
 
-    Of a mixture of experts all of a layer's experts, which files hold one by one or together.
+    For a mixture of experts, the rows of all experts of the layer. Files hold the experts one by one or together.
 
     Raises:
-        InputError: the model has other layers or rows than the recipe says, or no tensor or several could be it.
+        InputError: the model has other layers or rows than the recipe says, or no tensor or more than one matches.
     """
     with one_line("model", f"{model_dir} cannot be loaded"):
         model = skeleton(model_dir)
@@ -69,7 +69,7 @@ def row_places(model_dir: Path, recipe: Recipe) -> list[RowPlace]:
         return _of_experts(mlp, layer, f"{of_layers}.{recipe.layer}", recipe, there)
     _, part, parts = mlp.place(recipe.projection)
     linear = mlp.linear(recipe.projection)
-    module = next(name for name, found in layer.named_modules() if found is linear)
+    module = next(name for name, child in layer.named_modules() if child is linear)
     places = []
     for kind in ("weight", "bias") if linear.bias is not None else ("weight",):
         parameter = f"{of_layers}.{recipe.layer}.{module}.{kind}"
@@ -91,7 +91,7 @@ def _of_experts(
     if recipe.d_ff != mlp.d_ff:
         raise InputError("model", f"its experts have {mlp.d_ff} rows, but the recipe is for {recipe.d_ff}")
     each, part = mlp.each, mlp.part(recipe.projection)
-    module = next(name for name, found in layer.named_modules() if found is mlp.inside)
+    module = next(name for name, child in layer.named_modules() if child is mlp.inside)
     parameter = f"{prefix}.{module}.gate_up_proj"
     neurons = [range(expert * each, (expert + 1) * each) for expert in range(mlp.number)]
     if any(re.fullmatch(rf"(?:.+\.)?{re.escape(parameter)}", tensor.name) for _, tensor in there):
@@ -111,14 +111,14 @@ def _of_experts(
 
 
 def _only(parameter: str, there: list[tuple[Path, Tensor]]) -> tuple[Path, Tensor]:
-    """The tensor that is a parameter of the decoder: what stands before the list of layers differs between files."""
+    """The tensor of a parameter of the decoder; the start of its name, before the list of layers, differs by file."""
     return _only_named(re.escape(parameter), there)
 
 
 def _only_named(parameter: str, there: list[tuple[Path, Tensor]]) -> tuple[Path, Tensor]:
     wanted = re.compile(rf"(?:.+\.)?{parameter}")
-    found = [(path, tensor) for path, tensor in there if wanted.fullmatch(tensor.name)]
-    if len(found) != 1:
+    matches = [(path, tensor) for path, tensor in there if wanted.fullmatch(tensor.name)]
+    if len(matches) != 1:
         name = parameter.replace("\\", "")
-        raise InputError("model", f"{len(found) or 'no'} tensors *{name} in its safetensors files; one is needed")
-    return found[0]
+        raise InputError("model", f"{len(matches) or 'no'} tensors *{name} in its safetensors files; one is needed")
+    return matches[0]

@@ -112,6 +112,6 @@ def _example(template: str, fields: list[str], prompt: str) -> Any:
         else:
             pattern += f"(?P={part})" if part in seen else f"(?P<{part}>.*?)"
             seen.add(part)
-    found = re.fullmatch(pattern, prompt, re.DOTALL)
-    values = found.groupdict() if found else {}
+    match = re.fullmatch(pattern, prompt, re.DOTALL)
+    values = match.groupdict() if match else {}
     return pd.DataFrame([{field: values.get(field, f"<{field}>") for field in fields}])

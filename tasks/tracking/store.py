@@ -24,7 +24,7 @@ from tasks.benchmarks.templates import fixed_options
 from tasks.pipeline.cell import Cell
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_json
-from tasks.tracking.database import check_path, make_database, sqlite_uri, troubles_told
+from tasks.tracking.database import check_path, make_database, reporting_store_errors, sqlite_uri
 
 EXPERIMENT = "dsm-pruning"
 CHALLENGER = "challenger"
@@ -32,9 +32,9 @@ CHAMPION = "champion"
 CONTENT = "content"  # tag of a run and of a model version: hash of its content
 PROMOTION = "promotion."  # prefix of the tags of a registered model, one for each move of its champion
 FLOW = "DSM_FLOW_RUN"  # environment variable: id and name of the flow run that this step is part of
-# Of a probability, by what `evaluate` multiplied in. A registered model multiplies in float32, which differs by batch.
+# For a probability, by the precision of `evaluate`. A registered model computes in float32, which differs by batch.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-# Variables by which a caller such as `mlflow run` tells MLflow about its run, to which ours do not belong.
+# Variables by which a caller such as `mlflow run` passes its own run to MLflow. Our runs do not belong to that run.
 OF_THE_CALLER = (
     "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT", "MLFLOW_ACTIVE_MODEL_ID",
     "_MLFLOW_ACTIVE_MODEL_ID", "MLFLOW_ENABLE_ASYNC_LOGGING", "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING",
@@ -67,13 +67,13 @@ def store(root: Path) -> Iterator[tuple[Any, str]]:
         import mlflow
 
         uri = tracking_uri(root)
-        with troubles_told(uri, "cannot be used"):
+        with reporting_store_errors(uri, "cannot be used"):
             make_database(uri)
             mlflow.set_tracking_uri(uri)
             mlflow.set_registry_uri(uri)
             client = mlflow.MlflowClient()
             experiment = _experiment(client, root, uri)
-        with troubles_told(uri, "failed on the way; what it has is kept, and the next call goes on from it"):
+        with reporting_store_errors(uri, "failed on the way; what it has is kept, and the next call goes on from it"):
             yield client, experiment
 
 

@@ -80,12 +80,12 @@ def test_the_flow_runs_what_is_stale_and_shows_it(
 def test_the_artifact_has_no_link_that_leads_nowhere(
     project: Path, monkeypatch: pytest.MonkeyPatch, uri: str | None, told: str
 ) -> None:
-    from flows.adapt import what_there_is
+    from flows.adapt import list_of_files
 
     if uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     cell_project(project)
-    text = what_there_is(open_cell("tiny", "reviews"))
+    text = list_of_files(open_cell("tiny", "reviews"))
     assert told in text
     assert "`dsm export --model tiny --benchmark reviews --out DIR`" in text
     assert "secret" not in text

@@ -220,7 +220,7 @@ def test_a_benchmark_of_the_library_is_added_to_params(sst2: Path) -> None:
     before = path.read_text()
     asked = Asked(["tiny"], ["sst2"], data="rows")
     line = 'benchmarks.sst2: {"spec": "sst2", "limits": {"test": 400, "transfer": 30}, "data": "rows"}'
-    assert declare(sst2, asked).told == [f"added to params.yaml: {line}"]
+    assert declare(sst2, asked).notes == [f"added to params.yaml: {line}"]
     text = path.read_text()
     line = "  sst2: {spec: sst2, limits: {test: 400, transfer: 30}, data: rows}\n"
     assert line in text
@@ -228,7 +228,7 @@ def test_a_benchmark_of_the_library_is_added_to_params(sst2: Path) -> None:
     cell = open_cell("tiny", "sst2", sst2)
     store(cell)
     assert len(read_split(cell.train)) == len(read_split(cell.test)) == 30
-    assert declare(sst2, Asked(["tiny"], ["sst2"])).told == []
+    assert declare(sst2, Asked(["tiny"], ["sst2"])).notes == []
     with pytest.raises(InputError, match=r"data: benchmarks\.sst2 is in params.yaml already"):
         declare(sst2, asked)
     assert path.read_text() == text

@@ -49,7 +49,7 @@ def test_a_model_and_a_benchmark_are_added_and_nothing_else_changes(own: Path) -
     rows = own / "mine" / "quiz.jsonl"
     assert quiz["train"]["source"] == {"kind": "path", "path": "mine/quiz.jsonl", "sha256": sha256_file(rows)}
     assert "    # guessed from the columns: prompt, options, labels and gold; look at them" in text[at:]
-    assert declare(own, MINE).told == ["mine/quiz.jsonl is quiz in params.yaml, which says how its columns are read"]
+    assert declare(own, MINE).notes == ["mine/quiz.jsonl is quiz in params.yaml, which says how its columns are read"]
     assert (own / "params.yaml").read_text() == text
 
 
@@ -118,7 +118,7 @@ def test_settings_are_changed_where_they_stand(own: Path) -> None:
         seed=4,
         changes=["attribution.max_nodes=8", "search.fractions=[0.1, 0.2]", "benchmarks.boolq.template=harness"],
     )
-    told = declare(own, asked).told
+    told = declare(own, asked).notes
     assert "changed in params.yaml: adaptation.seed: 4 (it was 0)" in told
     assert 'changed in params.yaml: benchmarks.boolq.template: "harness"' in told
     settings = load_settings(own)
@@ -129,7 +129,7 @@ def test_settings_are_changed_where_they_stand(own: Path) -> None:
     assert len(after) == len(before)
     same = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
     assert all(a.split(":")[0] == b.split(":")[0] for a, b in same)
-    assert declare(own, asked).told == []
+    assert declare(own, asked).notes == []
 
 
 @pytest.mark.parametrize(

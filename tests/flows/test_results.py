@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.results import _told, as_table, read_result
+from flows.results import _measure_lines, as_table, read_result
 from flows.verdicts import comparison_table
 from tasks.runtime.files import read_json, write_json
 from tests.cells import write_cell
@@ -58,7 +58,7 @@ def test_the_table_breaks_no_number(project: Path, width: int) -> None:
     lines = out.splitlines()
     assert max(map(len, lines)) <= width
     for measure in (result.accuracy, result.exact_match):
-        told = _told(measure)
+        told = _measure_lines(measure)
         assert len(told) == 5
         for text in told:
             assert sum(text in line for line in lines) >= 2, text

@@ -179,7 +179,7 @@ def test_every_layer_is_brought_once_for_a_grid_and_twice_for_a_round_of_scores(
 
 
 def test_a_full_memory_halves_what_is_computed_at_once_and_says_so_once(capsys, monkeypatch):
-    monkeypatch.setattr(memory, "_told", False)
+    monkeypatch.setattr(memory, "_warned", False)
     tried = []
 
     def work(share):
