@@ -223,7 +223,7 @@ class _Line:
         self._unfinished = ""  # a control sequence whose end has not come yet
         self._before = ""  # what the last carriage return was given after; shown until something follows it
         self._parts: list[str] = []  # what followed
-        self._start = ""  # of it, as much as tells an error line
+        self._start = ""  # the first characters of what followed, enough to recognise an error line
 
     def add(self, data: bytes, final: bool = False) -> None:
         self.begun = self.begun or bool(data)

@@ -50,7 +50,7 @@ def refresh(root: Path, benchmark: str) -> list[str]:
 
 
 def is_unpinned(root: Path, benchmark: str) -> bool:
-    """Whether the rows come from local files that params.yaml holds no hash of, so that only reading them tells."""
+    """Whether the rows come from local files whose hash is not in params.yaml, so that they must be read again."""
     return isinstance(open_cell(None, benchmark, root).benchmark_spec.train.source, LocalSource)
 
 

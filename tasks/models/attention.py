@@ -127,7 +127,7 @@ def attend(
     return torch.cat(out, dim=1), None
 
 
-# What layers pass on that does not change the result: they stand in the mask and the rotary tables already.
+# Arguments that layers pass on and that do not change the result: the mask and the rotary tables contain them already.
 HARMLESS = {"position_ids", "use_cache", "cache_position", "output_attentions", "is_causal"}
 
 AttentionInterface.register(NAME, attend)

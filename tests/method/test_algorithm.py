@@ -169,8 +169,8 @@ def test_the_program_in_the_readme(tmp_path, monkeypatch, capsys):
         warnings.simplefilter("ignore", ResourceWarning)  # a program of ten lines leaves its file to be closed
         exec(program, names)
     assert capsys.readouterr().out.startswith("A warm film.")
-    assert names["found"].scores.values.shape == (3, 48)
-    assert len(names["found"].grid) == 1 + 3 * 8
+    assert names["adapted"].scores.values.shape == (3, 48)
+    assert len(names["adapted"].grid) == 1 + 3 * 8
 
 
 def test_gradients_and_training_mode_are_as_before():
