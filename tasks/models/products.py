@@ -1,7 +1,7 @@
 """The computation of the matrix products of linear layers on CPUs and GPUs.
 
-On a CPU float32 products go to oneDNN: PyTorch's default, MKL, is slower on processors that are not Intel's. Matrices in
-bfloat16 are widened before (`tasks.models.stored`).
+On a CPU float32 products go to oneDNN: PyTorch's default, MKL, is slower on processors that are not Intel's.
+Matrices in bfloat16 are widened before (`tasks.models.stored`).
 
 On a GPU, matrices in bfloat16 are used directly. The float32 activations are split into bfloat16 pieces, each the
 rounded rest of those before it, whose products are summed in float32: two pieces hold 16 bits of every number, three
