@@ -1,1 +1,1 @@
-"""Timings as ratios, both sides in one run; never part of the tests."""
+"""Timings as ratios, with both sides measured in one run. They are not part of the tests."""

@@ -1,4 +1,4 @@
-"""The plain side of the comparisons: other people's libraries, or the whole model for each number."""
+"""Plain implementations for the comparisons: other libraries, or the whole model for each number."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from tasks.benchmarks.encoding import Encoded
 
 
 def captum_scores(model: Any, layer: int, prompt: Sequence[int], steps: int) -> Tensor:
-    """Scores of one layer on one prompt by Captum: a factor on each gate, the whole model for each batch of nodes."""
+    """Scores of one layer on one prompt by Captum: the gates are scaled; each batch of nodes runs the whole model."""
     gate = model.model.layers[layer].mlp.gate_proj
     ids = torch.tensor([prompt])
     with torch.no_grad():
@@ -34,7 +34,7 @@ def captum_scores(model: Any, layer: int, prompt: Sequence[int], steps: int) -> 
 
 
 def knowledge_neuron_scores(model: Any, layer: int, prompt: Sequence[int], steps: int) -> Tensor:
-    """The same by the loop of Dai et al. (2022): all nodes of a layer as one batch through the whole model."""
+    """The same scores by the loop of Dai et al. (2022): all nodes of a layer are one batch through the whole model."""
     gate = model.model.layers[layer].mlp.gate_proj
     ids = torch.tensor([prompt]).expand(steps, -1)
     with torch.no_grad():
@@ -51,7 +51,7 @@ def knowledge_neuron_scores(model: Any, layer: int, prompt: Sequence[int], steps
 
 @torch.no_grad()
 def grid_logprobs(model: Any, rows: Sequence[Encoded], layer: int, neurons: np.ndarray) -> np.ndarray:
-    """Log-probabilities of one-token options, [rows, options]: weights zeroed, one padded batch through the model."""
+    """Log-probabilities of one-token options, [rows, options], with zeroed weights, in one padded batch."""
     weight = model.model.layers[layer].mlp.gate_proj.weight
     chosen = torch.as_tensor(neurons)
     kept = weight[chosen].clone()

@@ -1,6 +1,6 @@
 """Writes the tables and the figure of docs/quadrature.md: `python -m bench.quadrature_nodes`.
 
-Reads the score matrices that `python -m bench.engine scores` leaves, and searches the grid with each of them.
+Reads the score matrices that `python -m bench.engine scores` writes, and searches the grid with each of them.
 """
 
 import sys
@@ -36,12 +36,12 @@ START, END = "<!-- made by python -m bench.quadrature_nodes -->", "<!-- end -->"
 
 
 def relative(result: dict[str, Any], name: str) -> Any:
-    """|gap| or error of each layer as a part of max(|F(1) - F(0)|, 1)."""
+    """|gap| or error of each layer, divided by max(|F(1) - F(0)|, 1)."""
     return np.abs(result[name]) / [allowed(float(difference), 1.0) for difference in result["difference"]]
 
 
 def draw(results: dict[str, Any]) -> None:
-    """The figure: what each rule misses by, and the nodes it took."""
+    """Draws the gap of each rule and its number of nodes."""
     colours = {"paper": "#d95f02", "as_configured": "#1f78b4", "converged": "#33a02c"}
     figure, (above, below) = plt.subplots(2, 1, figsize=(9, 5.5), sharex=True, height_ratios=[2, 1], layout="tight")
     for name, result in results.items():
@@ -95,7 +95,7 @@ def tables(results: dict[str, Any], chosen: dict[str, dict[str, Any]]) -> list[s
 
 
 def main() -> None:
-    """Searches, draws and writes."""
+    """Searches the grid with each score matrix, and writes the figure and the tables."""
     cell = open_cell()
     paths = {name: cell.root / KEPT / f"{name}.safetensors" for name in RULES}
     if not all(path.exists() for path in paths.values()):

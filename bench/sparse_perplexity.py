@@ -19,7 +19,7 @@ from tasks.sparsity.weight_pruning import METHODS, sparse
 
 
 def target(text: str) -> Target:
-    """0.5, or 2:4."""
+    """Reads a target such as 0.5 or 2:4."""
     if ":" in text:
         n, m = text.split(":")
         return NOfM(int(n), int(m))

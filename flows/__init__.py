@@ -1,1 +1,1 @@
-"""When and in what order the steps run: the `dsm` command, the Prefect flow, the door to DVC. No tensors here."""
+"""The `dsm` command, the Prefect flows and the calls of DVC: when and in what order the steps run. No tensors."""

@@ -1,4 +1,4 @@
-"""What the commands of `dsm` share: how a cell is named, and how a table is printed."""
+"""Code that the commands of `dsm` share: the options that name a cell, and the printing of tables."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +74,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for other program
 
 
 def print_table(table: Any) -> None:
-    """Prints a rich table; a pipe or a log file gets it unwrapped."""
+    """Prints a rich table; without a terminal (a pipe or a log file), lines are not wrapped."""
     from rich.console import Console
 
     console = Console()
@@ -84,7 +84,7 @@ def print_table(table: Any) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Prints a value for other programs."""
+    """Prints a value as JSON, for other programs."""
     import json
 
     print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))

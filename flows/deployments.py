@@ -1,4 +1,4 @@
-"""From `retrain.schedules` in params.yaml to Prefect: prefect.yaml, a server's deployments, and what ends dead runs."""
+"""The schedules of params.yaml in Prefect: prefect.yaml, the server's deployments, and an automation for dead runs."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ FLOWS = ["adapt", "nsa", "retrain", "retrain cell", "sparsify", "study"]  # all 
 
 
 def check_schedules(settings: Settings) -> None:
-    """Raises InputError for a cron line that Prefect does not take, and for names that no cell has."""
+    """Raises InputError for a cron line that Prefect does not accept, and for names that no cell has."""
     for name, schedule in settings.retrain.schedules.items():
         named_cells(settings, schedule.models, schedule.benchmarks, field=f"retrain.schedules.{name}")
         try:
@@ -58,7 +58,7 @@ def _parameters(schedule: Schedule) -> dict[str, Any]:
 
 
 def served(settings: Settings) -> list[RunnerDeployment]:
-    """The deployments of `dsm serve`, whose runs are started by the process that serves them."""
+    """The deployments of `dsm serve`. The process that serves them also starts their runs."""
     from flows.retrain import retrain
 
     return [
@@ -66,7 +66,7 @@ def served(settings: Settings) -> list[RunnerDeployment]:
             retrain,
             name=name,
             schedule=Cron(schedule.cron, timezone=schedule.timezone),
-            paused=False,  # as the `dsm serve` before left it
+            paused=False,  # an earlier `dsm serve` pauses it when it ends
             parameters=_parameters(schedule),
             concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
         )
@@ -75,10 +75,10 @@ def served(settings: Settings) -> list[RunnerDeployment]:
 
 
 def pause(settings: Settings) -> list[str]:
-    """Pauses what `dsm serve` has served, so that no run is made that nobody starts.
+    """Pauses the deployments of `dsm serve`, so that Prefect schedules no runs that no process would start.
 
     Returns:
-        A line for each schedule: what became of it.
+        The result for each schedule, one line each.
     """
     lines = []
     for name in settings.retrain.schedules:
@@ -110,13 +110,13 @@ def prefect_yaml(settings: Settings) -> str:
 
 
 def deploy(root: Path, settings: Settings) -> list[str]:
-    """Writes prefect.yaml and brings the server's deployments of `retrain` in line with it.
+    """Writes prefect.yaml and updates the server's deployments of `retrain` to match it.
 
     Returns:
-        What the server has now, a line each.
+        The work pool, the deployments and the automation of the server, one line each.
 
     Raises:
-        InputError: a schedule is wrong, or Prefect refuses.
+        InputError: a schedule is wrong, or `prefect deploy` fails.
     """
     check_schedules(settings)
     write_text(root / PREFECT, prefect_yaml(settings))
@@ -126,7 +126,7 @@ def deploy(root: Path, settings: Settings) -> list[str]:
             kind = client.read_work_pool(pool).type
         except ObjectNotFound:
             kind = "process"
-            with suppress(ObjectAlreadyExists):  # somebody was faster
+            with suppress(ObjectAlreadyExists):  # another process created it in the meantime
                 client.create_work_pool(WorkPoolCreate(name=pool, type=kind))
         if names:
             command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
@@ -144,10 +144,10 @@ def deploy(root: Path, settings: Settings) -> list[str]:
 
 
 def watch_for_dead_runs() -> None:
-    """An automation on the server: a run whose heartbeat stops without an end has crashed, and is not running.
+    """Creates an automation on the server that sets a run to Crashed if its heartbeat stops before it has ended.
 
-    It also counts from the start of a run, for one that is killed before its first heartbeat. So it must keep to this
-    project's flows: others on the server may send none.
+    The start of a run counts as a heartbeat, for a run that is killed before its first one. So the automation is
+    limited to this project's flows: other flows on the server may not send heartbeats.
     """
     ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
     automation = AutomationCore(

@@ -1,4 +1,4 @@
-"""The environment of everything that a flow starts."""
+"""The environment variables of the processes that a flow starts."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from flows.places import check_places
 from tasks.runtime.errors import InputError
 
-# Nothing that is started here calls home.
+# No telemetry from these processes.
 QUIET = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
@@ -19,24 +19,24 @@ QUIET = {
 
 TIMEOUT = "DSM_STEP_TIMEOUT"
 SERVED = "DSM_SERVED"  # set by `dsm serve` for itself and the runs that it starts
-HEARTBEAT = 30  # seconds between two signs of life of a flow run; Prefect takes no fewer
+HEARTBEAT = 30  # seconds between two heartbeats of a flow run; Prefect's minimum
 
 
 def operated() -> dict[str, str]:
-    """What the environment of every flow run says, that of one under a worker too."""
+    """The environment variables of every flow run, including runs that a worker starts."""
     return QUIET | {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT)}
 
 
 def prepare(*, places: bool = True) -> None:
-    """Settings that Prefect reads when it is imported; what the caller's environment says stands.
+    """Sets the variables that Prefect reads when it is imported, unless the caller's environment has them.
 
-    The run is logged to Prefect's server in full; the terminal shows the flow's own lines instead.
+    Prefect's server gets the complete log of the run. The terminal shows only the flow's own lines.
 
     Args:
-        places: look at the directories that a run writes to.
+        places: check the directories that a run writes to.
 
     Raises:
-        InputError: one of them cannot be used.
+        InputError: one of these directories cannot be used.
     """
     if places:
         check_places(Path.cwd())
@@ -47,22 +47,22 @@ def prepare(*, places: bool = True) -> None:
     if not os.environ.get("PREFECT_API_URL"):
         os.environ.pop("PREFECT_API_URL", None)
         os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
-        # Its first start on a machine creates its database, which can take longer than Prefect's own 20 seconds.
+        # The first start on a machine creates the database, which can take longer than Prefect's default of 20 seconds.
         os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 
 
 def child_environment() -> dict[str, str]:
-    """For `dvc` and the steps under it.
+    """The environment of `dvc` and the steps that it runs.
 
-    dvc.yaml says `python`: that must be this interpreter, also when its virtual environment is not activated.
-    DSM_FLOW_PID tells a step whom to watch: see `tasks.pipeline.step`.
+    The `python` of dvc.yaml must be this interpreter, even if its virtual environment is not activated. DSM_FLOW_PID is
+    the process that a step watches: see `tasks.pipeline.step`.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**QUIET, **os.environ, "PATH": path, "DSM_FLOW_PID": str(os.getpid())}
 
 
 def stamp(cell: str = "") -> str:
-    """What a line of a run that nobody watches begins with: the time, and the cell's name; else nothing.
+    """The time and the cell's name, to begin a line of an unattended run with; empty for other runs.
 
     Prefect names the run in the environment of the processes that `dsm serve` and its workers start.
     """
@@ -72,10 +72,10 @@ def stamp(cell: str = "") -> str:
 
 
 def step_timeout() -> float:
-    """Seconds that one step may take: the variable DSM_STEP_TIMEOUT, otherwise a day.
+    """Seconds that one step may take: the variable DSM_STEP_TIMEOUT; by default a day.
 
     Raises:
-        InputError: it is not a positive number.
+        InputError: the variable is not a positive number.
     """
     text = os.environ.get(TIMEOUT, "86400")
     try:

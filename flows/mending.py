@@ -1,8 +1,8 @@
-"""Two files that DVC writes in place: a kill in that instant leaves one cut short, and DVC then refuses to run.
+"""Repairs two files that DVC writes in place. If DVC is killed while it writes one, it refuses to run afterwards.
 
-Its file of locks (.dvc/tmp/rwlock) holds nothing that is needed once its writer is gone, and is removed. Of dvc.lock a
-copy is kept before every command, and put back. What the killed command would have written into it is computed again,
-or comes from DVC's cache of runs.
+The file of locks (.dvc/tmp/rwlock) is not needed after its writer has ended, and is removed. dvc.lock is copied before
+every command, and a broken one is replaced by the copy. Results that the killed command did not record are computed
+again or come from DVC's run cache.
 """
 
 import json
@@ -20,7 +20,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
 
 
 def keep(root: Path) -> None:
-    """Copies dvc.lock to .dvc/tmp, if it is whole."""
+    """Copies dvc.lock to .dvc/tmp, unless it is broken."""
     lock, kept = root / "dvc.lock", _temporary(root) / KEPT
     if not lock.exists():
         return
@@ -30,13 +30,13 @@ def keep(root: Path) -> None:
 
 
 def mend(root: Path) -> list[str]:
-    """Removes a broken file of locks; puts the copy of a broken dvc.lock in its place.
+    """Removes a broken file of locks, and replaces a broken dvc.lock by its copy.
 
-    DVC writes either file under a lock of its own. Where another process holds that, the file is not broken but being
-    written, and stays as it is.
+    DVC holds a lock while it writes either file. If another process holds that lock, the file is still being written,
+    and is not changed.
 
     Returns:
-        Which of the two were broken and are whole now.
+        The names of the files that were repaired.
     """
     temporary, mended = _temporary(root), []
     with _broken(temporary / "rwlock", _is_json, guard=temporary / "rwlock.lock") as broken:
@@ -52,7 +52,7 @@ def mend(root: Path) -> list[str]:
 
 @contextmanager
 def _broken(path: Path, is_whole: Callable[[bytes], bool], *, guard: Path) -> Iterator[bool]:
-    """Whether the file is there, not whole, and nobody writes it; nobody does until the context ends."""
+    """A context with the answer whether the file is broken and not being written. DVC does not write it inside."""
 
     def broken() -> bool:
         return path.exists() and not is_whole(path.read_bytes())
@@ -80,7 +80,7 @@ def _is_json(content: bytes) -> bool:
 
 
 def _is_lock(content: bytes) -> bool:
-    """A cut in the middle of a line may leave YAML, in which DVC would miss the stages after it."""
+    """Whether the content ends with a whole line: a file cut in a line can be valid YAML that lacks later stages."""
     try:
         return content.endswith(b"\n") and "schema" in (yaml.load(content, LOADER) or {})
     except (yaml.YAMLError, TypeError):

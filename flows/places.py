@@ -1,6 +1,7 @@
-"""The directories outside the project that Prefect and DVC need, looked at before either is imported.
+"""Checks of the directories outside the project that Prefect and DVC need, before either is imported.
 
-Without this, Prefect's temporary server fails with pages of warnings after three minutes, and DVC with a traceback.
+Without these checks, Prefect's temporary server fails after three minutes with pages of warnings, and DVC with a
+traceback.
 """
 
 import configparser
@@ -18,7 +19,7 @@ def check_places(root: Path) -> None:
     """Tries to write where a run of the project in `root` will write.
 
     Raises:
-        InputError: a directory cannot be used; names the variable that gives another one.
+        InputError: a directory cannot be used; the message names the variable that sets another one.
     """
     try:
         tempfile.gettempdir()
@@ -31,8 +32,8 @@ def check_places(root: Path) -> None:
 
 
 def check_project(root: Path) -> None:
-    """Raises InputError where DVC or MLflow cannot work in a directory of this name."""
-    if "{" in str(root) or "}" in str(root):  # tqdm under DVC takes it for a format
+    """Raises InputError if DVC or MLflow cannot work in a directory of this name."""
+    if "{" in str(root) or "}" in str(root):  # tqdm, which DVC uses, reads the path as a format string
         raise InputError("project", f"the path {str(root)!r} has a brace, and DVC fails there; move the project")
     check_path(root)
     if not os.environ.get("MLFLOW_TRACKING_URI"):
@@ -40,10 +41,10 @@ def check_project(root: Path) -> None:
 
 
 def check_prefect_home() -> None:
-    """Makes Prefect's directory, where the temporary server has its database, and tries to write there.
+    """Creates Prefect's directory, where the temporary server keeps its database, and tries to write there.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the directory or the database cannot be written.
     """
     home = _prefect_home().absolute()
     if problem := _why_unwritable(home):
@@ -52,7 +53,7 @@ def check_prefect_home() -> None:
             f"{home}, where Prefect keeps its database, cannot be written ({problem}); "
             "set PREFECT_HOME to a directory that can",
         )
-    if "?" in str(home):  # its address is made like MLflow's: see `sqlite_uri`
+    if "?" in str(home):  # the database's address is built like MLflow's: see `sqlite_uri`
         raise InputError("PREFECT_HOME", f"{str(home)!r} has a '?', and the address of Prefect's database ends there")
     database = home / "prefect.db"
     if database.exists() and not os.access(database, os.W_OK):
@@ -69,7 +70,10 @@ def _prefect_home() -> Path:
 
 
 def _may_name_a_server(root: Path) -> bool:
-    """Whether there is the address of a server, or a file that may give Prefect one: it is asked once it is there."""
+    """Whether the address of a server is set, or a file exists from which Prefect may read one.
+
+    Prefect itself is asked for the address later, after it is imported.
+    """
     if os.environ.get("PREFECT_API_URL"):
         return True
     profiles = Path(os.environ.get("PREFECT_PROFILES_PATH") or _prefect_home() / "profiles.toml")
@@ -77,13 +81,13 @@ def _may_name_a_server(root: Path) -> bool:
 
 
 def check_dvc(root: Path) -> None:
-    """Looks at DVC's directories: that of its index, and that of the user's settings.
+    """Checks DVC's directories: the one of its index, and the one of the user's settings.
 
     Raises:
         InputError: the first cannot be written, or the second cannot be read.
     """
     index = _site_cache(root)
-    if problem := _why_unwritable(index, mode=0o777):  # users share it, as DVC makes it
+    if problem := _why_unwritable(index, mode=0o777):  # DVC's own mode: users share the directory
         raise InputError(
             "DVC_SITE_CACHE_DIR",
             f"{index}, where DVC keeps its index, cannot be written ({problem}); "
@@ -104,7 +108,7 @@ def check_dvc(root: Path) -> None:
 
 
 def _site_cache(root: Path) -> Path:
-    """The directory of DVC's index, as DVC finds it."""
+    """The directory of DVC's index, by DVC's own rules."""
     if named := os.environ.get("DVC_SITE_CACHE_DIR"):
         return Path(named)
     settings = configparser.ConfigParser(interpolation=None)
@@ -112,15 +116,15 @@ def _site_cache(root: Path) -> Path:
         settings.read([root / ".dvc" / "config", root / ".dvc" / "config.local"], encoding="utf-8")
         return root / settings.get("core", "site_cache_dir", fallback=str(SITE_CACHE)).strip("\"'")
     except (configparser.Error, UnicodeError):
-        return SITE_CACHE  # DVC says what is wrong with its settings
+        return SITE_CACHE  # DVC reports the error in its settings
 
 
 def _why_unwritable(directory: Path, *, mode: int = 0o700) -> str | None:
-    """Why no file can be made in the directory, which is made if it is not there; None: one can."""
+    """The reason why no file can be created in the directory; None if it can. A missing directory is created."""
     try:
         if not directory.is_dir():
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
-            directory.chmod(mode)  # whatever the umask
+            directory.chmod(mode)  # mkdir applies the umask
         with tempfile.TemporaryFile(dir=directory) as file:
             file.write(b"x")
     except OSError as error:

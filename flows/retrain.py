@@ -1,4 +1,4 @@
-"""The Prefect flow that every schedule runs: new rows, a new challenger, and perhaps a new champion, cell by cell."""
+"""The Prefect flow of the schedules: for each cell, new rows, a new challenger and, if it is better, a new champion."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tasks.pipeline.settings import load_settings
 
 @task(name="refresh", task_run_name="refresh {benchmark}", cache_policy=NO_CACHE)
 def take_new_rows(benchmark: str) -> None:
-    """Moves the pins of the benchmark's sources to what these hold now."""
+    """Updates the pins of the benchmark's sources to their current content."""
     for line in refresh(Path.cwd(), benchmark):
         get_run_logger().info("params.yaml: benchmarks.%s.%s", benchmark, line)
         say("refresh", line)
@@ -36,13 +36,13 @@ def retrain_cell(model: str, benchmark: str) -> str:
     """Refreshes the rows of one cell, adapts the model, registers the challenger and judges it.
 
     Returns:
-        What was decided, and why.
+        The decision and its reason.
     """
     cell = open_cell(model, benchmark)
     with alone(cell):
         take_new_rows(benchmark)
         if is_unpinned(Path.cwd(), benchmark):
-            run_step(f"data@{benchmark}", force=True)  # the same rows give the same bytes, and nothing else runs then
+            run_step(f"data@{benchmark}", force=True)  # unchanged rows give the same bytes, so no later step runs
         adapt(model, benchmark)
         return run_action("promote", model, benchmark).removeprefix(f"{cell.name}: ")
 
@@ -55,11 +55,12 @@ def retrain_cell(model: str, benchmark: str) -> str:
     validate_parameters=False,
 )
 def retrain(models: list[str] | None = None, benchmarks: list[str] | None = None) -> dict[str, str]:
-    """Retrains the cells of the pipeline that have one of these models and one of these benchmarks; all if none are
-    named. One that fails does not keep the others from their turn.
+    """Retrains the cells of the pipeline that have one of these models and one of these benchmarks; by default all.
+
+    If a cell fails, the others are still retrained.
 
     Returns:
-        What was decided for each cell.
+        The decision for each cell.
 
     Raises:
         InputError: no cell has one of the names.

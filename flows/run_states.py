@@ -1,4 +1,4 @@
-"""What Prefect shows of a run: its name, and that Ctrl-C cancelled it."""
+"""The name of a run in Prefect, and its state after Ctrl-C."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from prefect.states import Cancelled
 
 
 def with_day(template: str) -> Callable[[], str]:
-    """A `flow_run_name`: the template over the parameters of the run, and the day.
+    """A `flow_run_name` from a template over the parameters of the run, and the day.
 
     Example:
         >>> @flow(flow_run_name=with_day("{model} on {benchmark}"))
@@ -25,7 +25,7 @@ def with_day(template: str) -> Callable[[], str]:
 
 
 def cancelled_by_ctrl_c(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """An `on_crashed` hook: Prefect calls a run that Ctrl-C ended Crashed, and this makes it Cancelled."""
+    """An `on_crashed` hook that sets a run to Cancelled if Ctrl-C ended it; Prefect sets it to Crashed."""
     if isinstance(sys.exception(), KeyboardInterrupt):
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(

@@ -1,6 +1,7 @@
-"""Ends the temporary Prefect server of a flow that was killed: SIGKILL gives Prefect no chance to do it.
+"""Stops the temporary Prefect server of a flow that was killed: after SIGKILL, Prefect cannot do it itself.
 
-A script of its own, with the read end of a pipe as stdin: nothing is written to it, its end is the signal.
+It is a script of its own, with the read end of a pipe as stdin. Nothing is written to the pipe; when it is closed, the
+flow has ended.
 """
 
 import sys
@@ -9,12 +10,12 @@ from contextlib import suppress
 
 import psutil
 
-MARK = "DSM_SERVER_OF"  # in the environment of the server: the process that started it
-GRACE = 5.0  # seconds between the request to stop and the end
+MARK = "DSM_SERVER_OF"  # a variable in the server's environment: the id of the process that started it
+GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 def servers_of(starter: str) -> Iterator[psutil.Process]:
-    """The living servers that the process with this number started."""
+    """The running servers that the process with this id started."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.environ().get(MARK) == starter and any("prefect.server" in word for word in process.cmdline()):

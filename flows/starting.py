@@ -1,4 +1,4 @@
-"""A project outside a checkout: what `dsm init` writes."""
+"""The files that `dsm init` writes for a project outside a checkout."""
 
 import io
 import shutil
@@ -16,7 +16,7 @@ from tasks.pipeline.settings import PARAMS
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import write_text
 
-FILES = Path(__file__).parent / "project_files"  # the files of the checkout, under names that DVC takes no notice of
+FILES = Path(__file__).parent / "project_files"  # the files of the checkout, under names that DVC ignores
 MADE = "# Made by `dsm init`"
 PIPELINE = "dvc.yaml"
 IGNORED = ("/data/", "/metrics/", "/mlflow.db*", "/mlartifacts/", "/mlruns/", "/.venv/", "/dvc.lock")
@@ -30,14 +30,14 @@ Results are in data/cells: report.html to read, pruned.json to apply (`dsm apply
 
 
 def init(directory: Path) -> list[str]:
-    """Makes a project, or brings the dvc.yaml of one that this made to the installed version.
+    """Creates a project, or updates the dvc.yaml of a project that `init` created to the installed version.
 
     Returns:
-        What was done, line by line.
+        A report, one item per line.
 
     Raises:
-        InputError: something that a project needs is there already, or would hide the installed code.
-        StepFailed: DVC refuses the directory.
+        InputError: a file of the project exists already, or a directory would hide the installed code.
+        StepFailed: `dvc init` fails.
     """
     if directory.exists() and not directory.is_dir():
         raise InputError("DIR", f"{directory} is not a directory")
@@ -61,7 +61,7 @@ def init(directory: Path) -> list[str]:
     if not (directory / "README.md").exists():
         write_text(directory / "README.md", README)
     _write_pipeline(directory)
-    write_text(directory / PARAMS, _settings())  # last: with it the directory is a project
+    write_text(directory / PARAMS, _settings())  # last: this file makes the directory a project
     return [
         f"{directory} is a project of dsm-pruning {version('dsm-pruning')}",
         f"next: cd {directory} && dsm run --model MODEL --benchmark BENCHMARK",
@@ -89,7 +89,7 @@ def _write_pipeline(directory: Path) -> None:
 
 
 def pipeline_text() -> str:
-    """The dvc.yaml of the checkout, with code.yaml in the place of the code, and a stage that makes code.yaml."""
+    """The dvc.yaml of the checkout, with code.yaml instead of the code files, and a stage that writes code.yaml."""
     yaml = round_trip()
     document = yaml.load((FILES / "pipeline.yaml").read_text(encoding="utf-8"))
     stages: dict[str, Any] = {
@@ -114,7 +114,7 @@ def pipeline_text() -> str:
 
 
 def _settings() -> str:
-    """The params.yaml of the checkout without cells: a project begins with none."""
+    """The params.yaml of the checkout without cells."""
     yaml = round_trip()
     document = yaml.load((FILES / "settings.yaml").read_text(encoding="utf-8"))
     for name, empty in (("models", []), ("benchmarks", []), ("cells", {})):
