@@ -86,13 +86,14 @@ class BenchmarkSpec(Strict):
     """A multiple-choice benchmark as data, or one with free answers.
 
     With free answers (`gold: any`) the options are the accepted answers, one or more in a row, and each is right. Only
-    exact match is defined: such a benchmark is no cell, and is used by the study `generation` and for its prompts.
+    exact match is defined, so such a benchmark is not used in a cell, but by the study `generation` and for its
+    prompts.
 
     Attributes:
         prompt: a Jinja template over the fields of a row. As in lm-evaluation-harness, white space at its end is
             tokenized with the options.
         options: the possible answers: a list of templates over the same fields, or one template that gives the list.
-        labels: the gold value of each option; by default its number, from 0. A template is over the columns.
+        labels: the gold value of each option; by default its number, from 0. A template uses the columns.
         group: a template over the columns. Rows with the same value are never split between train and test.
         chat_template: apply the tokenizer's chat template; the prompt is one user turn.
         date: today's date for the chat template, fixed so that prompts are the same every day.

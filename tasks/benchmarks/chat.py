@@ -1,4 +1,4 @@
-"""The chat template of a tokenizer, rendered to the same text on every day."""
+"""The chat template of a tokenizer, rendered to the same text every day."""
 
 import functools
 import re

@@ -11,7 +11,7 @@ from tasks.runtime.errors import InputError
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt's token ids and, for each option, those that follow them.
+    """A prompt's token ids and, for each option, the token ids that follow.
 
     Attributes:
         given: the number of leading tokens of each option that are white space from the end of the prompt. The model
@@ -91,7 +91,7 @@ def encode(tokenizer: Any, prompt: str, options: Sequence[str], context: int, *,
 
 
 def prefix_pair(encoded: Encoded) -> tuple[int, int] | None:
-    """Indices of two options of which the first is a prefix of the second, so that it is never less probable."""
+    """Indices of an option and of a longer one that it begins, so that it is never less probable; None without any."""
     for i, first in enumerate(encoded.options):
         for j, second in enumerate(encoded.options):
             if len(first) < len(second) and second[: len(first)] == first:

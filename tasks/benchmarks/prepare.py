@@ -71,7 +71,7 @@ def prepare(name: str, spec: BenchmarkSpec, root: Path) -> Prepared:
 
 
 def check_rows(name: str, spec: BenchmarkSpec, root: Path) -> None:
-    """Reads, renders and splits the rows of a benchmark whose sources are all local, as `prepare` does; else nothing.
+    """Reads, renders and splits the rows of a benchmark as `prepare` does, if all its sources are local.
 
     Raises:
         InputError: a file is absent or has other bytes, or a row or template does not fit.
@@ -92,7 +92,7 @@ def _fetch(source: RowsSource, root: Path, field: str, work: Path) -> list[Row]:
 
 
 def _counted(split: list[Example]) -> str:
-    """The number of rows, and of each gold option: by its text if all rows share the options, else by its number."""
+    """The number of rows and of each gold option, which is named by its text if all rows share the options."""
     if split[0].gold == EVERY:
         return f"{len(split)} with free answers"
     counts = Counter(example.gold for example in split)

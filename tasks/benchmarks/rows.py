@@ -184,8 +184,8 @@ def _labels(labels: list[str] | str, field: str) -> Evaluate:
 def examples(rows: list[Row], spec: BenchmarkSpec, split: Literal["train", "test"], *, field: str) -> SourceExamples:
     """The examples of one source: the rows that `where` selects, with prompts and gold options.
 
-    A row without a label (null, -1 or empty) or with an option twice is left out and counted. An accepted answer that
-    is there twice is kept once. `field` is the benchmark's field in params.yaml.
+    A row without a label (null, -1 or empty) or with a repeated option is left out and counted. A repeated accepted
+    answer is kept once. `field` is the benchmark's field in params.yaml.
 
     Raises:
         InputError: no row is left, a row lacks a column that a template uses, a value is not text, or a label is

@@ -34,13 +34,13 @@ class Answers:
     greedy: list[np.ndarray]
 
     def predicted(self) -> np.ndarray:
-        """Index of the most probable option, int64 [C, n]. Of equally probable options, the first."""
+        """Index of the most probable option, int64 [C, n]; the first one, if several are equally probable."""
         return np.stack([logprobs.argmax(-1) for logprobs in self.logprobs], axis=1)
 
     def margins(self, gold: Sequence[int]) -> np.ndarray:
         """Log-probability of the gold option minus that of the best other option, float64 [C, n].
 
-        With `EVERY` as gold the log-probability of the most probable accepted answer.
+        With `EVERY` as gold, it is the log-probability of the most probable accepted answer.
         """
         columns = []
         for logprobs, index in zip(self.logprobs, gold, strict=True):

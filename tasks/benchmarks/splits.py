@@ -28,7 +28,7 @@ def splits(
 ) -> tuple[list[Example], list[Example]]:
     """(train, test) without repeated prompts; if `test` is None, it is drawn from `train`.
 
-    Of several examples with the same prompt and options the first is kept, whatever the gold options of the others. A
+    If several examples have the same prompt and options, the first one is kept, even if their gold options differ. A
     prompt or group that is in both splits stays in test. Test is ordered by hashes, since files are often sorted by
     label and `limits` takes the first rows; train keeps its order. `field` is the benchmark's field in params.yaml.
 

@@ -32,7 +32,7 @@ class Rows:
 
     @property
     def labeled(self) -> bool:
-        """Whether the rows have the column gold. What a method reads of others has none."""
+        """Whether the rows have the column gold. The unlabelled rows that a criterion reads do not have it."""
         return "gold" in self.table
 
     @property
@@ -88,9 +88,9 @@ def encode_rows(table: pd.DataFrame, tokenizer: Any, context: int, *, warn: bool
 
 
 def exact_matches(tokenizer: Any, rows: Rows, answers: Answers, model: int) -> npt.NDArray[np.bool_]:
-    """Which rows one of the models answers with the exact right option (`scoring.exact_match`), bool [n].
+    """Whether one of the models answers each row with exactly the right option (`scoring.exact_match`), bool [n].
 
-    Of free answers any accepted one. White space from the end of the prompt is given, not predicted.
+    With free answers, any accepted answer is right. White space from the end of the prompt is given, not predicted.
     """
     asked = zip(rows.table["options"], rows.gold, answers.greedy, rows.encoded, strict=True)
     return np.array(

@@ -1,4 +1,4 @@
-"""Filters for the templates of benchmarks, beside those of Jinja."""
+"""Filters for the templates of benchmarks, in addition to those of Jinja."""
 
 import hashlib
 import json
@@ -11,21 +11,21 @@ from tasks.benchmarks.values import NotTextError, is_null, text_of
 
 
 def shuffled(values: Any, key: Any, seed: int = 0) -> list[Any]:
-    """The list in an order by SHA-256 hashes of seed, key and value: `{{ choices | shuffled(question) }}`.
+    """The list, sorted by SHA-256 hashes of seed, key and value: `{{ choices | shuffled(question) }}`.
 
-    The order says nothing of the order in the file, where the right choice may always be the first. It is the same on
-    every machine, and a choice that is added or removed leaves the order of the others.
+    The order is independent of the order in the file, where the right choice may always be the first. It is the same on
+    every machine. Adding or removing a choice does not change the order of the others.
 
     Args:
-        values: texts, or what prints as text. A null has a place in the order too, and is refused where it is printed:
-            a row with an empty choice is not one without a label.
-        key: what tells the rows apart, such as the question.
+        values: texts, or values that print as text. A null is also sorted, and refused when it is printed: a row with
+            an empty choice is not a row without a label.
+        key: a value that differs between rows, such as the question.
 
     Raises:
-        NotTextError: `values` is no list, or holds what is not text.
+        NotTextError: `values` is not a list, or a value is not text.
     """
     if isinstance(values, Undefined):
-        return list(values)  # raises what says which name is not there
+        return list(values)  # raises the error that names the missing variable
     if not isinstance(values, list | tuple):
         kind = "null" if is_null(values) else f"a {type(values).__name__}"
         raise NotTextError(f"shuffled takes a list, not {kind}")
@@ -38,9 +38,9 @@ def shuffled(values: Any, key: Any, seed: int = 0) -> list[Any]:
 
 
 def without(value: Any, start: str, end: str) -> str:
-    """The text without what stands between the marks, and without these: `{{ text | without("[", "]") }}`.
+    """The text without the marks and the text between them: `{{ text | without("[", "]") }}`.
 
-    Each `start` goes with the next `end`, on one line.
+    Each `start` is paired with the next `end` on the same line.
 
     Raises:
         NotTextError: the value is not text.
@@ -52,10 +52,10 @@ def around(values: Any, before: str, after: str) -> list[str]:
     """The list with a text before and after each value: `{{ answers | around(" ", "\\n") }}`.
 
     Raises:
-        NotTextError: `values` is no list, or holds what is not text.
+        NotTextError: `values` is not a list, or a value is not text.
     """
     if isinstance(values, Undefined):
-        return list(values)  # raises what says which name is not there
+        return list(values)  # raises the error that names the missing variable
     if not isinstance(values, list | tuple):
         kind = "null" if is_null(values) else f"a {type(values).__name__}"
         raise NotTextError(f"around takes a list, not {kind}")

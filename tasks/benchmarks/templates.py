@@ -154,7 +154,7 @@ def _failed(error: Exception, row: Mapping[str, Any], number: int, field: str) -
 
 
 def is_name(column: str) -> bool:
-    """Whether `{{ column }}` is the column, not a sign, a number or a word of Jinja's such as `not`."""
+    """Whether `{{ column }}` is the column, not an operator, a number or a keyword of Jinja such as `not`."""
     try:
         return column.isidentifier() and names_used("{{ " + column + " }}") == {column}
     except TemplateSyntaxError:

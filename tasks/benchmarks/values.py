@@ -30,7 +30,7 @@ class NullError(NotTextError):
 
 
 class Null:
-    """A null in templates. It equals none and is false, but conversion to text or a number fails.
+    """A null in templates. It equals `none` and is false, but conversion to text or a number fails.
 
     With a plain None, `" " ~ none` would be " None", and `none | int` would be 0.
     """
@@ -115,5 +115,5 @@ def text_of(value: Any, name: str = "the value") -> str:
 
 
 def compared(text: str) -> str:
-    """The text for comparisons of labels, groups and `where`: 1.0 as 1, since nulls make integer columns floats."""
+    """The text for comparisons of labels, groups and `where`: 1.0 becomes 1, since nulls turn integers into floats."""
     return re.sub(r"(-?[0-9]+)\.0+", r"\1", text) if re.fullmatch(r"-?[0-9]+\.0+", text) else text

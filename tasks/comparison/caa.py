@@ -2,9 +2,9 @@
 
 v_l is the mean over the examples of the output of layer l at the last token of the right option minus that of the wrong
 ones; it is not normalised. The residual r of layer l becomes r + m v_l at the last token of the prompt and at every
-token of the answer. The published pairs end in a letter, (A) or (B), and take its token. Here it is the last token of
-the option, and several wrong options are averaged. As published, one layer at a time is steered. The layer and the
-multiplier m are chosen here on the selection rows.
+token of the answer. The published pairs end in a letter, (A) or (B), whose token is used. Here the last token of the
+option is used, and several wrong options are averaged. As published, one layer at a time is steered. Here the layer and
+the multiplier m are chosen on the selection rows.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""Contextual calibration: the prior of the options, from prompts without content, is divided out (Zhao et al. 2021).
+"""Contextual calibration: division by the prior of the options after prompts without content (Zhao et al. 2021).
 
 Zhao et al., "Calibrate Before Use: Improving Few-Shot Performance of Language Models" (arXiv 2102.09690), section 5:
 the probabilities of the options after the content-free inputs "N/A", "[MASK]" and the empty text are averaged to p_cf,
@@ -81,7 +81,7 @@ def log_priors(
         answer: the answers of C models to rows.
 
     Returns:
-        For each row float64 [C, options]. Rows with the same options are computed once.
+        For each row, float64 [C, options]. Rows with the same options are computed once.
     """
     distinct = {_key(row): row.options for row in rows}
     blank_rows = [Encoded(list(prompt), options) for options in distinct.values() for prompt in prompts]

@@ -25,7 +25,7 @@ RANK = 8  # of lora; alpha is twice that, on every linear layer of the decoder
 def sft(fit_data: FitData) -> Fitted:
     """Trains all weights with AdamW, one example per step, on the tokens of the right option.
 
-    Keeps two more copies of the weights while it is in use.
+    The fitted system holds two more copies of the weights.
     """
     return _fitted(fit_data, lambda model: _train(model, fit_data, "sft"), {"learning rate": LEARNING_RATE["sft"]})
 
@@ -34,7 +34,7 @@ def lora(fit_data: FitData) -> Fitted:
     """Trains a rank-8 change of every linear layer of the decoder with peft, like `sft`, and adds it to the weights.
 
     Raises:
-        InputError: the model has experts, whose matrices are not those of linear layers.
+        InputError: the model has experts: their matrices are not linear layers.
     """
     if fit_data.stack.each is not None:
         kind = type(fit_data.stack.model).__name__

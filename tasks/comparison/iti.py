@@ -54,7 +54,7 @@ def iti(fit_data: FitData) -> Fitted:
     true = np.concatenate([np.arange(len(values)) == gold for values, gold in zip(per_row, rows.gold, strict=True)])
 
     accuracies = probe_accuracies(outputs.double().cpu().numpy(), true, row, fit_data.seed)
-    ranked = np.argsort(-accuracies, axis=None, kind="stable")  # the first of equal heads
+    ranked = np.argsort(-accuracies, axis=None, kind="stable")  # equal heads stay in their order
     shifts = mass_mean_shifts(outputs, torch.from_numpy(true).to(outputs.device))
 
     def candidate(count: int, strength: float) -> Fitted:
@@ -82,7 +82,8 @@ def probe_accuracies(outputs: np.ndarray, true: np.ndarray, row: np.ndarray, see
     Args:
         outputs: [n, layers, heads, head_dim].
         true: bool [n].
-        row: int [n], the row of each output; the folds are of rows, drawn with the seed.
+        row: int [n], the row of each output. The folds consist of whole rows.
+        seed: of the draw of the folds.
     """
     folds = np.array_split(np.random.default_rng(seed).permutation(np.unique(row)), FOLDS)
     held_out = [np.isin(row, fold) for fold in folds]

@@ -60,7 +60,7 @@ class Elements:
 
 
 def top_elements(differences: Tensor, count: int) -> Tensor:
-    """Mask of the `count` largest signed differences, bool [layers, elements]; the first of equal ones."""
+    """Mask of the `count` largest signed differences, bool [layers, elements]; of equal differences, the first ones."""
     order = torch.argsort(differences.flatten(), descending=True, stable=True)
     mask = torch.zeros(differences.numel(), dtype=torch.bool, device=differences.device)
     mask[order[:count]] = True

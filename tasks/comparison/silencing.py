@@ -19,7 +19,7 @@ from tasks.models.stack import DecoderStack, Projection
 
 
 def pruned(recipe: Recipe, examples: int) -> System:
-    """The pruned model of the cell, chosen on `examples` rows (2507.09185)."""
+    """The pruned model of the cell (2507.09185); its recipe was chosen on `examples` rows."""
     return partial(_fitted, recipe.layer, recipe.neurons, recipe.projection, examples, {})
 
 

@@ -1,4 +1,4 @@
-"""Half of the weights of all layers removed in one shot; the examples are the calibration set (tasks.sparsity).
+"""One-shot pruning of half of the weights of all layers; the examples are the calibration set (tasks.sparsity).
 
 These methods are for compression, not adaptation; their papers report mostly 50 % sparsity.
 """

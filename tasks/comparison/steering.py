@@ -1,4 +1,4 @@
-"""Steering: activations are read, and changed while the model answers; weights do not change.
+"""Steering: activations are read, and changed while the model answers. The weights do not change.
 
 A site is one tensor of every decoder layer. It is read and changed in packed runs (`tasks.models.packing`) by hooks on
 the model's modules, which exist only while a pack runs.
@@ -24,7 +24,7 @@ from tasks.runtime.errors import InputError
 
 # Changes a site's values row by row, [n, width] -> [n, width].
 Edit = Callable[[Tensor], Tensor]
-# Which of a pack's reads are steered: int64, indices into `Pack.reads`.
+# The steered reads of a pack: int64, indices into `Pack.reads`.
 Nodes = Callable[[Pack, Sequence[Encoded]], Tensor]
 
 
@@ -112,7 +112,7 @@ def mlp_outputs(stack: DecoderStack) -> Site:
 
 
 def _check_modules(stack: DecoderStack) -> None:
-    """Refuses MLPs whose linear layers lie in the decoder layer itself (OPT), on [tokens, width]."""
+    """Refuses MLPs whose linear layers are direct children of the decoder layer (OPT) and take [tokens, width]."""
     if any(mlp.module is layer for mlp, layer in zip(stack.mlps, stack.layers, strict=True)):
         raise InputError("model", f"{type(stack.model).__name__}: its MLPs are no modules of their own to steer")
 

@@ -1,4 +1,4 @@
-"""The interface of a system: it is fitted on examples; then the model answers rows inside a context, which restores it.
+"""The interface of a system. It is fitted on examples. Then the model answers rows in a context that restores it.
 
 All systems answer the same rows with the same prompts and the same scoring (`tasks.benchmarks.scoring`).
 """
@@ -31,7 +31,7 @@ class FitData:
         examples: the adaptation set, with its labels.
         selection_rows: a system chooses its own settings (a layer, a strength) by the accuracy on these rows. They
             are the adaptation set or, with `protocol: published`, the test rows, as in the code published with SADI.
-        seed: of everything that is drawn.
+        seed: of all random draws.
         unlabeled: train rows without their labels, for a search whose criterion reads some.
     """
 
@@ -48,7 +48,7 @@ class Fitted:
     """A system after its fit.
 
     Attributes:
-        applied: gives a context in which the model is steered or edited, and whose value answers rows.
+        applied: returns a context in which the model is steered or edited. Its value is a function that answers rows.
         examples: the number of rows that it used.
         labels: the number of labels that it used.
         settings: chosen and fixed settings for the table, a JSON value.
@@ -64,7 +64,7 @@ class System(Protocol):
     """Fits on the data; the model is unchanged when it returns.
 
     Raises:
-        InputError: the model or the examples do not allow it.
+        InputError: the system cannot be fitted on this model or these examples.
     """
 
     def __call__(self, fit_data: FitData) -> Fitted: ...
