@@ -1,4 +1,4 @@
-"""Scores without an integral: what one neuron's absence does, and how active a neuron is."""
+"""Scores without an integral: the effect of removing one neuron, and the activity of a neuron."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,11 +17,11 @@ def single(path: LayerPath, layer: int) -> Tensor:
     """F(full model) - F(model without row j) for each row of a layer, float64 [width].
 
     It is the integrated gradient (2507.09185 Eq. 4) along the path of neuron j alone: with one neuron on the path,
-    completeness gives the integral exactly. Interactions between neurons count in each of them, so that the scores of
-    a layer do not add up to what the whole layer does.
+    completeness gives the integral exactly. An interaction between neurons is part of the score of each of them, so the
+    sum of a layer's scores is not the effect of the whole layer.
 
     The cost is one run of the layers above for each neuron and prompt. A model with 30 layers of 1536 neurons needs
-    46 080 of them, fifty times the work of ten nodes for each layer; that they are batched saves little of it.
+    46 080 runs, fifty times the work of ten nodes for each layer. Batching them saves little.
     """
     stack = path.stack
     width = stack.width(path.projection)
@@ -38,17 +38,18 @@ def single(path: LayerPath, layer: int) -> Tensor:
 
 @torch.no_grad()
 def activation(stack: DecoderStack, sequences: Sequence[Sequence[int]], projection: Projection) -> Tensor:
-    """How active each neuron is: mean over the prompts of the mean over their positions, float64 [layers, width].
+    """The activity of each neuron: mean over the prompts of the mean over their positions, float64 [layers, width].
 
-    For rows of gate_proj and up_proj of |h_j|, h = act(g) * u, which both of them make (u = 1 without a gate); for rows
-    of down_proj of their output's size. It looks at no answer: a baseline for the methods that do.
+    For rows of gate_proj and up_proj, it is the mean of |h_j|, h = act(g) * u (u = 1 without a gate), which depends on
+    both. For rows of down_proj, it is the mean of their absolute output. It does not use the answers, and is a baseline
+    for the methods that do.
     """
     means = torch.zeros(len(stack), stack.width(projection), dtype=torch.float64)
 
     def keep(at: int, values: Tensor) -> None:
         means[at] += values.abs().double().mean(0).cpu() / len(sequences)
 
-    # The model's own forward pass: the packed one leaves out what no later layer looks at.
+    # The model's own forward pass: the packed one skips tokens that no later layer uses.
     handles = [mlp.watch(projection, partial(keep, at)) for at, mlp in enumerate(stack.mlps)]
     try:
         for sequence in sequences:

@@ -1,15 +1,15 @@
-"""Which neurons a fraction of a layer is."""
+"""The neurons of a fraction of a layer."""
 
 import numpy as np
 
 
 def count(fraction: float, width: int) -> int:
-    """The number of neurons in a fraction of `width`: floor(fraction * width + 0.5). The paper leaves rounding open."""
+    """The number of neurons in a fraction of `width`, floor(fraction * width + 0.5). The paper gives no rounding."""
     return int(fraction * width + 0.5)
 
 
 def top_neurons(scores: np.ndarray, number: int) -> np.ndarray:
-    """The `number` neurons with the highest scores, best first, int64. Of equal ones, the lower index comes first.
+    """The `number` neurons with the highest scores, best first, int64. Equal scores are ordered by index.
 
     Args:
         scores: [width], one layer's `Scores.ranked`.
@@ -18,7 +18,7 @@ def top_neurons(scores: np.ndarray, number: int) -> np.ndarray:
 
 
 def prominent_neurons(scores: np.ndarray, fraction: float) -> np.ndarray:
-    """The neurons that a (layer, fraction) silences: the highest-scoring `fraction` of a layer, int64, ascending.
+    """The neurons that a (layer, fraction) pair silences: the highest-scoring `fraction` of a layer, int64, ascending.
 
     Args:
         scores: [width], one layer's `Scores.ranked`.

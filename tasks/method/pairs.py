@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-UNPRUNED = -1  # the layer of the row that stands for the model as it is
+UNPRUNED = -1  # the layer in the row of the unpruned model
 COLUMNS = {"layer": "int64", "fraction": "float64", "neurons": "int64", "accuracy": "float64", "margin": "float64"}
 
 Pairs = Mapping[int, Sequence[float]]  # layer -> ascending fractions

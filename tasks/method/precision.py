@@ -1,5 +1,7 @@
-"""Whether the pruned runs of a grid may multiply in bfloat16: decided on a sample of the grid itself, on hardware that
-is faster with it."""
+"""The choice between float32 and bfloat16 for the pruned runs of a grid.
+
+On hardware that is faster in bfloat16, it is made by comparing both on a sample of the grid.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,19 +14,20 @@ from tasks.method.recipe import choose
 from tasks.models.loading import device
 from tasks.models.products import Precision, multiplies_bfloat16
 
-EVERY = 5  # layers of the first pack: a sample of a fifth of it
-AGREEMENT = 0.995  # of the sample's predictions, at least
+EVERY = 5  # the sample is every fifth layer of the first pack
+AGREEMENT = 0.995  # minimum agreement of the sample's predictions
 
 Run = Callable[[Sequence[Part]], Mapping[Part, Value]]
 
 
 @dataclass(frozen=True)
 class Settled:
-    """The precision to use, and the sample that settled it (None where float32 was asked for or is faster).
+    """The precision to use, and the comparison on the sample (None if float32 was requested or is faster).
 
     Attributes:
+        predictions: the number of predictions of the sample.
         agreement: share of the predictions that are the same in both precisions.
-        same_choice: whether the sample's chosen pair is the same in both; None where nothing is chosen.
+        same_choice: whether the sample's chosen pair is the same in both; None if no pair is chosen.
     """
 
     precision: Precision
@@ -33,12 +36,12 @@ class Settled:
     same_choice: bool | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """For the files that say how they were made."""
+        """The fields as a JSON value, for the files that record how they were computed."""
         return asdict(self)
 
 
 def settle(wanted: Precision, parts: Sequence[Part], run: Run, width: int) -> Settled:
-    """bfloat16 if it was asked for and changes neither the sample's choice nor more than 0.5 % of its predictions.
+    """bfloat16 if it was requested, keeps the sample's chosen pair and changes at most 0.5 % of its predictions.
 
     Args:
         parts: the whole work; the sample is every fifth layer of its first pack.
@@ -55,7 +58,7 @@ def settle(wanted: Precision, parts: Sequence[Part], run: Run, width: int) -> Se
 
 
 def settle_on_rows(wanted: Precision, predict: Callable[[Precision], np.ndarray]) -> Settled:
-    """The same where nothing is chosen: `predict` gives the predictions on a sample of rows."""
+    """`settle` for runs without a choice of a pair: `predict` gives the predictions on a sample of rows."""
     if wanted == "float32" or not multiplies_bfloat16(device()):
         return Settled("float32")
     return _settled(predict("bfloat16"), predict("float32"), None)

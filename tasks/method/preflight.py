@@ -1,4 +1,7 @@
-"""How the unpruned model answers a few train rows: before hours are spent on a task that it answers with one option."""
+"""The answers of the unpruned model to a few train rows.
+
+They show, before hours are spent, if the model answers all rows of a task with the same option.
+"""
 
 from typing import Any
 
@@ -18,8 +21,8 @@ def preflight(stack: DecoderStack, tokenizer: Any, examples: pd.DataFrame, unlab
         unlabeled: other train rows; their labels are not used.
 
     Returns:
-        `n` rows in all, of them `labeled` ones with `accuracy`; `predicted`: how often each option, by its position, is
-        the most probable one; `options`: their texts, None where they differ from row to row.
+        `n`: the number of rows; `labeled`: how many of them have a label; `accuracy`: on these; `predicted`: for each
+        position, how often that option is the most probable one; `options`: their texts, None if they differ by row.
     """
     table = pd.concat([examples, unlabeled], ignore_index=True).drop(columns="gold")
     rows = encode_rows(table, tokenizer, stack.context, warn=False)

@@ -1,6 +1,6 @@
-"""The recipe, pruned.json: which neurons of which layer of which model are silenced, and why these.
+"""The recipe, pruned.json: the model, the layer and the neurons that are silenced, and how they were chosen.
 
-The recipe is the pruned model: weights are made from it and the base model.
+The recipe is the pruned model: its weights are computed from the recipe and the base model.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from tasks.models.projections import Projection
 from tasks.runtime.errors import InputError
 from tasks.runtime.fields import Sha256, Strict
 
-ACCURACY = ("accuracy", "margin")  # the keys of the paper's criterion: columns of the grid, the first one decides
+ACCURACY = ("accuracy", "margin")  # the keys of the paper's criterion: columns of the grid, the most important first
 EXACT_MATCH = ("exact_match", "margin")
-RULES = {  # what keys are called; the others as their columns
+RULES = {  # names of keys; other keys have the names of their columns
     "margin": "mean gold margin",
     "gold_logprob": "mean gold log-probability",
     "information": "mutual information",
@@ -29,11 +29,11 @@ RULES = {  # what keys are called; the others as their columns
     "-layer": "lower layer",
 }
 
-SIZE_LIMIT = 16 << 20  # bytes; the neurons of the widest layer there is fill less than one
+SIZE_LIMIT = 16 << 20  # bytes; the neurons of the widest known layer need less than 1 MiB
 
 
 class Step(Strict):
-    """One tie-break rule: its best value, and how many pairs still had it."""
+    """One tie-break rule: its best value, and the number of remaining pairs that have it."""
 
     rule: str
     best: float
@@ -41,7 +41,7 @@ class Step(Strict):
 
 
 class AdaptationResult(Strict):
-    """Accuracy and mean gold margin on the adaptation set, pruned and unpruned; None where it has no labels."""
+    """Accuracy and mean gold margin on the adaptation set, pruned and unpruned; None if it has no labels."""
 
     n: int
     accuracy: float | None
@@ -53,9 +53,9 @@ class AdaptationResult(Strict):
 class Recipe(Strict):
     """The pruned model as data.
 
-    `neurons` are rows of `projection` in layer `layer`, ascending. `d_ff` is how many rows it has: the MLP's width, for
-    down_proj the model's. The same rows of gate_proj and of up_proj silence the same neurons. `base_sha256` is the hash
-    of the base model's directory (`tasks.models.hashing`); None for a model that was only in memory.
+    `neurons` are rows of `projection` in layer `layer`, ascending. `d_ff` is the number of its rows: the MLP's width,
+    or the model's width for down_proj. The same rows of gate_proj and of up_proj silence the same neurons.
+    `base_sha256` is the hash of the base model's directory (`tasks.models.hashing`); None for a model in memory only.
     """
 
     format: Literal[1] = 1
@@ -84,7 +84,7 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe in a file.
 
     Raises:
-        InputError: not there, or not a recipe.
+        InputError: the file does not exist, or is not a recipe.
     """
     try:
         if path.exists() and not path.is_file():
@@ -103,13 +103,13 @@ def read_recipe(path: Path) -> Recipe:
 def choose(grid: pd.DataFrame, keys: Sequence[str] | None = None) -> tuple[dict[str, Any], list[Step]]:
     """The chosen row of the grid, and the rules that led to it.
 
-    The paper says only "highest accuracy"; ten examples give eleven levels of it. Ties go to the higher mean gold
-    margin, then to the smaller fraction, then to the lower layer.
+    The paper says only "highest accuracy", but accuracy on ten examples has only eleven levels. Ties are broken by the
+    higher mean gold margin, then the smaller fraction, then the lower layer.
 
     Args:
-        keys: columns of the grid; the largest value of the first one wins, ties go to the next one. `-fraction`: the
-            smallest fraction wins. By default those of the grid's criterion, which are accuracy and margin if it names
-            none.
+        keys: columns of the grid. The row with the largest value of the first one is chosen; ties are broken by the
+            next ones. `-fraction` prefers the smallest fraction. By default, the keys of the grid's criterion; accuracy
+            and margin if the grid names no criterion.
     """
     left = grid[grid.layer != UNPRUNED]
     trail = []
@@ -120,7 +120,7 @@ def choose(grid: pd.DataFrame, keys: Sequence[str] | None = None) -> tuple[dict[
         trail.append(Step(rule=RULES.get(key, key.replace("_", " ")), best=float(value), tied=len(left)))
         if len(left) == 1:
             break
-    # Not iloc[0]: a row as a series is all floats, and its layer would be 4.0.
+    # Not iloc[0]: a series has one type, so all values would be floats, and the layer 4.0.
     return {str(name): value for name, value in left.head(1).to_dict("records")[0].items()}, trail
 
 
@@ -132,11 +132,11 @@ def make_recipe(
     benchmark: str = "",
     base_sha256: str | None = None,
 ) -> Recipe:
-    """The recipe of the pair that `choose` takes from the grid.
+    """The recipe of the pair that `choose` selects from the grid.
 
     Args:
-        model: names of the model and the benchmark, for the reader of the recipe.
-        base_sha256: hash of the model's directory, without which the recipe applies to models in memory only.
+        model, benchmark: names, for the reader of the recipe.
+        base_sha256: hash of the model's directory. Without it, the recipe applies only to models in memory.
     """
     chosen, trail = choose(grid)
     unpruned = grid[grid.layer == UNPRUNED].iloc[0]

@@ -1,16 +1,16 @@
 """Shapley values of a layer's neurons, estimated by Owen's sampling along the path.
 
-The Shapley value of neuron j is its mean marginal contribution to F over all orders in which the neurons are put back,
+The Shapley value of neuron j is its mean marginal contribution to F over all orders in which the neurons are added,
 
     phi_j = int_0^1 E[F(S + j) - F(S - j)] da,    S: each neuron kept with probability a
 
-(Owen 1972, the multilinear extension). With thousands of neurons a run for each marginal contribution is out of reach.
-Here one gradient per sampled S gives those of all neurons to first order: dF/ds_j by a factor s_j on h_j, the product
-of act(gate) and up, which is 0 without the neuron and 1 with it. The samples come in pairs, S at a and its complement
-at 1 - a, over the midpoints of equal parts of [0, 1]. A pair is exact where F is quadratic in the factors. The error is
-what the layers above add to that, and the spread of it over the samples.
+(Owen 1972, the multilinear extension). With thousands of neurons, a run for each marginal contribution is too
+expensive. Here one gradient per sampled S gives the contributions of all neurons to first order: dF/ds_j for a factor
+s_j on h_j, the product of act(gate) and up, which is 0 without the neuron and 1 with it. The samples are pairs, S at a
+and its complement at 1 - a, over the midpoints of equal parts of [0, 1]. A pair is exact if F is quadratic in the
+factors. The error has two parts: the higher orders of the layers above, and the variance over the samples.
 
-Unlike the integral, the sum of the estimates need not be F(1) - F(0): the gap holds both errors.
+Unlike for the integral, the sum of the estimates need not be F(1) - F(0): the gap contains both errors.
 """
 
 import numpy as np
@@ -20,11 +20,11 @@ from tasks.method.integrated_gradients import LayerPath
 from tasks.method.quadrature import Integral
 from tasks.models.memory import room
 
-SEED = 20250709  # the samples of a layer depend on its index and on this alone
+SEED = 20250709  # the samples of a layer depend only on this and its index
 
 
 def kept_neurons(width: int, samples: int, layer: int) -> np.ndarray:
-    """The sampled sets S, float64 [samples, width] of 0 and 1; those of k and samples - 1 - k are complements."""
+    """The sampled sets S, float64 [samples, width] of 0 and 1; sets k and samples - 1 - k are complements."""
     draws = np.random.default_rng([SEED, layer]).uniform(size=((samples + 1) // 2, width))
     alphas = (np.arange(samples) + 0.5) / samples
     first = draws < alphas[: len(draws), None]
@@ -35,8 +35,8 @@ def shapley(path: LayerPath, layer: int, samples: int) -> Integral:
     """First-order Shapley values of the neurons of one layer, means over the prompts.
 
     Args:
-        path: of up_proj, whose factor is one on h; or of down_proj.
-        samples: sets S, each with one gradient.
+        path: of up_proj, where a factor on a row is a factor on h; or of down_proj.
+        samples: the number of sets S; each needs one gradient.
     """
     stack = path.stack
     width = stack.width(path.projection)

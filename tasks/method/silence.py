@@ -1,4 +1,4 @@
-"""A recipe on a model in memory: its neurons' rows set to zero in the weights, and back."""
+"""Applies a recipe to a model in memory: the rows of its neurons are set to zero in the weights, and restored."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +18,7 @@ from tasks.runtime.errors import InputError
 
 @dataclass(frozen=True)
 class Neurons:
-    """Neurons of one layer: what a `Recipe` says without where it comes from."""
+    """Neurons of one layer: a `Recipe` without its origin."""
 
     layer: int
     neurons: Sequence[int] | np.ndarray
@@ -27,9 +27,9 @@ class Neurons:
 
 @contextmanager
 def silenced(model: Any, *recipes: Recipe | Neurons) -> Iterator[None]:
-    """The model without the neurons of these recipes; afterwards its weights are as they were, bit for bit.
+    """A context in which the neurons of these recipes are silent. Afterwards the weights are restored bit for bit.
 
-    Several recipes on one model zero the rows of all of them; nothing guarantees that their gains add up.
+    Several recipes zero the rows of all of them; their gains need not add up.
 
     Args:
         model: a causal language model of `transformers`, or a `DecoderStack` of one.
@@ -50,12 +50,12 @@ def silenced(model: Any, *recipes: Recipe | Neurons) -> Iterator[None]:
 def silence(model: Any, recipe: Recipe | Neurons) -> Callable[[], None]:
     """Sets the rows of the recipe's neurons, and their biases, to zero in the weights of a model in memory.
 
-    The rows of gate_proj (or up_proj) of an MLP y = W_down (act(W_gate x) * W_up x) with act(0) = 0: the neuron is
-    silent. Without a gate, gate_proj is the first linear layer (`tasks.models.mlp`).
-    `tasks.models.sweep.logits_without` computes the same without touching the weights.
+    In an MLP y = W_down (act(W_gate x) * W_up x) with act(0) = 0, a zeroed row of gate_proj (or up_proj) makes the
+    neuron silent. Without a gate, gate_proj is the first linear layer (`tasks.models.mlp`).
+    `tasks.models.sweep.logits_without` computes the same without changing the weights.
 
     Returns:
-        A function that puts the weights back.
+        A function that restores the weights.
 
     Raises:
         InputError: the recipe is for a model of another shape.

@@ -1,8 +1,8 @@
-"""F, the number that the scores explain: a function of the logits after each adaptation prompt.
+"""F, the function whose value the scores attribute to neurons: a function of the logits after each adaptation prompt.
 
-2507.09185 says only "the maximum logit". That is `max_logit` here, its token fixed at the full model, or
-`max_logit_remaximised`, the largest logit wherever on the path the model is. The two on the options are ours: the
-vocabulary is large and the answer is read from the options alone. None of them uses a label.
+2507.09185 says only "the maximum logit". Here, this is `max_logit`, with the token fixed at the full model, or
+`max_logit_remaximised`, the largest logit at each point of the path. The two targets on the options are ours: the
+vocabulary is large, but the answer is read from the options alone. The targets use no labels.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def target_of(name: str, residuals: Residuals, firsts: Sequence[Sequence[int]] |
 
     Args:
         name: one of TARGETS.
-        firsts: for each prompt (of all packs) its options' first tokens; only targets on options look at them.
+        firsts: for each prompt (of all packs), its options' first tokens; only targets on options use them.
 
     Raises:
         InputError: a logit is NaN or infinite, two prompts are the same, or a prompt's options all begin with the same
@@ -63,5 +63,5 @@ def _logit_of(tokens: Tensor) -> Target:
 
 
 def _ranked(logits: Tensor, tokens: Sequence[int]) -> list[int]:
-    """Different tokens, the one with the largest logit first; of equal ones, the first."""
+    """The distinct tokens, sorted by descending logit; tokens with equal logits keep their order."""
     return sorted(dict.fromkeys(tokens), key=lambda token: -float(logits[token]))

@@ -1,1 +1,1 @@
-"""Models: loading, the view of their decoder stack, and runs that start at any layer."""
+"""Models: loading, the view of their decoder stack, and runs that start from any layer."""

@@ -1,7 +1,7 @@
-"""A model source becomes a plain Hugging Face directory: config.json, safetensors weights, tokenizer files.
+"""Conversion of a model source to a plain Hugging Face directory: config.json, safetensors weights, tokenizer files.
 
-A GGUF file is dequantized once, to float32 or to what its source says. A directory's files are taken over byte by byte;
-pickled weights and code are left behind, since both can run anything when they are loaded.
+A GGUF file is dequantized once, to float32 or the dtype of its source. The files of a directory are copied unchanged,
+without pickled weights and code, since both can run arbitrary code when they are loaded.
 """
 
 import os
@@ -40,7 +40,7 @@ def write_model(
         InputError: the source cannot be fetched, its hash differs, or it is not a model in a format that is read here.
     """
     if isinstance(source, HubSource):
-        # The hub's own cache never changes a file, so its weights need not lie on the disk a second time.
+        # The hub's cache never changes a file, so the weights can be links and need no second copy on the disk.
         return _take_over(hub_snapshot(source, field=field), target, place=_link, name=source.id, field=field)
     if isinstance(source, PathSource) and (path := local_path(source, field=field, root=root)).is_dir():
         check_sha256(sha256_directory(path), source.sha256, what=source.path, field=field)
@@ -55,12 +55,12 @@ def write_model(
 def _link(file: Path, target: Path) -> None:
     try:
         os.link(file.resolve(), target)
-    except OSError:  # on another disk, or links are not allowed there
+    except OSError:  # the target is on another disk, or links are not allowed there
         shutil.copyfile(file, target)
 
 
 def _take_over(directory: Path, target: Path, *, place: Callable[[Path, Path], Any], name: str, field: str) -> None:
-    """The files of a plain model directory (`model_files`), with their bytes unchanged."""
+    """Copies the files of a plain model directory (`model_files`) unchanged."""
     files = model_files(directory)
     if directory / "config.json" not in files:
         raise InputError(field, f"{name} is not a model directory: it has no config.json")
@@ -78,17 +78,17 @@ def _take_over(directory: Path, target: Path, *, place: Callable[[Path, Path], A
 def convert_gguf(file: Path, target: Path, *, name: str, field: str, dtype: torch.dtype = torch.float32) -> None:
     """Dequantizes a GGUF file and writes it, with its tokenizer, as a plain model directory.
 
-    In bfloat16 every weight is rounded, and the model is that of the rounded weights: half of the bytes, and other
-    numbers in the third digit, about what the quantization took away.
+    In bfloat16 every weight is rounded, and the model consists of the rounded weights: half of the bytes, and changes
+    in the third digit, about as large as the error of the quantization.
 
-    `file` is the whole model, or the first shard of a split one, with the other shards beside it.
+    `file` is the whole model, or the first shard of a split model, with the other shards in the same directory.
 
     Raises:
         InputError: the file is damaged, lacks tensors, or is of an architecture or tokenizer that transformers does
             not know.
     """
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it prints a table of what is refused below
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it prints what is refused below
     with TemporaryDirectory() as work, one_line(field, f"{name} cannot be read as a GGUF model"):
         headers, absent = shards(file, name=name, field=field)
         if len(headers) > 1 and not absent:
@@ -101,7 +101,7 @@ def convert_gguf(file: Path, target: Path, *, name: str, field: str, dtype: torc
             file.parent,
             gguf_file=file.name,
             dtype=dtype,
-            quantization_config=GgufConfig(dequantize=True),  # without it the model refuses to be saved
+            quantization_config=GgufConfig(dequantize=True),  # without it the model cannot be saved
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are refused by the report
             output_loading_info=True,

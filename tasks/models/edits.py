@@ -1,4 +1,4 @@
-"""Edits of the rows of a projection: what they make of the output of an MLP, with or without experts."""
+"""Edits of the rows of a projection, and their effect on the output of an MLP, with or without experts."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def edited(rows: Tensor, scale: Tensor, added: Tensor | None) -> Tensor:
-    """What a projection gives, [.., tokens, width], by an edit of its rows: [C, tokens, width]."""
+    """The output of a projection, [.., tokens, width], after an edit of its rows: [C, tokens, width]."""
     scaled = rows * scale.to(rows.device)[:, None]
     return scaled if added is None else scaled + added.to(rows.device)
 
@@ -18,11 +18,12 @@ def taken_off(
 ) -> Sequence[Tensor]:
     """The output of an MLP without each set of neurons.
 
-    The share of silent neurons is taken off the full output, and of nested sets off that of the set before.
+    The contribution of silent neurons is subtracted from the full output. If a set contains the set before it, only the
+    contribution of the added neurons is subtracted, from the output of that set.
 
     Args:
         full: the output with all neurons.
-        share: an output and some neurons -> that output without what they give.
+        share: (an output, some neurons) -> that output without the contribution of these neurons.
     """
     results: list[Tensor] = []
     before, last = np.array([], dtype=np.int64), full

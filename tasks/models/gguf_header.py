@@ -1,6 +1,6 @@
-"""The header of a GGUF file, looked through before a library loops over it: its counts and lengths must fit the file.
+"""A check of the header of a GGUF file before a library loops over it: its counts and lengths must fit the file.
 
-The reader of the package `gguf` believes them, and makes a handful of objects for every value.
+The reader of the package `gguf` trusts them, and creates several objects for every value.
 """
 
 import math
@@ -11,21 +11,21 @@ from typing import BinaryIO
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-VALUES_LIMIT = 4_000_000  # in all lists together; a vocabulary of 262 144 tokens has some three of that length
+VALUES_LIMIT = 4_000_000  # in all lists together; a vocabulary of 262 144 tokens has about three lists of that length
 NAME_LIMIT = 1 << 16  # bytes
 DIMENSIONS = 4
 STRING, LIST = 8, 9  # numbers of types
-WHOLE = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}  # whole numbers, by their type
+WHOLE = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}  # struct formats of integers, by type
 WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by its type
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a GGUF file announces.
+    """The contents of the header of a GGUF file that are used here.
 
     Attributes:
-        shapes: of each tensor, outermost dimension first, as in PyTorch.
-        numbers: the fields that hold a whole number.
+        shapes: the shape of each tensor, outermost dimension first, as in PyTorch.
+        numbers: the fields with an integer value.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -108,7 +108,7 @@ class _Reader:
         return length
 
     def _value(self, kind: int) -> int | None:
-        """Steps over a value; returns it if it is a whole number."""
+        """Skips a value; returns it if it is an integer."""
         if kind == LIST:
             inner, count = self._number("I"), self._number("Q")
             self._values += count
@@ -138,6 +138,6 @@ class _Reader:
 
 
 def check_header(file: Path) -> Header:
-    """What the header announces; raises ValueError if the file cannot hold it, or if no model has as much."""
+    """Reads the header; raises ValueError if its counts do not fit into the file or exceed those of real models."""
     with file.open("rb") as opened:
         return _Reader(opened, file.stat().st_size).header()

@@ -1,4 +1,4 @@
-"""A GGUF model that is split over several files, as llama.cpp's gguf-split cuts it: read whole, or not at all."""
+"""GGUF models that llama.cpp's gguf-split has split into several files. Only complete models are read."""
 
 from pathlib import Path, PurePath
 from typing import Any
@@ -12,17 +12,17 @@ from tasks.sources.fetch import shard_names
 
 
 def shards(file: Path, *, name: str, field: str) -> tuple[dict[Path, Header], list[str]]:
-    """The files that the GGUF file is the first of, with what their headers announce.
+    """The shards of a GGUF model with their headers.
 
     Args:
-        file: the whole model, or its first shard with the other ones beside it.
-        name: what the user calls it, for messages.
+        file: the whole model, or its first shard, with the other shards in the same directory.
+        name: the user's name for the file, for messages.
 
     Returns:
-        The files that are there, and the names of those that are not.
+        The headers of the existing files, and the names of the missing files.
 
     Raises:
-        InputError: the file is another shard than the first, or the shards disagree.
+        InputError: the file is not the first shard, or the shards disagree.
         ValueError: a header is damaged.
     """
     paths = [file.parent / shard for shard in shard_names(file.name)]
@@ -40,7 +40,7 @@ def shards(file: Path, *, name: str, field: str) -> tuple[dict[Path, Header], li
 
 
 def _check_place(header: Header, number: int, count: int, label: str, field: str) -> None:
-    """Whether a file is the shard that its name says it is; a file of another name is a whole model."""
+    """Checks that a shard's header agrees with the numbers in its name. A name without numbers means a whole model."""
     says = header.numbers.get("split.no", 0) + 1, header.shards
     if says == (number + 1, count):
         return
@@ -76,10 +76,10 @@ def _check_agreement(headers: dict[Path, Header], absent: list[str], labels: dic
 
 
 def write_joined(paths: list[Path], target: Path, *, field: str) -> None:
-    """Writes the shards as one GGUF file: the fields of the first one, the tensors of all.
+    """Writes the shards as one GGUF file, with the fields of the first one and the tensors of all.
 
     Raises:
-        InputError: another shard has other values in the same fields.
+        InputError: a field of another shard differs from that of the first one.
     """
     readers = [GGUFReader(path) for path in paths]
     fields = {name: entry for name, entry in readers[0].fields.items() if _says_something(name)}
@@ -108,7 +108,7 @@ def write_joined(paths: list[Path], target: Path, *, field: str) -> None:
 
 
 def _says_something(name: str) -> bool:
-    """Whether a field is one of the model, not of its file. The joined file has the usual alignment."""
+    """Whether a field describes the model, not its file. The joined file has the default alignment."""
     return not name.startswith(("GGUF.", "split.")) and name != "general.alignment"
 
 
@@ -116,5 +116,5 @@ def _add(writer: GGUFWriter, name: str, entry: Any) -> None:
     kind = entry.types[0]
     if kind != GGUFValueType.ARRAY:
         writer.add_key_value(name, entry.contents(), kind)
-    elif entry.data:  # the writer has no type for an empty list, which says as much as none
+    elif entry.data:  # the writer has no type for an empty list, which means the same as a missing field
         writer.add_key_value(name, entry.contents(), kind, sub_type=entry.types[-1])

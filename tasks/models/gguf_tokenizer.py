@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file, by the rules of llama.cpp (its llama-vocab.cpp) where transformers has others."""
+"""The tokenizer of a GGUF file. If transformers and llama.cpp (llama-vocab.cpp) differ, llama.cpp's rules are used."""
 
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from transformers import AutoTokenizer
 
 from tasks.runtime.errors import InputError
 
-# How text is split before byte-level merges, by `tokenizer.ggml.pre`. transformers knows the split of many names and
-# falls back to that of GPT-2, which is wrong for those that take digits one by one.
+# Values of `tokenizer.ggml.pre`, which selects how text is split before byte-level merges. transformers knows many of
+# them and falls back to the split of GPT-2, which is wrong for models that split numbers into digits.
 GPT2_SPLIT = {"gpt-2", "mpt", "olmo", "jais", "trillion", "granite-docling"}
 DIGIT_SPLIT = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 
-# What llama.cpp takes from `tokenizer.ggml.pre` where a byte-level file says nothing else: that a text begins with BOS,
-# and that a word which is a token is not put together by merges. transformers takes neither from it.
+# llama.cpp derives two defaults for byte-level files from `tokenizer.ggml.pre`: whether a text begins with BOS, and
+# whether a word that is a token is used without merges. transformers derives neither.
 LLAMA3 = {
     "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken",
 }  # fmt: skip
@@ -27,10 +27,10 @@ SENTENCEPIECE_IDS = {"unk": ("unknown", 0), "bos": ("bos", 1), "eos": ("eos", 2)
 
 
 def gguf_tokenizer(file: Path, reader: GGUFReader, *, name: str, field: str) -> Any:
-    """The tokenizer of a GGUF file. Where the file has a key for it, the key counts.
+    """The tokenizer of a GGUF file. The keys of the file take precedence over defaults.
 
     Raises:
-        InputError: it splits text by an unknown rule, or adds a token that it does not name.
+        InputError: the tokenizer splits text by an unknown rule, or adds a token for which the file has no id.
     """
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     keys = {
@@ -60,7 +60,7 @@ def gguf_tokenizer(file: Path, reader: GGUFReader, *, name: str, field: str) -> 
 
 
 def _correct_split(tokenizer: Any, split: str | None, name: str, field: str) -> None:
-    """Gives `tokenizer` the split that the file declares where transformers fell back to that of GPT-2."""
+    """Sets the split that the file declares, if transformers fell back to that of GPT-2."""
     backend = tokenizer.backend_tokenizer
     if not isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel) or split in GPT2_SPLIT:
         return
@@ -75,16 +75,16 @@ def _correct_split(tokenizer: Any, split: str | None, name: str, field: str) -> 
 
 
 def _set_end(tokenizer: Any, end: str, adds: bool, name: str, field: str) -> None:
-    """Whether every text begins with BOS, or ends with EOS (`end`)."""
+    """Sets whether every text begins with BOS, or ends with EOS (`end`)."""
     if adds and getattr(tokenizer, f"{end}_token") is None:
         raise InputError(field, f"{name} adds {end.upper()} to every text, but has no tokenizer.ggml.{end}_token_id")
     if getattr(tokenizer, f"add_{end}_token") != adds:
         setattr(tokenizer, f"add_{end}_token", adds)
-        tokenizer.init_kwargs[f"add_{end}_token"] = adds  # what is saved
+        tokenizer.init_kwargs[f"add_{end}_token"] = adds  # save_pretrained writes these values
 
 
 def _set_space_prefix(tokenizer: Any, adds: bool) -> None:
-    """Whether a text begins as if a space stood before it; transformers does not read the key."""
+    """Sets whether a text is tokenized as if it began with a space; transformers does not read the key."""
     backend = tokenizer.backend_tokenizer
     spaces = normalizers.Replace(" ", "▁")
     decoder = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]

@@ -1,4 +1,4 @@
-"""What params.yaml declares of a model."""
+"""The entry of a model in params.yaml."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from tasks.sources.kinds import Source
 
 
 class ModelSpec(Strict):
-    """A model: where it comes from, and under which terms.
+    """A model: its source and its licence.
 
     Attributes:
         licence: its identifier, such as `apache-2.0`, or its name.
-        hub: the same model on the Hugging Face hub (organisation/name), for model cards; only if `source` is another.
+        hub: the same model on the Hugging Face hub (organisation/name), for model cards; only if `source` is not it.
     """
 
     source: Source

@@ -1,8 +1,8 @@
-"""Many token sequences in one pass, each shared prefix computed once.
+"""Many token sequences in one pass, in which each shared prefix is computed once.
 
 The prompts of a benchmark begin with the same instruction, and the options of a row with the same prompt. The sequences
-become a prefix tree: one token per node, laid out as a single sequence in which a token sees its ancestors only and
-stands at the position of its depth. A causal decoder then computes for each node what it would compute for the
+become a prefix tree with one token per node. The tree is a single sequence in which a token attends only to its
+ancestors, and its position is its depth. For each node, a causal decoder then computes the same values as for the
 sequence that ends there, without padding and without computing a prefix twice.
 """
 
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# One unit is what must not be split between packs (a prompt with all its options): sequences of token ids, each with
-# the positions whose next-token logits are wanted.
+# A unit must not be split between packs (a prompt with all its options): sequences of token ids, each with the
+# positions whose next-token logits are needed.
 Unit = Sequence[tuple[Sequence[int], Sequence[int]]]
 
 
 @dataclass(frozen=True)
 class Pack:
-    """A prefix tree of T tokens and the R nodes at which logits are wanted.
+    """A prefix tree of T tokens and the R nodes at which logits are needed.
 
     Attributes:
         tokens: int64 [T].
@@ -58,7 +58,7 @@ class _Tree:
         return child
 
     def new_tokens(self, unit: Unit) -> int:
-        """At most how many nodes the unit would add."""
+        """An upper bound of the number of nodes that the unit would add."""
         added = 0
         for sequence, _ in unit:
             node = -1
@@ -81,11 +81,11 @@ class _Tree:
                 self.read_of[index, number, position] = read
 
     def _branches(self) -> list[int]:
-        """For each node the subtree after the trunk that it belongs to, -1 on the trunk."""
+        """For each node, its subtree after the trunk; -1 on the trunk."""
         children: dict[int, int] = {}
         for parent in self.parents:
             children[parent] = children.get(parent, 0) + 1
-        end = -1  # of the trunk, which is the first nodes: the first sequence begins with it
+        end = -1  # the last node of the trunk, whose nodes come first, since the first sequence begins with it
         while children.get(end) == 1:
             end += 1
         branches: list[int] = []
@@ -113,9 +113,9 @@ class _Tree:
 
 
 def pack(units: Sequence[Unit], *, max_tokens: int, device: torch.device) -> list[Pack]:
-    """Packs the units into trees of at most `max_tokens` tokens (more only where one unit needs more).
+    """Packs the units into trees of at most `max_tokens` tokens (more only if a single unit needs more).
 
-    Units of like length share a pack: the branches of a tree are padded to the longest in attention.
+    Units of similar length share a pack, since attention pads the branches of a tree to the longest one.
     """
     packs = []
     tree = _Tree()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """uint8 [ceil(d_out d_in / 8)] on the CPU, of a boolean [d_out, d_in]; the last byte is padded with zeros."""
+    """Packs a boolean [d_out, d_in] to uint8 [ceil(d_out d_in / 8)] on the CPU; the last byte is padded with zeros."""
     return torch.from_numpy(np.packbits(mask.cpu().numpy()))
 
 

@@ -13,7 +13,7 @@ from tasks.benchmarks.table import chat_column
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import read_jsonl, sha256_json
 
-DOCUMENT = 2000  # characters; a longer text counts as a document
+DOCUMENT = 2000  # characters; a longer text is a document
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Calibration:
     """Calibration sequences and their origin.
 
     Attributes:
-        name: of the texts, such as "c4".
+        name: the name of the texts, such as "c4".
         sequences: token ids.
-        length: tokens of a sequence; the maximum for sequences of whole prompts.
-        seed: of the draw.
+        length: the number of tokens of a sequence; the maximum for sequences of whole prompts.
+        seed: the seed of the draw.
     """
 
     name: str
@@ -39,9 +39,9 @@ class Calibration:
 
 
 def read_texts(path: Path) -> list[str]:
-    """The texts of a file: `text` of each row of a JSONL file, else the lines of a text file, blank lines as "".
+    """The texts of a file: `text` of each row of a JSONL file, or the lines of a text file.
 
-    Lines keep their line feed, as the rows of WikiText-2 on the hub.
+    Lines keep their line feed, and blank lines become "", as in the rows of WikiText-2 on the hub.
 
     Raises:
         InputError: the file does not exist, is not UTF-8, is not JSONL with a `text` in every row, or has no texts.
@@ -64,7 +64,7 @@ def read_texts(path: Path) -> list[str]:
 def from_documents(
     tokenizer: Any, texts: Sequence[str], *, name: str, count: int, length: int, seed: int
 ) -> Calibration:
-    """`count` windows of `length` tokens, each from a different document that is longer, as for C4.
+    """`count` windows of `length` tokens, each from a different, longer document, as for C4.
 
     The documents are tried in random order. The published code draws them with replacement from the first file of C4;
     here a document is used at most once.
@@ -106,7 +106,7 @@ def from_texts(tokenizer: Any, texts: Sequence[str], *, name: str, count: int, l
     """`from_documents` if more than a quarter of the texts are documents, as in C4, else `from_stream`.
 
     Raises:
-        InputError: as either.
+        InputError: as for these functions.
     """
     documents = sum(len(text) > DOCUMENT for text in texts) > len(texts) / 4
     make = from_documents if documents else from_stream

@@ -1,17 +1,16 @@
-"""RIA's channel permutation for N:M: input channels in an order in which more of the score can be kept.
+"""RIA's channel permutation for N:M: an order of the input channels in which more of the score can be kept.
 
 N:M removes weights from groups of M consecutive inputs. The order of the inputs is arbitrary, since W x = W[:, order]
-x[order], and so groups may be formed of any inputs. The mask is put back into the order of the weights here: the layer
-computes what it did, with zeros at other places.
+x[order], so a group can consist of any inputs. Here, the mask is returned in the original order of the weights: the
+layer does not change, except that other weights are zero.
 
-For hardware that multiplies N:M matrices faster, the weights as stored are not N:M: the columns of W have to be
-permuted by the order, and its inputs with them. gate_proj and up_proj can give their outputs in the order of down_proj
-at no cost. The other matrices have an order each for inputs that they share or that come in heads, which is a gather at
-run time.
+So the stored weights are not N:M for hardware that multiplies N:M matrices faster: the columns of W and its inputs have
+to be permuted by the order. gate_proj and up_proj can write their outputs in the order of down_proj at no cost. The
+other matrices share their inputs or get them by heads, so each of their orders needs a gather at run time.
 
 "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models" (Zhang et al., ICLR 2024), section
-4.2: `reallocated` is its heuristic channel reallocation, `refined` its linear sum assignment, one round over the slots
-as in its code.
+4.2: `reallocated` is its heuristic channel reallocation, `refined` its linear sum assignment, with one round over the
+slots as in its code.
 """
 
 import torch
@@ -20,11 +19,11 @@ from torch import Tensor
 
 from tasks.sparsity.metrics import NOfM, by_group, check_groups
 
-ELEMENTS = 1 << 24  # of the differences that `refined` holds at once
+ELEMENTS = 1 << 24  # the number of differences that `exchanged` holds at once
 
 
 def by_permuted_group(score: Tensor, pattern: NOfM) -> tuple[Tensor, Tensor]:
-    """Mask [d_out, d_in] in the order of the weights, and the order [d_in] in which it removes M - N of every M.
+    """Mask [d_out, d_in] in the order of the weights, and the order [d_in] in which it removes M - N of every M inputs.
 
     Raises:
         InputError: m does not divide the number of inputs.
@@ -36,7 +35,7 @@ def by_permuted_group(score: Tensor, pattern: NOfM) -> tuple[Tensor, Tensor]:
 
 
 def reallocated(score: Tensor, pattern: NOfM) -> Tensor:
-    """The inputs sorted by the sum of their scores, ascending, and dealt out to the groups: an order, int64 [d_in].
+    """An order, int64 [d_in]: the inputs, sorted by the sum of their scores, ascending, are distributed to the groups.
 
     Slot s of the groups gets the s-th of M equal parts of the sorted inputs, every second part in descending order, so
     that each group has inputs of all sizes.
@@ -51,7 +50,7 @@ def reallocated(score: Tensor, pattern: NOfM) -> Tensor:
 
 
 def refined(score: Tensor, order: Tensor, pattern: NOfM) -> Tensor:
-    """An order that keeps at least as much: the inputs of one slot after the other exchanged between the groups."""
+    """An order that keeps at least as much: for each slot in turn, inputs are exchanged between the groups."""
     for slot in range(pattern.m):
         order = exchanged(score, order, pattern, slot)
     return order
@@ -60,9 +59,9 @@ def refined(score: Tensor, order: Tensor, pattern: NOfM) -> Tensor:
 def exchanged(score: Tensor, order: Tensor, pattern: NOfM, slot: int) -> Tensor:
     """The order that keeps most of the score among those that exchange the inputs of one slot between the groups.
 
-    A group keeps of each row the n largest of its inputs in other slots or, where the input in this slot is larger than
-    the smallest of these, that one instead. What it gains does not depend on the other groups, so that the best
-    exchange is a linear sum assignment, solved exactly.
+    In each row, a group keeps its n largest inputs of the other slots. If the input in this slot is larger than the
+    smallest of these, it replaces it. The gain does not depend on the other groups, so the best exchange is a linear
+    sum assignment, which is solved exactly.
     """
     groups = order.view(-1, pattern.m).clone()
     others = [s for s in range(pattern.m) if s != slot]

@@ -1,8 +1,8 @@
 """Calibration sequences that cover the activations of a pool, instead of a random draw.
 
-A sequence is described by the norms of the inputs of all linear layers, which is what Wanda and RIA read from it. The
-choice is the facility location of Nemhauser, Wolsey and Fisher (1978), as used to choose training data (Wei, Iyer and
-Bilmes 2015): every sequence of the pool shall have a similar one among the chosen.
+A sequence is described by the norms of the inputs of all linear layers, the statistics that Wanda and RIA use. The
+choice is the facility location of Nemhauser, Wolsey and Fisher (1978), which has been used to choose training data
+(Wei, Iyer and Bilmes 2015): every sequence of the pool should be similar to a chosen one.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from tasks.sparsity.calibration import Calibration
 from tasks.sparsity.input_statistics import InputStatistics
 from tasks.sparsity.layers import Layers
 
-POOL = 4  # sequences of a pool for each one that is chosen
+POOL = 4  # sequences of the pool for each chosen sequence
 
 
 def covering(loaded: Loaded, pool: Calibration, count: int) -> Calibration:
     """The `count` sequences of a pool that cover it best, in the order in which they are chosen.
 
     Raises:
-        InputError: the pool has no more than `count` sequences, or as `input_norms`.
+        InputError: the pool has no more than `count` sequences, or as for `input_norms`.
     """
     if not 0 < count < len(pool.sequences):
         raise InputError(
@@ -40,12 +40,13 @@ def covering(loaded: Loaded, pool: Calibration, count: int) -> Calibration:
 def input_norms(loaded: Loaded, sequences: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
     """Describes each sequence by the inputs of the unpruned model's linear layers, [sequences, d].
 
-    A number is the root mean square of one input of one linear layer over the tokens of the sequence, divided by its
-    mean over the sequences: an input counts by how much it varies, whatever its size, as in the product of |weight| and
-    norm that Wanda ranks within a row. d is the number of inputs of all linear layers; 4 bytes for each are kept.
+    Each value is the root mean square of one input of one linear layer over the tokens of the sequence, divided by its
+    mean over the sequences. So the scale of an input does not matter, only its relative variation, as in Wanda, which
+    ranks the products of |weight| and norm within a row. d is the number of inputs of all linear layers; each needs 4
+    bytes per sequence.
 
     Raises:
-        InputError: as `Layers.walk`, or an input is not finite.
+        InputError: as for `Layers.walk`, or an input is not finite.
     """
     layers = Layers(loaded.model)
     layers.check(sequences)
@@ -70,7 +71,7 @@ def facility_location(features: npt.NDArray[np.floating], count: int) -> list[in
     s(i, j), where s(i, j) is the largest distance of two rows minus the Euclidean distance of i and j.
 
     The first choice has the smallest sum of distances to all rows. f is monotone and submodular, so the greedy choice
-    reaches at least 1 - 1/e of the largest possible f. Among equal gains the lowest index is chosen.
+    reaches at least 1 - 1/e of the largest possible f. If gains are equal, the lowest index is chosen.
 
     Args:
         features: [n, d].

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class InputStatistics:
-    """Sums over the calibration sequences, in float32, or float64 for float64 inputs.
+    """Sums over the calibration sequences, in float32, or in float64 for float64 inputs.
 
     Args:
         linears: the linear layers by name.
@@ -54,5 +54,5 @@ class InputStatistics:
         return self._sums[name] / self.sequences[name]
 
     def hessian(self, name: str) -> Tensor:
-        """H = 2 X X^T of a sequence, mean over the sequences, [d_in, d_in] (2301.00774; scaled as its code)."""
+        """H = 2 X X^T of a sequence, mean over the sequences, [d_in, d_in] (2301.00774; scaled as in its code)."""
         return self._sums[name] * (2 / self.sequences[name])

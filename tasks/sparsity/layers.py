@@ -1,8 +1,8 @@
 """Layer-by-layer pruning: each decoder layer is pruned on the outputs of the pruned layers before it.
 
-The calibration sequences pass the unpruned layer once to gather the statistics of its linear layers. Then these are
-pruned, and the sequences pass the layer again to give the inputs of the next layer. Embeddings, norms and the output
-embedding do not change, tied or not.
+The calibration sequences pass through the unpruned layer once to gather the statistics of its linear layers. Then these
+are pruned, and the sequences pass through the layer again to compute the inputs of the next layer. Embeddings, norms
+and the output embedding do not change, tied or not.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,7 +52,7 @@ class Layers:
 
     @torch.no_grad()
     def walk(self, sequences: Sequence[Sequence[int]], *, products: bool) -> Iterator[tuple[int, InputStatistics]]:
-        """Yields each layer's index and statistics; the caller prunes the layer before it takes the next one.
+        """Yields each layer's index and statistics; the caller prunes the layer before the next iteration.
 
         Memory: the residuals of all calibration tokens (tokens x d_model) and the statistics of one decoder layer (d_in
         numbers per linear layer, or d_in^2 with `products`). Sequences run one by one, without padding.
@@ -94,7 +94,7 @@ class Layers:
     def _first_inputs(self, sequences: Sequence[Sequence[int]]) -> tuple[list[Tensor], dict[int, list[Arguments]]]:
         """The input of layer 0 for each sequence, [1, T, d_model], and the arguments of each layer by length T.
 
-        Both come from the model itself, with layers that return their input.
+        The model computes both, with layers that return their input.
         """
         device = next(self._body.parameters()).device
         hidden: list[Tensor] = []

@@ -1,9 +1,9 @@
 """Scores of single weights, and the masks of the weights that a sparsity removes. Tensors only.
 
 A mask is boolean [d_out, d_in] and true where a weight is removed. Every selection removes an exact number of weights,
-those with the smallest scores; of equal scores the first in its group is removed first. The published code of magnitude
-pruning, RIA and SparseGPT instead removes every weight whose score is at most the one at sorted position int(s n): one
-weight more, and more with ties.
+those with the smallest scores; weights with equal scores are removed in their order in the group. The published code of
+magnitude pruning, RIA and SparseGPT removes every weight whose score is at most the one at sorted position int(s n):
+one weight more, or several with ties.
 """
 
 from fractions import Fraction
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tasks.runtime.errors import InputError
 
-RIA_POWER = 0.5  # a in RIA's formula, the value of its paper and of its code
+RIA_POWER = 0.5  # a in RIA's formula; the value of its paper and its code
 
 
 class NOfM(NamedTuple):
@@ -62,7 +62,7 @@ def ria(weight: Tensor, squared_norms: Tensor) -> Tensor:
 
     Args:
         weight: [d_out, d_in].
-        squared_norms: as of `wanda`.
+        squared_norms: as for `wanda`.
     """
     size = weight.abs()
     tiny = torch.finfo(size.dtype).tiny
@@ -76,7 +76,7 @@ def removed(sparsity: float, n: int) -> int:
 
 
 def smallest(score: Tensor, count: int) -> Tensor:
-    """Mask of the `count` smallest along the last dimension, the first of equal ones. Same shape as `score`."""
+    """Mask of the `count` smallest along the last dimension; of equal scores, the first. Same shape as `score`."""
     order = score.sort(dim=-1, stable=True).indices[..., :count]
     return torch.zeros_like(score, dtype=torch.bool).scatter_(-1, order, True)
 

@@ -18,7 +18,7 @@ class Perplexity:
 
     Attributes:
         losses: mean negative log-likelihood per predicted token of each window, in nats, float64 [windows].
-        window: tokens of a window; all but the first are predicted.
+        window: the number of tokens of a window; all but the first are predicted.
     """
 
     losses: np.ndarray
@@ -40,8 +40,11 @@ class Perplexity:
 
     @property
     def stderr(self) -> float:
-        """Standard error of `loss` over the windows; NaN for a single one. It is rather too small, since neighbouring
-        windows are from the same article. The standard error of `ppl` is about `ppl` times as large."""
+        """Standard error of `loss` over the windows; NaN for a single window.
+
+        It is somewhat too small, since neighbouring windows are from the same article. The standard error of `ppl` is
+        about `ppl` times as large.
+        """
         n = len(self.losses)
         return float(self.losses.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
@@ -50,8 +53,8 @@ class Perplexity:
 def perplexity(loaded: Loaded, tokens: Sequence[int], window: int) -> Perplexity:
     """exp of the mean negative log-likelihood over non-overlapping windows of a stream of token ids.
 
-    Windows are independent; an incomplete last window is left out. For WikiText-2 the published stream is the rows of
-    the test split joined by two line feeds.
+    Windows are independent; an incomplete last window is left out. For WikiText-2, the published stream consists of the
+    rows of the test split, joined by two line feeds.
 
     Raises:
         InputError: the window has fewer than 2 tokens or more than the context, or the text is shorter than a window.

@@ -31,7 +31,7 @@ SIZE_LIMIT = 16 << 20  # bytes of the recipe; the largest models need less than 
 
 
 class CalibrationSet(Strict):
-    """The calibration sequences; `length` in tokens, `sha256` of their token ids."""
+    """The calibration sequences. `length` is in tokens; `sha256` is the hash of the token ids."""
 
     name: str
     sha256: Sha256
@@ -56,9 +56,10 @@ class Matrix(Strict):
 
 
 class SparseRecipe(Strict):
-    """How a model was pruned. `matrices` by the name of the linear layer; `masks_sha256` of the file of masks.
+    """The pruning of a model.
 
-    With `permuted` the file of masks holds for each matrix an `order` of its inputs: mask[:, order] is N:M.
+    `matrices` are by the name of the linear layer. `masks_sha256` is the hash of the file of masks. With `permuted`,
+    that file also has an `order` of the inputs of each matrix: mask[:, order] is N:M.
     """
 
     format: Literal[1] = 1
@@ -88,7 +89,7 @@ def write_recipe(
     """Writes sparse.json and masks.safetensors for a model that `prune_weights` has just pruned.
 
     Args:
-        base_sha256: of the unpruned model (`tasks.models.hashing.sha256_directory`).
+        base_sha256: the hash of the unpruned model (`tasks.models.hashing.sha256_directory`).
         calibration: the calibration set; ignored for magnitude.
     """
     tensors: dict[str, Tensor] = {}
@@ -145,14 +146,14 @@ def read_sparse_recipe(directory: Path) -> SparseRecipe:
 
 @torch.no_grad()
 def apply_recipe(loaded: Loaded, model_dir: Path, directory: Path) -> SparseRecipe:
-    """Prunes a model in place by the recipe in `directory`, to the weights of the pruned model bit for bit.
+    """Prunes a model in place by the recipe in `directory`. The weights equal those of the pruned model bit for bit.
 
     Args:
-        loaded: the unpruned model, as `tasks.models.loading.load` gives it.
+        loaded: the unpruned model, from `tasks.models.loading.load`.
         model_dir: the directory of the model.
 
     Raises:
-        InputError: as `read_sparse_recipe`, or the recipe is for another model. The model is then unchanged.
+        InputError: as for `read_sparse_recipe`, or the recipe is for another model. The model is then unchanged.
     """
     recipe = read_sparse_recipe(directory)
     actual = sha256_directory(model_dir)

@@ -1,4 +1,4 @@
-"""SparseGPT (Frantar, Alistarh 2023, arXiv 2301.00774): masks and updates of the kept weights from the inputs' Hessian.
+"""SparseGPT (Frantar, Alistarh 2023, arXiv 2301.00774): masks and updated weights from the Hessian of the inputs.
 
 Removing weights from a row w of W changes the layer's outputs by ||X^T (w - w')||^2 over the calibration tokens, a
 quadratic with Hessian H = 2 X X^T that all rows share. Columns are processed from left to right; the weights to the
@@ -11,16 +11,16 @@ from torch import Tensor
 from tasks.runtime.errors import InputError
 from tasks.sparsity.metrics import NOfM, Target, check_groups, removed, smallest
 
-DAMPING = 0.01  # of the mean of H's diagonal, added to it
+DAMPING = 0.01  # this multiple of the mean of H's diagonal is added to the diagonal
 BLOCK = 128  # columns whose mask is chosen together and whose updates are applied to later columns together
 
 
 def prune(weight: Tensor, hessian: Tensor, target: Target) -> tuple[Tensor, Tensor]:
     """Mask and new weights, both [d_out, d_in]; removed weights are zero.
 
-    Algorithm 1 of the paper, with the mask chosen over all rows of a block of columns, as in its code. int(s d_out
-    d_in) weights are removed in total, and each block has its share. The weights of an input that is never active are
-    set to zero first, so the result may have more zeros than the mask.
+    This is Algorithm 1 of the paper, with the mask chosen over all rows of a block of columns, as in its code. In all,
+    int(s d_out d_in) weights are removed, in equal proportion from each block. The weights of an input that is never
+    active are set to zero first, so the result may have more zeros than the mask.
 
     Args:
         weight: [d_out, d_in], float32 or float64; not changed.
@@ -64,7 +64,7 @@ def saliency(weight: Tensor, factor: Tensor) -> Tensor:
 def damped(hessian: Tensor) -> tuple[Tensor, Tensor]:
     """H + 0.01 mean(diag H) I in float64, with 1 on the diagonal of inputs that are never active; their mask [d_in].
 
-    In float64, since H is inverted: inputs with a few large features have condition numbers near 1e5.
+    float64 is needed since H is inverted: with a few large features, its condition number is near 1e5.
     """
     hessian = hessian.double()
     dead = hessian.diagonal() == 0
@@ -73,10 +73,10 @@ def damped(hessian: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def inverse_factor(hessian: Tensor) -> Tensor:
-    """The upper triangular U with H^-1 = U^T U, [d_in, d_in]: row j belongs to the j-th step of the elimination.
+    """The upper triangular U with H^-1 = U^T U, [d_in, d_in]. Row j is used in the j-th step of the elimination.
 
-    H = R R^T with upper triangular R is a Cholesky factorisation of H from the last row upwards, and U = R^-1. So H^-1
-    need not be computed and factorised.
+    H = R R^T with upper triangular R is a Cholesky factorisation of H from the last row upwards, and U = R^-1. So it is
+    not necessary to compute and factorise H^-1.
 
     Raises:
         InputError: H is not positive definite.
