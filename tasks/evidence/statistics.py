@@ -19,7 +19,7 @@ def standard_error(accuracy: float, n: int) -> float:
 
 
 def mcnemar(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """Compares two systems on the same rows; each array [n] says which rows one system got right.
+    """Compares two systems on the same rows; each array [n] is True where one system got the row right.
 
     Returns:
         `difference`: accuracy of the first minus that of the second.
@@ -61,8 +61,8 @@ def paired_interval(both: int, only_first: int, only_second: int, neither: int) 
         Lower and upper end of the interval of the first accuracy minus the second.
 
     Source: Newcombe 1998, Statistics in Medicine 17, 2635-2650, method 10 ("square and add"): the Wilson intervals of
-    both accuracies, combined with the correlation phi of the pairs. Unlike the normal interval it has a width where the
-    systems never disagree, and stays within -1 and 1.
+    both accuracies, combined with the correlation phi of the pairs. Unlike the normal interval, its width is not 0 if
+    the systems never disagree, and it stays within -1 and 1.
 
     Raises:
         ValueError: no rows.
@@ -89,7 +89,7 @@ def paired_interval(both: int, only_first: int, only_second: int, neither: int) 
 
 
 def holm(ps: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Adjusted p values of several tests, in their order: at most alpha where Holm's procedure rejects at level alpha.
+    """Adjusted p values of several tests, in their order. Holm's procedure at level alpha rejects those up to alpha.
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
 
@@ -105,7 +105,7 @@ def holm(ps: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float]:
-    """Spearman's rank correlation (ties share their mean rank) and its two-sided p.
+    """Spearman's rank correlation (ties get their mean rank) and its two-sided p.
 
     Both are NaN if one side is constant or there are fewer than three pairs. JSON has no NaN: write None.
 

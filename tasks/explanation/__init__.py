@@ -1,1 +1,1 @@
-"""What pruning changed: attributions of input tokens, the pruned neurons, confidence, and the option prior."""
+"""Explanations of the effect of pruning: input attributions, the pruned neurons, confidence, and the option prior."""

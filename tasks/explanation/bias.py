@@ -1,4 +1,4 @@
-"""Does pruning do more than shift the option prior? The same rows with the prior removed in other ways."""
+"""Comparison of pruning with other corrections of the option prior, to see if pruning does more than shift it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,8 +25,8 @@ def system(predicted: np.ndarray, gold: np.ndarray, width: int) -> dict[str, Any
 def best_threshold(margins: np.ndarray, gold: np.ndarray) -> float:
     """The most accurate threshold on these rows; a margin [n] above it means option 1.
 
-    Of equal ones, the nearest to 0. It is chosen on the evaluated labels, so it is an upper bound for every correction
-    of a constant prior.
+    If several are equally accurate, it is the nearest to 0. It is chosen on the evaluated labels, so its accuracy is an
+    upper bound for every correction of a constant prior.
     """
     values = np.unique(margins)
     candidates = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2, [values[-1] + 1], [0.0]])
@@ -51,11 +51,11 @@ def compare(
     priors: Sequence[np.ndarray] | None,
     gold: np.ndarray,
 ) -> dict[str, Any]:
-    """Base and pruned model unchanged, with the prior divided out and, for two options, at the best threshold.
+    """Compares base and pruned model: unchanged, divided by the prior and, for two options, at the best threshold.
 
     Args:
         base, pruned: log-probabilities of each row's options, [options].
-        priors: for each row the log priors of both models, [2, options]; None if the prompt has no content-free form.
+        priors: for each row, the log priors of both models, [2, options]; None if the prompt has no content-free form.
         gold: int64 [n].
 
     Returns:

@@ -23,7 +23,7 @@ def _bins(confidence: np.ndarray) -> np.ndarray:
 
 
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """ECE, Guo et al. Eq. 5: the mean over bins, by their rows, of |accuracy - mean confidence|; both arrays [n].
+    """ECE, Guo et al. Eq. 5: mean over bins, weighted by rows, of |accuracy - mean confidence|; both arrays [n].
 
     It is biased upward if bins have few rows.
     """
@@ -60,7 +60,7 @@ def calibration(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
 def difference(
     first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], draws: int = DRAWS
 ) -> dict[str, Any]:
-    """ECE of the first system minus that of the second, and its bootstrap standard error: rows drawn in pairs.
+    """ECE of the first system minus that of the second, and its bootstrap standard error, from paired rows.
 
     Args:
         first, second: confidence and correctness, [n] each, on the same rows.

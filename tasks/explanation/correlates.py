@@ -19,8 +19,8 @@ class Correlation:
     """The correlation of every neuron with one feature of n rows.
 
     Attributes:
-        kind: `pearson` (with a label of two values, the point-biserial coefficient) or `eta` (the correlation ratio,
-            without a sign, of a label of more).
+        kind: `pearson` (the point-biserial coefficient, if the label has two values) or `eta` (the correlation ratio,
+            without a sign, if the label has more).
         r, p, q: float64 [width]; p is two-sided, q is corrected over the neurons by Benjamini and Hochberg. None if
             the feature is constant.
     """
@@ -41,8 +41,9 @@ def surface(text: str) -> dict[str, int]:
 
 
 def option_margins(logprobs: Sequence[np.ndarray]) -> np.ndarray:
-    """float64 [n]: with two options the log-probability of the second minus that of the first, else of the most
-    probable minus that of the next.
+    """The difference of two options' log-probabilities, float64 [n].
+
+    With two options, it is the second minus the first. With more options, it is the most probable minus the next.
     """
     if all(len(row) == 2 for row in logprobs):
         return np.array([float(row[1]) - float(row[0]) for row in logprobs])
@@ -57,7 +58,7 @@ def with_feature(activations: np.ndarray, feature: np.ndarray) -> Correlation:
     x, y = activations - activations.mean(0), feature - feature.mean()
     norms = np.sqrt((x**2).sum(0) * (y**2).sum())
     r = np.clip(np.divide(y @ x, norms, out=np.zeros(x.shape[1]), where=norms > 0), -1, 1)
-    with np.errstate(divide="ignore"):  # r of 1 has an infinite t, and p of 0
+    with np.errstate(divide="ignore"):  # for r = 1, t is infinite and p is 0
         t = np.abs(r) * np.sqrt((n - 2) / (1 - r**2))
     return _corrected("pearson", n, r, 2 * stats.t.sf(t, n - 2))
 
@@ -65,8 +66,8 @@ def with_feature(activations: np.ndarray, feature: np.ndarray) -> Correlation:
 def with_label(activations: np.ndarray, gold: np.ndarray) -> Correlation:
     """Correlation with the gold option: point-biserial if there are two, else the correlation ratio.
 
-    eta^2 is the share of a neuron's variance that lies between the options, with the p of a one-way analysis of
-    variance; with two options it is the square of the point-biserial coefficient, and the p is the same.
+    eta^2 is the share of a neuron's variance between the options; p is that of a one-way analysis of variance. With two
+    options, eta^2 is the square of the point-biserial coefficient, and p is the same.
     """
     values = np.unique(gold)
     n, groups = len(gold), len(values)

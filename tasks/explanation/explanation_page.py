@@ -13,7 +13,7 @@ from tasks.evidence.jinja import templates
 from tasks.evidence.style import ACCENT, INK, LINE, MUTED, STYLE, svg
 from tasks.explanation.bias import CALIBRATED, ORACLE
 
-STRONGEST = 5  # tokens of a prompt named under it
+STRONGEST = 5  # tokens of a prompt that are listed under it
 
 WHY = {
     "gained": "wrong before, right after",

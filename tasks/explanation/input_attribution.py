@@ -35,7 +35,7 @@ from tasks.runtime.errors import InputError
 Rule = Callable[[Evaluate, tuple[Tensor, Tensor]], Integral]
 
 POWER = 4
-TOLERANCE, STABILITY, MAX_NODES = 0.05, 0.95, 64  # as `attribution` has them for neurons
+TOLERANCE, STABILITY, MAX_NODES = 0.05, 0.95, 64  # the settings of `attribution` for neurons
 
 
 def near_zero(evaluate: Evaluate, one: tuple[Tensor, Tensor]) -> Integral:
@@ -63,12 +63,12 @@ class Contrast:
 
 @dataclass(frozen=True)
 class InputAttribution:
-    """The tokens' attributions of one prompt, of the base and of the pruned model, to the same F.
+    """The attributions of the same F to the tokens of one prompt, for the base and the pruned model.
 
     Attributes:
         tokens: the text of each token, [T].
         options: indices of the option with the positive sign in F and of the other one.
-        logprobs: of the options by base and pruned model, float32 [options] each.
+        logprobs: log-probabilities of the options under the base and the pruned model, float32 [options] each.
         before, after: IG of the T tokens.
     """
 

@@ -1,4 +1,4 @@
-"""What single neurons of one layer respond to, and what they write.
+"""The contexts in which single neurons of one layer are active, and the tokens whose logits they change.
 
 A neuron's activation is the input of its column of down_proj, h_j = act(g_j) u_j; it adds h_j W_down[:, j] to the
 residual. If rows of down_proj are pruned, row j's activation is its output, which it adds to coordinate j.
@@ -24,8 +24,8 @@ class Activations:
     """Activations of one layer on n prompts.
 
     Attributes:
-        last: of all neurons at each prompt's last position, float64 [n, width].
-        chosen: of some neurons at every position, for each prompt float64 [T, chosen].
+        last: activations of all neurons at each prompt's last position, float64 [n, width].
+        chosen: activations of some neurons at every position; for each prompt, float64 [T, chosen].
     """
 
     last: np.ndarray
@@ -101,9 +101,9 @@ def direct_logits(
     """Direct logit attribution: the effect of each neuron's direction on the logits without the later layers.
 
     The direction W_down[:, j] (after the layer's post-MLP norm, if it has one) passes the model's last norm and the
-    unembedding. What biases give without a direction is subtracted, and the mean over the vocabulary, which a softmax
-    ignores. The norm rescales the direction, so the order of the tokens is meaningful, and the values belong to a
-    residual that is this direction alone. A negative activation writes the opposite.
+    unembedding. The logits of a zero direction (the effect of biases) are subtracted, and the mean over the vocabulary,
+    which a softmax ignores. The norm rescales the direction, so the order of the tokens is meaningful; the values are
+    those of a residual that consists only of this direction. A negative activation writes the opposite direction.
 
     Returns:
         float64 [neurons, vocabulary].

@@ -26,17 +26,18 @@ from tasks.runtime.progress import progress
 EXAMPLES = 4  # prompts whose tokens are attributed
 ROWS = 100  # test rows on which activations are measured
 NEURONS = 20  # in the table; the summaries cover all pruned neurons
-CONTEXTS = 5  # top-activating positions of each
-VOCABULARY = 8  # tokens raised and lowered most
+CONTEXTS = 5  # top-activating positions of each neuron
+VOCABULARY = 8  # tokens whose logits are raised most and lowered most
 LEVEL = 0.05  # of the false discovery rate
 NOTHING = np.array([], dtype=np.int64)
 
 
 def chosen_examples(predictions: pd.DataFrame, count: int = EXAMPLES) -> list[tuple[int, str]]:
-    """Indices of example rows, and why each was chosen: `gained` or `lost` its right answer by pruning, or `wrong`.
+    """Indices of example rows, and why each was chosen: it `gained` or `lost` the right answer by pruning, or `wrong`.
 
-    Half are from either direction, if available, ordered by the change of the right option's probability. If fewer
-    answers changed, rows that are wrong before and after follow, by the base model's confidence.
+    Half of them are from each direction, if available, ordered by the change of the right option's probability. If
+    fewer answers changed, they are followed by rows that are wrong before and after, ordered by the base model's
+    confidence.
     """
     before, after = (_probabilities(predictions[f"{name}_logprobs"]) for name in ("base", "pruned"))
     gold, base, pruned = (predictions[name].to_numpy() for name in ("gold", "base", "pruned"))
@@ -60,7 +61,7 @@ def input_section(
 ) -> dict[str, Any]:
     """Attributions of the tokens of some rows' own text; a row whose options have no margin is left out and counted.
 
-    The template does not move. If a row is all template, all of its tokens are attributed.
+    The tokens of the template do not move. If a row has no text of its own, all of its tokens are attributed.
     """
     head, tail = template_ends([row.prompt for row in rows.encoded])
     chosen = chosen_examples(predictions)

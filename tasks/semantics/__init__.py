@@ -1,1 +1,1 @@
-"""Neuron semantic attribution (arXiv 2503.01542): which words neurons respond to, and which words pruning silences."""
+"""Neuron semantic attribution (arXiv 2503.01542): the words of each neuron, and the effect of pruning on them."""

@@ -1,4 +1,4 @@
-"""Step 2 of neuron semantic attribution (2503.01542): how strongly every neuron responds to every word.
+"""Step 2 of neuron semantic attribution (2503.01542): the response of every neuron to every word.
 
 A neuron is a column of down_proj with the input h = act(W_gate x) * W_up x, or h = act(W_first x) without a gate. The
 paper does not define the score; here
@@ -73,10 +73,10 @@ def word_activations(
 ) -> WordActivations:
     """a(n, w) of the model inside the context `pruned`, or of the unpruned model.
 
-    Memory above the model: 4 bytes per layer, word and neuron, and one pack.
+    Memory in addition to the model: 4 bytes per layer, word and neuron, and one pack.
 
     Args:
-        pruned: a context in which the model is pruned in place and at whose end it is restored
+        pruned: a context that prunes the model in place and restores it at its end
             (`tasks.method.silence.silenced`, `tasks.sparsity.weight_pruning.sparse`).
     """
     used = [(prompt, marks) for prompt, marks in zip(positions.prompts, positions.marks, strict=True) if marks]

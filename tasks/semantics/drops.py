@@ -26,11 +26,11 @@ def mean_drop(drop: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def collapsed(drop: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Which neurons collapsed at which word."""
+    """Whether each neuron collapsed at each word."""
     return np.asarray(drop >= COLLAPSE)
 
 
 def lost(gone: npt.NDArray[np.bool_], has: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """The share of the neurons with a word, over all layers, that collapsed at it, [words]; NaN if no neuron has it."""
+    """The share, over all layers, of a word's neurons that collapsed at it, [words]; NaN if no neuron has the word."""
     own = has.sum((0, 2))
     return np.asarray(np.divide((gone & has).sum((0, 2)), own, out=np.full(own.shape, np.nan), where=own > 0))

@@ -49,7 +49,10 @@ def find_influences(
 
 
 def split_words(own: list[RowWords], examples: list[Influence | None]) -> tuple[list[str], list[str]]:
-    """The words that occur MINIMUM times: those influential in an example, most examples first, and the others."""
+    """The words with at least MINIMUM occurrences, in two lists: those that are influential in an example, and others.
+
+    The influential words are sorted by their number of examples, descending.
+    """
     frequent = [word for word, count in occurrence_counts(own).items() if count >= MINIMUM]
     examples_of = _examples_of(examples)
     kept = sorted((word for word in frequent if word in examples_of), key=lambda word: (-examples_of[word], word))
@@ -82,7 +85,7 @@ def findings(
     base: WordActivations,
     after: dict[str, np.ndarray],
 ) -> dict[str, Any]:
-    """nsa.json without `stability`: the influential words `kept`, their neurons, and what each pruning silences."""
+    """nsa.json without `stability`: the influential words `kept`, their neurons, and the effect of each pruning."""
     n = len(kept)
     of_kept = {name: values[:, :n] for name, values in after.items()}
     ids, examples_of = rows.table["id"].tolist(), _examples_of(examples)

@@ -75,7 +75,7 @@ def by_gradients(
     count: int,
     rule: Rule = near_zero,
 ) -> list[Influence | None]:
-    """By integrated gradients of the input tokens (`tasks.explanation.input_attribution`) for the model's answer.
+    """The words by integrated gradients of the input tokens (`tasks.explanation.input_attribution`) for the answer.
 
     F is the margin of the answer over the model's second choice; only the row's own tokens move. A word's attribution
     is the sum over the tokens of all its occurrences in the row; a token with characters of two words counts for both.
@@ -117,12 +117,12 @@ def by_generation(
 ) -> list[Influence | None]:
     """Asks the model itself for the words, as in the paper; the question is ours.
 
-    Decoding is greedy, at most NEW_TOKENS long, with the chat template if the tokenizer has one. Models below a few
-    billion parameters do this poorly: they repeat the first words of the text or name no words, so the list says little
-    about the answer.
+    Decoding is greedy, with at most NEW_TOKENS tokens, and uses the chat template if the tokenizer has one. Models with
+    less than a few billion parameters do this poorly: they repeat the first words of the text or name no words, so the
+    list is hardly related to the answer.
 
     Raises:
-        InputError: a row and the question are longer than the context, or as `encode_prompt`.
+        InputError: a row and the question are longer than the context, or as for `encode_prompt`.
     """
     chat = date if getattr(loaded.tokenizer, "chat_template", None) else False
     influences: list[Influence | None] = []

@@ -10,17 +10,17 @@ import numpy.typing as npt
 Scores = npt.NDArray[np.float64]
 
 FACTOR = 2.0  # a neuron has a word if its share is above this multiple of the uniform share
-WORDS_NEEDED = 3  # words that a polysemantic neuron has at least
+WORDS_NEEDED = 3  # minimum number of words of a polysemantic neuron
 
 
 def shares(a: np.ndarray) -> Scores:
-    """s(n, w) = a(n, w) / sum over w' of a(n, w'): its sum over the words is 1; 0 for a silent neuron."""
+    """s(n, w) = a(n, w) / sum over w' of a(n, w'). The sum over the words is 1, or 0 for a silent neuron."""
     total = a.sum(1, keepdims=True, dtype=np.float64)
     return np.asarray(np.divide(a, total, out=np.zeros(a.shape), where=total > 0))
 
 
 def z_scores(a: np.ndarray) -> Scores:
-    """Alternatively, a(n, w) minus the neuron's mean over the words, divided by the standard deviation, if not 0."""
+    """a(n, w) minus the neuron's mean over the words, divided by the standard deviation if that is not 0."""
     centred = a - a.mean(1, keepdims=True, dtype=np.float64)
     spread = np.broadcast_to(np.sqrt((centred**2).mean(1, keepdims=True)), a.shape)
     # The mean of equal numbers may have a rounding error.
@@ -42,7 +42,7 @@ def neurons_of(scores: Scores, word: int, count: int) -> list[tuple[int, int]]:
 
 
 def having(s: Scores, factor: float = FACTOR) -> npt.NDArray[np.bool_]:
-    """Which neuron has which word: s(n, w) > factor / words, a multiple of the uniform share."""
+    """Whether each neuron has each word: s(n, w) > factor / words, a multiple of the uniform share."""
     return np.asarray(s > factor / s.shape[1])
 
 

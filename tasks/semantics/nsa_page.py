@@ -15,10 +15,10 @@ NAMED = 5  # words in a sentence
 
 
 def render(results: dict[str, Any]) -> str:
-    """The page for the content of nsa.json; it depends on the content alone.
+    """The page for the content of nsa.json; it depends only on the content.
 
-    The content is embedded as JSON without <, > and &, so that no text of a row can end its element. The page's content
-    security policy allows only its own script, by hash, and this script writes text, never markup.
+    The content is embedded as JSON without <, > and &, so that the text of a row cannot close its element. The page's
+    content security policy allows only its own script, by hash, and this script writes text, never markup.
     """
     here = Path(__file__).parent
     script = (here / "nsa.js").read_text(encoding="utf-8")

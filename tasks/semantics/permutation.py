@@ -1,4 +1,4 @@
-"""Reliability of the findings: against random words of the same frequency, between halves of the rows and data sets."""
+"""Reliability of the findings: tests against random words of the same frequency, and agreement between data sets."""
 
 from typing import Any
 
@@ -26,9 +26,9 @@ def permutation_test(
 ) -> dict[str, Any]:
     """Tests whether the mean value of the chosen words is larger than that of random words.
 
-    Each permutation draws from every stratum, without replacement, the number of words chosen there: a set of the same
-    size and frequencies. One-sided p = (1 + number of sets with at least the chosen words' mean) / (1 + permutations)
-    (Phipson and Smyth 2010).
+    Each permutation draws from every stratum, without replacement, as many words as are chosen there. So the drawn set
+    has the same size and frequencies. One-sided p = (1 + number of sets with at least the chosen words' mean) /
+    (1 + permutations) (Phipson and Smyth 2010).
 
     Args:
         values: [words].
@@ -77,11 +77,11 @@ def matching_test(
 ) -> dict[str, Any]:
     """Tests whether the words of one data set are more similar to themselves in another than to other words there.
 
-    Each permutation assigns to every word a word of its stratum, each of them once. One-sided p as in
-    `permutation_test`, of the mean over the words of their similarity to the assigned word.
+    Each permutation permutes the words within their strata. One-sided p as in `permutation_test`, for the mean over the
+    words of their similarity to the assigned word.
 
     Args:
-        similarity: of word i in one data set and word j in the other, [words, words].
+        similarity: the similarity of word i in one data set and word j in the other, [words, words].
         strata: [words].
 
     Returns:
@@ -125,11 +125,11 @@ def halves(n: int, seed: int) -> tuple[list[int], list[int]]:
 def agreement(first: WordActivations, second: WordActivations) -> tuple[float, int]:
     """Rank correlation (Spearman) of s(n, w) over the words that occur in both, mean over the neurons of all layers.
 
-    For one neuron, s is a divided by a constant, so the ranks are the same. A neuron with equal values for all words is
-    left out.
+    For one neuron, s is a divided by a constant, so both have the same ranks. A neuron with equal values for all words
+    is left out.
 
     Returns:
-        The mean, NaN with fewer than three common words or without neurons; and the number of common words.
+        The mean (NaN with fewer than three common words or without neurons), and the number of common words.
     """
     common = (first.counts > 0) & (second.counts > 0)
     if common.sum() < 3:

@@ -68,7 +68,7 @@ def systems(
 
 
 def words(base: np.ndarray, pruned: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """For each word: the number of neurons that have it, and by layer mean |h| before and after and what collapsed.
+    """For each word: the number of neurons that have it; by layer, mean |h| before and after, and the collapsed share.
 
     Args:
         base: a(n, w) of the influential words, [layers, W, width].

@@ -25,9 +25,9 @@ class Occurrence:
     """A word in a row.
 
     Attributes:
-        word: in lower case.
-        start, end: of its characters in the row's text.
-        tokens: positions in the prompt of the tokens with its characters, ascending.
+        word: the word, normalised (`normalise`).
+        start, end: the range of its characters in the row's text.
+        tokens: the positions in the prompt of the tokens with its characters, ascending.
     """
 
     word: str
@@ -42,7 +42,7 @@ class RowWords:
 
     Attributes:
         own: positions in the prompt between the first and last tokens that all prompts share.
-        occurrences: of the words outside the template.
+        occurrences: the occurrences of words outside the template.
     """
 
     text: str
@@ -108,7 +108,7 @@ def occurrence_counts(rows: Sequence[RowWords]) -> Counter[str]:
 
 
 def contexts(rows: Sequence[RowWords], word: str, count: int) -> list[tuple[int, str, str, str]]:
-    """The first `count` occurrences of a word: index of the row, text before, the word as written, text after."""
+    """The first `count` occurrences of a word: index of the row, text before, the unnormalised word, text after."""
     occurrences = [
         (number, row.text, one) for number, row in enumerate(rows) for one in row.occurrences if one.word == word
     ]
