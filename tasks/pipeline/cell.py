@@ -46,7 +46,7 @@ class Cell:
 
     @property
     def scratch(self) -> Path:
-        """The directory of journals and timings: outside DVC, safe to delete when nothing runs."""
+        """The directory of journals and timings. It is outside DVC, and safe to delete if no step is running."""
         return self.root / "data" / "scratch" / self.model / self.benchmark
 
     @property
@@ -73,7 +73,7 @@ class Cell:
 
     @property
     def preflight(self) -> Path:
-        """How the unpruned model answers some train rows (`tasks.method.preflight`)."""
+        """The unpruned model's answers to some train rows (`tasks.method.preflight`)."""
         return self.directory / "preflight.json"
 
     @property
@@ -98,7 +98,7 @@ class Cell:
 
     @property
     def metrics(self) -> Path:
-        """What `dvc metrics show` shows of the cell."""
+        """The metrics of the cell for `dvc metrics show`."""
         return self.root / "metrics" / f"{self.name}.json"
 
     @property
@@ -134,8 +134,8 @@ def open_cell(
     """The cell of a model and a benchmark in the project in `root` (default: the working directory).
 
     Without names, it is the first of `pipeline.cells`; with one name, the first cell with that name. If no cell has it,
-    the other name is that of the first cell, or the first declared name. A dot in a name is read as the
-    `_` of params.yaml. `settings` are by default those of params.yaml.
+    the other name is that of the first cell, or the first declared name. A dot in a name is read as the `_` of
+    params.yaml. `settings` are those of params.yaml by default.
 
     Raises:
         InputError: params.yaml is wrong, a name is not declared in it, or there are neither names nor cells.

@@ -1,7 +1,7 @@
-"""Pages that are made from a cell's files on request, and whether they are current.
+"""Pages that are made from a cell's files on request, and the check that they are current.
 
-The JSON file beside a page holds the hashes of the files that it was made from and of the files written with it. It is
-written last, so a page counts as current only when all files are complete.
+The JSON file of a page holds the hashes of the files that it was made from and of the files written with it. It is
+written last, so a page is current only if all its files are complete.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ OF, WITH = "made_of", "written_with"
 
 
 def made_of(*paths: Path) -> dict[str, str]:
-    """Names and SHA-256 of the files that a page is made from. Call it before the work: they may change."""
+    """Names and SHA-256 of the files that a page is made from. Call it before reading them, since they may change."""
     return {path.name: sha256_file(path) for path in paths}
 
 
@@ -31,8 +31,8 @@ def write_page(
     """Writes the files and then the JSON file `name`.
 
     Args:
-        of: from `made_of`.
-        content: of the JSON file.
+        content: the content of the JSON file.
+        of: the result of `made_of`.
         files: bytes of the other files by name.
     """
     for file, data in files.items():

@@ -1,7 +1,7 @@
 """Hashes of the installed code, as parameters of a project outside a checkout.
 
-In a checkout the stages of dvc.yaml depend on the code itself. Elsewhere they depend on values in code.yaml, one for
-each package or module, by which DVC detects what a newer version changes.
+In a checkout, the stages of dvc.yaml depend on the code itself. Elsewhere they depend on values in code.yaml, one for
+each package or module, so that DVC detects which of them a new version changes.
 """
 
 import hashlib

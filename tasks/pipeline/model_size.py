@@ -1,4 +1,4 @@
-"""How large a model is, as far as that is known before its weights are loaded."""
+"""The size of a model, from files that can be read before its weights are loaded."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from tasks.runtime.files import read_json
 from tasks.sources.kinds import HubSource, PathSource
 
 HIDDEN, HEADS = ("hidden_size", "n_embd"), ("num_attention_heads", "n_head")  # the second name is GPT-2's
-WITHOUT_GATE = ("starcoder2", "gpt_neox", "nemotron", "biogpt")  # though they have an `intermediate_size`
+WITHOUT_GATE = ("starcoder2", "gpt_neox", "nemotron", "biogpt")  # these have an `intermediate_size`, but no gate
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class ModelSize:
 
     @property
     def multiply_adds(self) -> int:
-        """Of one token in a forward pass, without the output embedding, which only the last token of a prompt needs.
+        """For one token in a forward pass, without the output embedding, which only the last token of a prompt needs.
 
-        It is also the number of weights of the decoder's matrices. In a mixture of experts a token is given
-        to k experts only: `intermediate` is k * d_expert, and the router is left out.
+        It is also the number of weights of the decoder's matrices. In a mixture of experts, a token is routed to only k
+        experts: `intermediate` is k * d_expert, and the router is not counted.
         """
         attention = 2 * self.hidden * self.hidden * (self.heads + self.key_value_heads) // self.heads
         return self.layers * (attention + (3 if self.gated else 2) * self.hidden * self.intermediate)
@@ -41,16 +41,16 @@ def model_size(spec: ModelSpec, fetched: Path, root: Path, *, field: str) -> Mod
 
     Args:
         fetched: the directory that the step `model` writes.
-        field: of params.yaml, for messages.
+        field: the model's field in params.yaml, for messages.
 
     Raises:
-        InputError: the files do not say how large the model is.
+        InputError: a dimension is missing in the files.
     """
     if (fetched / "config.json").exists():
         return _of_config(fetched / "config.json", field=field)
     if isinstance(spec.source, PathSource):
         path = root / Path(spec.source.path).expanduser()
-        if not path.exists():  # DVC may have a copy of what was made of it
+        if not path.exists():  # DVC's cache may have the model that was made from it
             return None
         return _of_config(path / "config.json", field=field) if path.is_dir() else _of_gguf(path, field=field)
     if isinstance(spec.source, HubSource):

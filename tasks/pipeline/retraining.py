@@ -8,7 +8,7 @@ from tasks.runtime.fields import NAME, Strict
 
 
 class Schedule(Strict):
-    """When cells are retrained: those with one of the models and one of the benchmarks; an empty list means all."""
+    """The times of retraining for the cells with one of the models and benchmarks; an empty list means all."""
 
     cron: str
     timezone: str = "UTC"
@@ -24,11 +24,11 @@ class Schedule(Strict):
 
 
 class Promotion(Strict):
-    """When a challenger becomes champion, by `tasks.tracking.promotion.decide` on the same test rows.
+    """The settings of `tasks.tracking.promotion.decide`, which decides on test rows if a challenger becomes champion.
 
     Attributes:
         alpha: the level of the exact McNemar tests, for all decisions on the same test rows together.
-        margin: how far the accuracy of a challenger that is better than the base may be below the champion's.
+        margin: the largest allowed loss of accuracy against the champion, if the challenger is better than the base.
     """
 
     alpha: float = Field(default=0.05, gt=0, le=1)

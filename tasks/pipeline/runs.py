@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from tasks.pipeline.names import RENAMED_STUDIES, STUDIES, SYSTEMS, WEIGHT_METHODS
 from tasks.runtime.fields import NAME, Count, Fraction, Seed, Sha256, Strict
 
-RESERVED = ("own", "none")  # calibration sets of the study: the cell's train prompts, and that of magnitude
+RESERVED = ("own", "none")  # names of calibration sets: the cell's train prompts, and none (for magnitude)
 
 
 class StudyRun(Strict):
@@ -24,12 +24,13 @@ class StudyRun(Strict):
         benchmarks: cross_benchmark, word_neurons: the benchmarks besides the cell's; generation: benchmarks with free
             answers; calibration: benchmarks whose train prompts are further calibration sets. All must be declared.
         texts: calibration: further calibration sets, name -> file (JSONL with a `text` in each row, or plain text).
-        methods: calibration.
-        sparsities: calibration.
-        covering: calibration: beside each random draw of a calibration set, as many sequences that are chosen to cover
-            the activations of a pool four times as large.
-        pool: choice: train rows whose log-probabilities are computed; ten labeled rows are drawn from them.
-        draws: choice: how often.
+        methods: calibration: the weight-pruning methods.
+        sparsities: calibration: the fractions of the weights that are removed.
+        covering: calibration: in addition to each random draw of a calibration set, use a set of the same size that is
+            chosen to cover the activations of a pool four times as large.
+        pool: choice: the number of train rows whose log-probabilities are computed; ten labeled rows are drawn from
+            them.
+        draws: choice: the number of draws.
         sequences: calibration and bridge: the number of sequences, of 512 tokens each, in each calibration set.
         inputs: hashes of `benchmarks` and `texts`, by name (`tasks.pipeline.study_inputs`); `dsm study` writes them.
 
@@ -133,7 +134,7 @@ class SparseRun(Strict):
     Attributes:
         sparsity: the fraction of the weights of each matrix (wanda: of each row) that is removed.
         n_of_m: [2, 4] keeps 2 of every 4 consecutive weights of a row.
-        permuted: ria with n_of_m: 2 of 4 weights that RIA's channel permutation puts together.
+        permuted: ria with n_of_m: use RIA's channel permutation, so that the 4 weights need not be consecutive.
         calibration: a file of texts (JSONL with a `text` in each row, or plain text), or data/benchmarks/B for the
             train prompts of B; magnitude does not use it.
         sequences: the maximum number of calibration sequences.

@@ -38,7 +38,7 @@ class Precisions(Strict):
 
 
 class Evaluation(Strict):
-    """The random control has one draw for each of these seeds."""
+    """The seeds of the random control; each of them gives one draw."""
 
     control_seeds: list[Seed] = Field(min_length=1)
 
@@ -62,7 +62,7 @@ class ListedCell(Strict):
 
 
 class Pipeline(Strict):
-    """What `dvc repro` keeps up to date: the models and benchmarks to fetch and the cells to adapt, by name."""
+    """The models and benchmarks that `dvc repro` fetches and the cells that it adapts, by name."""
 
     models: list[str]
     benchmarks: list[str]
@@ -106,7 +106,7 @@ class Pipeline(Strict):
 
 
 def in_file(name: str) -> str:
-    """How a name of a model or benchmark is written in params.yaml: with _ for every dot."""
+    """The form of a model's or benchmark's name in params.yaml, with _ for every dot."""
     return name.replace(".", "_")
 
 
@@ -223,7 +223,7 @@ def parse_settings(text: str) -> Settings:
 
 
 def _expanded(name: Any, entry: Any) -> Any:
-    """An entry of `benchmarks` that names one of the library, expanded; any other entry as it is."""
+    """Expands an entry of `benchmarks` that names a benchmark of the library; other entries are returned unchanged."""
     if isinstance(entry, dict) and "spec" in entry:
         return library.expand(entry, field=f"benchmarks.{name}")
     return entry

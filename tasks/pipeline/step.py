@@ -27,7 +27,7 @@ def run_step(step: Callable[..., None], *, description: str, argument: str | Non
 
     The duration is written to data/scratch, outside DVC, since cached outputs must not change from run to run.
     """
-    started = sys.modules["__main__"].__spec__  # `step` may be defined in another module than the one that is run
+    started = sys.modules["__main__"].__spec__  # `step` may be defined in a module other than the one that is run
     name = started.name if started and started.name.startswith("tasks.steps.") else step.__module__
     name = name.rpartition(".")[2]
     parser = argparse.ArgumentParser(prog=f"python -m tasks.steps.{name}", description=description)
@@ -52,7 +52,7 @@ def run_main(name: str, body: Callable[[], None]) -> None:
     """Runs `body`. On bad input it prints one line and exits with 2; it exits soon after its parent processes.
 
     Args:
-        name: of the program, for messages without a file name.
+        name: the program's name, for messages without a file name.
     """
     _exit_with_parents()
     # An exception on SIGTERM: Python's default would leave temporary files.
@@ -74,7 +74,7 @@ def run_main(name: str, body: Callable[[], None]) -> None:
 
 @contextmanager
 def _temporary_files_beside(path: Path) -> Iterator[None]:
-    """Puts the temporary files of all libraries there; those of a killed step are removed: see `scratch_beside`."""
+    """Puts the temporary files of all libraries beside `path`; those of a killed step are removed: `scratch_beside`."""
     before = tempfile.tempdir
     with scratch_beside(path) as directory:
         tempfile.tempdir = str(directory)

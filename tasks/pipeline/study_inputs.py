@@ -1,6 +1,6 @@
 """Hashes of the benchmarks and text files that a study reads besides its cell, in its entry of params.yaml.
 
-The dependencies of a DVC stage cannot be a list in its entry. So the entry holds hashes, which DVC compares.
+The dependencies of a DVC stage cannot be a list in params.yaml. So the entry holds hashes, which DVC compares.
 `dsm study` writes them, and the step checks them.
 """
 

@@ -1,1 +1,1 @@
-"""What every step needs to run: files, journals, worker pools, progress, errors."""
+"""Utilities of all steps: files, journals, worker pools, progress, errors."""

@@ -23,7 +23,7 @@ from tasks.runtime.worker import groups_of, values_of
 ADDRESS = "RAY_ADDRESS"
 DEVICE = "DSM_DEVICE"
 PASSED_ON = (DEVICE, "DSM_MEMORY", "DSM_PIECES")  # variables that workers receive
-RETRIES = 3  # of a part whose worker died; a part that always kills its worker is given up
+RETRIES = 3  # of a part whose worker died; after these, the part is given up
 OBJECT_STORE_BYTES = 78643200  # the minimum that Ray accepts; nothing large passes through it
 
 
@@ -36,7 +36,7 @@ class _InputErrorFields:
 
 
 class _Actor:
-    """A worker in its own process. It is made at the first call, also after Ray has restarted a killed process."""
+    """A worker in its own process. It is created by the first call, also after Ray has restarted a killed process."""
 
     def __init__(self, make: Callable[[], Any]):
         self._make = make
@@ -61,10 +61,10 @@ class _Actor:
 
 
 class WorkStealingQueue:
-    """Hands out parts one by one to several workers.
+    """Distributes parts one by one to several workers.
 
-    Neighbouring parts share data that a worker caches. So each worker starts with a contiguous range of the parts; a
-    worker that has finished its range takes the second half of the longest remaining one.
+    Neighbouring parts share data that a worker caches. So each worker starts with a contiguous range of the parts. A
+    worker that has finished its range takes the second half of the longest remaining range.
     """
 
     def __init__(self, parts: Sequence[Any], workers: int):
@@ -139,7 +139,7 @@ def ray_pool(make: Callable[[], Any], workers: int) -> Iterator[RayPool]:
     """`workers` workers on the cluster at RAY_ADDRESS; without it, on a local Ray that ends with the context.
 
     Raises:
-        InputError: Ray is not installed, no server answers at its address, or there are too few CPUs or GPUs.
+        InputError: Ray is not installed, no server answers at RAY_ADDRESS, or there are too few CPUs or GPUs.
     """
     with _restoring_sigterm(), _connected(workers) as ray:
         signal.signal(signal.SIGTERM, _exit)
@@ -155,7 +155,7 @@ def ray_pool(make: Callable[[], Any], workers: int) -> Iterator[RayPool]:
 
 
 def resources_per_worker(nodes: Sequence[Mapping[str, float]], workers: int) -> dict[str, int]:
-    """The resources of each worker: one GPU where there are GPUs and DSM_DEVICE is not cpu, else its share of the CPUs.
+    """The resources of each worker: one GPU if there are GPUs and DSM_DEVICE is not cpu, else its share of the CPUs.
 
     Raises:
         InputError: there are more workers than GPUs, or than CPUs; or DSM_DEVICE names one GPU of several.
@@ -266,11 +266,11 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _ray_directory() -> Iterator[str]:
-    """A directory for a local Ray. `ray_watchdog` ends Ray and removes it however this context ends."""
+    """A directory for a local Ray. `ray_watchdog` ends Ray and removes it, even if this process is killed."""
     # A short path, since Ray puts sockets there.
     directory = tempfile.mkdtemp(prefix="dsm-ray-", dir=os.environ.get("TMPDIR") or "/tmp")
     argv = [sys.executable, str(Path(ray_watchdog.__file__)), directory]
-    # In its own session it survives a signal to our process group.
+    # In its own session, the watchdog survives a signal to our process group.
     with subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True):
         yield directory
         # Popen closes the pipe and waits, also after an exception.

@@ -1,4 +1,4 @@
-"""Atomic writes of files whose bytes depend on their content alone."""
+"""Atomic writes of files whose bytes depend only on their content."""
 
 import fcntl
 import hashlib
@@ -23,7 +23,7 @@ ALIVE = "alive"  # a file in a scratch directory, locked as long as the process 
 def scratch_beside(target: Path) -> Iterator[Path]:
     """An empty directory beside `target`, removed at the end.
 
-    After SIGKILL it stays; the next call for the same target removes directories whose process is gone.
+    SIGKILL leaves it; the next call for the same target removes directories whose process has ended.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for old in target.parent.glob(f".{_escaped(target.name)}.????????.dsm"):
@@ -68,8 +68,8 @@ def _take(scratch: Path) -> IO[str] | None:
 def replacing(target: Path) -> Iterator[Path]:
     """Yields a temporary path beside `target`; on success the file or directory written there replaces `target`.
 
-    On an error it is removed and `target` keeps its old content. Permissions follow the umask, whatever library wrote
-    the files. A file is replaced in one step.
+    On an error, the temporary path is removed and `target` keeps its old content. Permissions follow the umask, even if
+    the library that wrote the files does not. A file is replaced in one step.
 
     Example:
         >>> with replacing(Path("grid.json")) as temporary:
@@ -80,7 +80,7 @@ def replacing(target: Path) -> Iterator[Path]:
         yield temporary
         of_files, of_directories = (S_IMODE(path.stat().st_mode) for path in (scratch.parent / ALIVE, scratch))
         for path in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
-            # safetensors and tempfile make files that only their owner can read.
+            # safetensors and tempfile create files that only their owner can read.
             path.chmod(of_directories if path.is_dir() else of_files)
             _fsync(path)
         if target.is_dir() and not target.is_symlink():
@@ -139,7 +139,7 @@ def sha256_json(value: Any) -> str:
 
 
 def existing_path(name: str, *, field: str, root: Path) -> Path:
-    """A local path, taken relative to the project's directory `root`.
+    """A local path, relative to the project's directory `root`.
 
     Raises:
         InputError: there is no such file or directory.

@@ -1,7 +1,7 @@
-"""Kills the processes of a local Ray and removes its directory once the process that started Ray has ended.
+"""Kills the processes of a local Ray and removes its directory after the process that started Ray has ended.
 
 Ray's own processes notice the death of their parent, but some need a minute for it. This module runs as a script. Its
-stdin is a pipe from the parent, to which nothing is written: the end of the pipe, also by SIGKILL, is the signal.
+stdin is a pipe from the parent. Nothing is written to it; it is closed when the parent ends, also by SIGKILL.
 """
 
 import os
@@ -13,11 +13,14 @@ from contextlib import suppress
 
 import psutil
 
-INTERVAL = 1.0  # seconds between two scans; younger processes are left to Ray
+INTERVAL = 1.0  # seconds between two scans; processes that are started after the last scan are left to Ray
 
 
 def watch(parent: psutil.Process, directory: str) -> None:
-    """Until stdin ends, collects the children of `parent` that name `directory` in their command line, and theirs."""
+    """Collects the children of `parent` with `directory` in their command line, and their children, until stdin ends.
+
+    Then it kills them and removes the directory.
+    """
     seen: set[psutil.Process] = set()
     while not select.select([sys.stdin], [], [], INTERVAL)[0]:
         seen = {process for process in seen if process.is_running()} | set(_family(parent, directory))

@@ -1,7 +1,7 @@
 """CPU and memory that a step uses, sampled while it runs.
 
-`mlflow.enable_system_metrics_logging` samples the same, but only inside an active MLflow run. Steps run as stages of
-DVC, before the flow starts a run and without MLflow, so they sample here and the run logs the samples later.
+`mlflow.enable_system_metrics_logging` takes the same samples, but only inside an active MLflow run. Steps run as stages
+of DVC, without MLflow and before the flow starts a run. So they take samples here, and the run logs them later.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""Long work in parts, computed in this process or by several workers on Ray. Finished parts go to the journal."""
+"""Long work in parts, computed in this process or by workers on Ray. Finished parts are written to the journal."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +52,7 @@ def worker_pool(make: Callable[[], Worker]) -> Iterator[WorkerPool]:
 
 
 def run_here(worker: Worker, parts: Sequence[Any], journal: Journal, **more: Any) -> dict[Any, Any]:
-    """`run_parts` by a worker that is in this process already."""
+    """`run_parts` with an existing worker in this process."""
     return run_parts(_LocalPool(lambda: worker), parts, journal, **more)
 
 
@@ -60,7 +60,7 @@ def worker_count() -> int:
     """The number of workers on Ray, from DSM_WORKERS. 0, the default, means this process without Ray.
 
     Raises:
-        InputError: it is not a whole number from 0.
+        InputError: DSM_WORKERS is not a whole number from 0.
     """
     text = os.environ.get(WORKERS) or "0"
     if not (text.isascii() and text.isdigit()):

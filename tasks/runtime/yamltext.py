@@ -1,4 +1,4 @@
-"""Untrusted YAML, read within limits or refused in one line."""
+"""Reads untrusted YAML within limits; other YAML is refused with a message of one line."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ import yaml
 
 from tasks.runtime.errors import InputError
 
-TEXT_LIMIT = 4 << 20  # characters; a real file has some thousand
-NODE_LIMIT = 1_000_000  # with aliases expanded: a few nested ones can expand to billions
+TEXT_LIMIT = 4 << 20  # characters; a real file has a few thousand
+NODE_LIMIT = 1_000_000  # with expanded aliases: a few nested aliases can expand to billions of nodes
 
 
 def read_yaml(text: str, *, field: str) -> Any:
-    """The value of the one document in `text`. `field` is what a message calls the text.
+    """The value of the single document in `text`. `field` is the name of the text in messages.
 
     Raises:
-        InputError: not YAML, too large, nested too deeply, or with a key that occurs twice in one mapping.
+        InputError: the text is not YAML, too large, nested too deeply, or a mapping has the same key twice.
     """
     if len(text) > TEXT_LIMIT:
         raise InputError(field, f"has {len(text)} characters; the limit is {TEXT_LIMIT}")

