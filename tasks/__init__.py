@@ -1,1 +1,1 @@
-"""The steps of the pipeline (one short module each) and the packages they stand on."""
+"""The steps of the pipeline (one short module each) and the packages that they use."""

@@ -7,7 +7,7 @@ from tasks.runtime.files import replacing, write_json
 
 
 def store(cell: Cell) -> None:
-    """Writes data/benchmarks/<benchmark>/: train.parquet, test.parquet, and columns.json if not all are texts."""
+    """Writes data/benchmarks/<benchmark>/: train.parquet, test.parquet, and columns.json if a column is not text."""
     prepared = prepare(cell.benchmark, cell.benchmark_spec, cell.root)
     with replacing(cell.benchmark_dir) as target:
         target.mkdir()

@@ -28,8 +28,8 @@ def nsa(cell: Cell) -> None:
     """Writes nsa.json, nsa.safetensors and nsa.html from the cell's recipe, adaptation set and test rows.
 
     Raises:
-        InputError: one of these does not exist, the cell is not under `nsa` in params.yaml, no influential word occurs
-            often enough, or the model is a mixture of experts.
+        InputError: one of these does not exist, the cell has no entry in `nsa` of params.yaml, no influential word
+            occurs often enough, or the model is a mixture of experts.
     """
     for path in (cell.test, cell.samples, cell.pruned):
         if not path.exists():
@@ -68,7 +68,7 @@ def _run(cell: Cell) -> NsaRun:
 
 
 def _inputs(cell: Cell, run: NsaRun) -> list[Any]:
-    """What the influential words depend on."""
+    """The inputs that determine the influential words."""
     return [run.rows, run.words, run.by, recorded_hash(cell.model_dir), sha256_file(cell.test)]
 
 

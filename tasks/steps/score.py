@@ -22,7 +22,7 @@ from tasks.runtime.work import run_parts, worker_pool
 
 
 def score(cell: Cell) -> None:
-    """Writes scores, completeness gaps and node counts of every layer; warns where the integral did not converge.
+    """Writes scores, completeness gaps and node counts of every layer; warns if an integral did not converge.
 
     The scores are signed; the header's `ranking` gives their order (`Scores.ranked`).
     """
@@ -63,7 +63,7 @@ def _warn(scores: Scores, settings: Attribution) -> None:
 
 
 def _tell_unreached(scores: Scores) -> None:
-    """Says how many experts of a mixture of experts no token of the adaptation set is given to."""
+    """Prints the number of experts of a mixture of experts to which no token of the adaptation set is routed."""
     if experts := scores.header.get("experts"):
         number = sum(map(len, experts["unreached"]))
         print(

@@ -23,7 +23,7 @@ from tasks.runtime.work import run_parts, worker_pool
 
 
 def transfer(cell: Cell) -> None:
-    """Writes the grid on test rows and its comparison with the grid on the adaptation set. Nothing is chosen by it."""
+    """Writes the grid on test rows and its comparison with the grid on the adaptation set. It chooses nothing."""
     limit = cell.benchmark_spec.limits.transfer
     if not limit:
         write_parquet(cell.transfer_grid, empty_grid())

@@ -21,7 +21,7 @@ from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.step import run_main
 from tasks.runtime.errors import InputError
 
-WORDS = 8  # tokens of the free answer
+WORDS = 8  # maximum number of tokens of the free answer
 SYSTEMS = ("base", "pruned")
 
 
@@ -29,7 +29,7 @@ class Pair:
     """The two models of a finished cell, which share the weights of the base.
 
     Raises:
-        InputError: the cell is not finished, or its recipe is for another model than the stored one.
+        InputError: the cell is not finished, or its recipe is for a model other than the stored one.
     """
 
     def __init__(self, cell: Cell):
@@ -44,7 +44,7 @@ class Pair:
         self.stack = DecoderStack(self.loaded.model)
 
     def answer(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The probability of each option among the options, and the continuation by each model."""
+        """The probability of each option among the options, and the continuation, for each model."""
         prompt, options = ask(self.spec, row)
         encoded = encode(self.loaded.tokenizer, prompt, options, self.stack.context, chat=self.spec.chat)
         sets = [np.array([], dtype=np.int64), np.array(self.recipe.neurons, dtype=np.int64)]
@@ -68,7 +68,7 @@ class Pair:
 
 
 def as_lines(answer: dict[str, Any]) -> list[str]:
-    """The answers as a small table; a star marks the option that a model chooses."""
+    """The answers as a small table; a star marks the most probable option of a model."""
     width = max(len(repr(option)) for option in ["option", *answer["options"]])
     lines = [f"{'option':<{width}}  {'base':>7}    {'pruned':>7}"]
     for i, option in enumerate(answer["options"]):
@@ -89,7 +89,7 @@ def main(arguments: argparse.Namespace) -> None:
     while (row := _typed(pair.fields)) is not None:
         try:
             _show(pair, row, as_json=arguments.json)
-        except InputError as error:  # the next row may be right
+        except InputError as error:  # the next row may be valid
             print(f"error: {error}", file=sys.stderr, flush=True)
 
 

@@ -28,7 +28,13 @@ NOTHING = np.array([], dtype=np.int64)
 
 @dataclass(frozen=True)
 class Outcome:
-    """Correctness of one model on n rows, bool [n] each: most probable option, the same per character, exact match."""
+    """Correctness of one model on n rows, bool [n] each.
+
+    Attributes:
+        right: of the most probable option.
+        normed: of the most probable option per character.
+        exact: of the exact match.
+    """
 
     right: npt.NDArray[np.bool_]
     normed: npt.NDArray[np.bool_]
@@ -43,7 +49,7 @@ class Outcome:
 
 
 def rows_for(wanted: str | None, settings: Settings, root: Path, limit: int | None) -> tuple[str, pd.DataFrame]:
-    """The name of a benchmark and its test rows: those of the pipeline if it has them, else prepared now."""
+    """The name of a benchmark and its test rows: those of the pipeline if they exist; otherwise they are prepared."""
     text = wanted or next(iter(settings.pipeline.benchmarks), None)
     if text is None:
         raise InputError("benchmark", "is missing: the model does not say for which it was made; name one")

@@ -21,7 +21,7 @@ from tasks.studies.context import Record, StudyContext, accuracy_record, pair_co
 
 METHOD: Method = "wanda"
 SPARSITY = 0.5
-SPARED = 0.1  # of the neurons of every layer
+SPARED = 0.1  # fraction of the neurons of every layer
 WEIGHTS = f"{METHOD.capitalize()} {SPARSITY:.0%}"
 
 

@@ -1,4 +1,4 @@
-"""The studies by name and how each is computed. Their questions are in tasks/evidence/studies.yaml."""
+"""The studies by name, with their functions. Their questions are in tasks/evidence/studies.yaml."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,12 +38,12 @@ class Study:
     """A study.
 
     Attributes:
-        compute: gives the records of a part, or other JSON objects; parts can be computed in any order.
-        parts: gives the names of the parts.
-        finish: makes the table of all that the parts gave.
-        evaluate: instead of `finish`: makes the table of what the parts gave with the results of recipes on test rows.
-        arrays: what is kept beside the table, by name.
-        unit: of `Record.value`.
+        compute: returns the records of a part, or other JSON objects; parts can be computed in any order.
+        parts: returns the names of the parts.
+        finish: returns the table from the values of all parts.
+        evaluate: used instead of `finish`: returns the table from the values and the results of recipes on test rows.
+        arrays: returns arrays that are stored with the table, by name.
+        unit: the unit of `Record.value`.
         x: the label of the numeric axis, for studies whose records have an `x`.
     """
 
@@ -59,7 +59,7 @@ class Study:
 def _over(
     merge: Callable[[list[Record]], list[Record]],
 ) -> Callable[[list[dict[str, Any]], StudyRun, Search], list[Record]]:
-    """The records, merged."""
+    """A `finish` that merges the records."""
     return lambda values, run, search: merge(_records(values, run, search))
 
 

@@ -12,12 +12,12 @@ from tasks.runtime.usage import peak_memory
 from tasks.studies.context import Record, StudyContext, accuracy_record, counts
 from tasks.studies.systems import systems
 
-SEARCHED = ("pruned", "random", "random_searched")  # choose layer and fraction by the grid
+SEARCHED = ("pruned", "random", "random_searched")  # these choose layer and fraction by the grid
 SEEDED = ("random", "random_searched")  # one draw for each of evaluation.control_seeds
 
 
 def parts(context: StudyContext) -> list[str]:
-    """`system` or `system seed`."""
+    """The names of the parts, `system` or `system seed`."""
     seeds = context.settings.evaluation.control_seeds
     names = ["base", "pruned"]
     for name in context.run.systems:

@@ -1,4 +1,4 @@
-"""Study `cross_benchmark`: pruned on one benchmark, evaluated on others, such as other languages of it."""
+"""Study `cross_benchmark`: models pruned on one benchmark and evaluated on others, such as its other languages."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def parts(context: StudyContext) -> list[str]:
 
 
 def compute(context: StudyContext, part: str) -> list[Record]:
-    """The unpruned model on this benchmark, and the model pruned on it on every benchmark."""
+    """The accuracies of the unpruned model on this benchmark, and of the model pruned on it on every benchmark."""
     recipe, seconds = _adapted(context, part)
     records: list[Record] = []
     for benchmark in parts(context):

@@ -1,8 +1,8 @@
-"""Study `generation`: does pruning change what the model says when nothing restricts it to the options?
+"""Study `generation`: the effect of pruning on answers that are not restricted to the options.
 
-Choice and comparison are by exact match of the greedily decoded answer. Teacher forcing suffices: greedy decoding gives
-an answer if and only if each of its tokens is the most probable one after those before it. Besides the cell's own
-benchmark, the study takes benchmarks with free answers, where any accepted answer is right.
+Models are chosen and compared by exact match of the greedily decoded answer. Teacher forcing suffices: greedy decoding
+gives an answer if and only if each of its tokens is the most probable one after those before it. In addition to the
+cell's benchmark, the study uses benchmarks with free answers, where any accepted answer is right.
 """
 
 import pandas as pd
@@ -25,10 +25,10 @@ def parts(context: StudyContext) -> list[str]:
 
 
 def compute(context: StudyContext, part: str) -> list[Record]:
-    """The exact matches of the unpruned model, of the cell's recipe, and of one that is chosen by exact match.
+    """The exact matches of the unpruned model, of the cell's recipe, and of a recipe that is chosen by exact match.
 
-    On a benchmark with free answers the latter has scores and examples from the train split of this benchmark; the
-    examples are drawn with the cell's size and seed.
+    On a benchmark with free answers, the scores and examples of the latter are from the train split of this benchmark;
+    the examples are drawn with the cell's size and seed.
     """
     own = part == context.cell.benchmark
     test = context.test_of(part)
@@ -64,6 +64,6 @@ def _examples(context: StudyContext, benchmark: str) -> tuple[pd.DataFrame, Scor
     if settings.attribution.target in ON_OPTIONS:
         problem = f"{settings.attribution.target} needs options, and {benchmark} has free answers; use max_logit"
         raise InputError("attribution.target", problem)
-    adaptation = settings.adaptation.model_copy(update={"selection": "random"})  # there is no option to be right with
+    adaptation = settings.adaptation.model_copy(update={"selection": "random"})  # other selections need a right option
     table = draw(context.rows_of(benchmark)[0], context.stack, tokenizer, adaptation)
     return table, score_rows(context.stack, tokenizer, table, settings.attribution)

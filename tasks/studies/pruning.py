@@ -38,8 +38,8 @@ def fractions(context: StudyContext) -> list[Record]:
 def layers(context: StudyContext) -> list[Record]:
     """Several layers pruned together, greedily: each search runs with the previous choices silenced.
 
-    Scores are those of the unpruned model. It stops after four rounds, or when neither accuracy nor margin on the
-    examples improves.
+    Scores are those of the unpruned model. The search stops after four rounds, or when neither accuracy nor margin on
+    the examples improves.
     """
     stack, rows, base = context.stack, context.samples, context.correct(context.base)
     records = [context.base_record()]
@@ -66,7 +66,7 @@ def _rank(answers: Answers, rows: Rows) -> tuple[float, float]:
 
 
 def transfer(context: StudyContext) -> list[Record]:
-    """Appendix D: does the grid on the examples rank like the grid on test rows? Reads the cell's transfer step.
+    """Appendix D: compares the ranks of the grid on the examples with those on test rows, by the cell's transfer step.
 
     Raises:
         InputError: the cell has no transfer check.

@@ -14,7 +14,7 @@ from tasks.sparsity.weight_pruning import METHODS
 
 
 def systems(cell: Cell) -> dict[str, System]:
-    """All systems for this cell, after its adaptation."""
+    """All systems for this cell by name. The cell must have been adapted."""
     recipe, settings = read_recipe(cell.pruned), cell.settings
     examples = recipe.adaptation.n
     return {

@@ -1,4 +1,4 @@
-"""Weights from recipes: a plain Hugging Face directory that any tool for such models loads."""
+"""Export of pruned models as plain Hugging Face directories, which any tool for such models can load."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -34,16 +34,17 @@ def export(cell: Cell, out: Path) -> None:
 
 
 def apply(recipe: Path, model_dir: Path, out: Path, *more: Path) -> None:
-    """Writes the model in `model_dir`, pruned as the recipe says, to `out`.
+    """Writes the model in `model_dir`, pruned by the recipe, to `out`.
 
-    Several recipes of one base model prune the neurons of all of them, each in a layer of its own. Nothing guarantees
-    that their gains add up: each was chosen and evaluated alone.
+    Several recipes of one base model can be applied together, if each is for a different layer. Their gains need not
+    add up, since each was chosen and evaluated alone.
 
     Args:
-        recipe, more: files like pruned.json; or one sparse.json with its masks beside it.
+        recipe, more: files like pruned.json; or one sparse.json with its masks in the same directory.
 
     Raises:
-        InputError: not a recipe, not the model it was made for (by hash), two recipes for one layer, or `out` exists.
+        InputError: a file is not a recipe, the recipe is for another model (by hash), two recipes are for one layer, or
+            `out` exists.
     """
     sparse = [path for path in (recipe, *more) if path.name == sparse_recipe.RECIPE]
     if sparse and more:
@@ -79,7 +80,7 @@ def _write(paths: Sequence[Path], model_dir: Path, out: Path, card: str | None) 
 
 @contextmanager
 def _copy(model_dir: Path, out: Path, base_sha256: str) -> Iterator[Path]:
-    """A copy of the model to change; it becomes `out` when the body ends."""
+    """A copy of the model, which can be changed in the body and then becomes `out`."""
     if out.exists():
         raise InputError("out", f"{out} exists already; name a directory that does not")
     if not (model_dir / "config.json").is_file():
@@ -100,7 +101,7 @@ def _copy(model_dir: Path, out: Path, base_sha256: str) -> Iterator[Path]:
 def _write_sparse(directory: Path, model_dir: Path, out: Path) -> None:
     """Replaces the pruned matrices in a copy of the base model; nothing else changes.
 
-    Types stay, too, except with SparseGPT: the weights that it changed are kept in float32.
+    Types do not change either, except with SparseGPT: the weights that it has updated stay in float32.
     """
     recipe = sparse_recipe.read_sparse_recipe(directory)
     with _copy(model_dir, out, recipe.base_sha256) as temporary:
@@ -124,7 +125,7 @@ def _write_sparse(directory: Path, model_dir: Path, out: Path) -> None:
 
 
 def _silence(directory: Path, recipe: Recipe) -> None:
-    """Zeroes the rows and their biases in the safetensors files; nothing else changes, types included."""
+    """Zeroes the rows and their biases in the safetensors files; nothing else changes, also not the types."""
     places = row_places(directory, recipe)
     for path in sorted({place.file for place in places}):
         with safe_open(path, framework="pt") as file:
@@ -134,6 +135,6 @@ def _silence(directory: Path, recipe: Recipe) -> None:
             if place.file == path:
                 rows = torch.tensor(place.rows(recipe.neurons), dtype=torch.long)
                 tensor = contents[place.tensor]
-                tensor = tensor.flatten(0, 1) if tensor.dim() == 3 else tensor  # of experts that are stored together
+                tensor = tensor.flatten(0, 1) if tensor.dim() == 3 else tensor  # experts that are stored together
                 tensor.index_fill_(place.dim, rows, 0)
         save_file(contents, path, metadata=metadata)

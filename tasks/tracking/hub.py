@@ -1,4 +1,4 @@
-"""Exported models on the Hugging Face hub."""
+"""Upload of exported models to the Hugging Face hub."""
 
 import tempfile
 from pathlib import Path
@@ -12,18 +12,19 @@ from tasks.tracking.export import export
 def push(cell: Cell, repository: str, out: Path | None = None) -> str:
     """Exports the cell's pruned model and uploads it to a repository on the hub, as one commit.
 
-    A repository that does not exist is made, and is private: you make it public on its page. The token is that of
-    `hf auth login` or HF_TOKEN.
+    A repository that does not exist is created as a private one; it can be made public on its page. The token is that
+    of `hf auth login` or HF_TOKEN.
 
     Args:
         repository: organisation/name, or user/name.
-        out: the directory to export to, which stays; None: a temporary one.
+        out: the directory to export to; None means a temporary directory.
 
     Returns:
         The address of the commit.
 
     Raises:
-        InputError: not the name of a repository, no token, the hub cannot be reached or refuses, or as `export`.
+        InputError: `repository` is not a valid name, there is no token, the hub cannot be reached or refuses, or as for
+            `export`.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -47,7 +48,7 @@ def _upload(api: Any, cell: Cell, repository: str, out: Path) -> str:
 
 
 def _asked(repository: str, call: Any, *arguments: Any, **named: Any) -> Any:
-    """What a call of huggingface_hub returns; its exceptions become one line."""
+    """Calls a function of huggingface_hub; an exception becomes an InputError of one line."""
     from httpx2 import HTTPError
 
     try:

@@ -1,7 +1,7 @@
 """The registered model. MLflow runs this file when it loads a version ("models from code"); nothing is pickled.
 
-The checkpoint is a plain Hugging Face directory. Prompt template and options are the version's configuration. If every
-row of the benchmark has options of its own, the input is the prompt with its options.
+The checkpoint is a plain Hugging Face directory. The prompt template and the options are the version's configuration.
+If every row of the benchmark has its own options, the input is the prompt with its options.
 """
 
 import logging
@@ -30,7 +30,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Told(MlflowException):
-    """An error of one line for the client. For other exceptions MLflow's scoring server adds the whole request."""
+    """An error of one line for the client. To other exceptions, MLflow's scoring server adds the whole request."""
 
     def __init__(self, line: str, code: int):
         super().__init__(line, error_code=code)
@@ -43,10 +43,10 @@ class Told(MlflowException):
 
 
 class PrunedModel(PythonModel):
-    """Takes the fields of the benchmark's prompt, returns the most probable option and the probability of each.
+    """Takes the fields of the benchmark's prompt, and returns the most probable option and the probability of each.
 
     Requests from several threads are answered one after the other: a run changes hooks and the attention of the model,
-    and one request uses all cores already.
+    and a single request already uses all cores.
     """
 
     def load_context(self, context: Any) -> None:
@@ -66,8 +66,8 @@ class PrunedModel(PythonModel):
         """Renders the prompts from the rows and answers them as `answer` does.
 
         Args:
-            model_input: a column for each field of the template; if rows have options of their own, `prompt` and
-                `options`, a list.
+            model_input: a column for each field of the template; if rows have their own options, the columns `prompt`
+                and `options`, a list.
 
         Raises:
             Told: a row cannot be answered (the scoring server sends status 400 and the reason), or the model failed
@@ -103,7 +103,7 @@ class PrunedModel(PythonModel):
         return prompts, [self._options] * len(prompts)
 
     def _refuse_mixed_numbers(self, frame: pd.DataFrame) -> None:
-        """Refuses a column of integers and other numbers: a data frame does not keep whether a 3 was 3 or 3.0."""
+        """Refuses a column of integers and other numbers: a data frame does not distinguish 3 from 3.0."""
         for name, kinds in self._kinds.items():
             mixed = {"integer", "number"} <= set(kinds) and name in frame and len(frame) > 1
             if mixed and any(isinstance(value, float) and value.is_integer() for value in frame[name]):
@@ -124,7 +124,7 @@ class PrunedModel(PythonModel):
 
         Returns:
             One row per prompt: `option`, and a column `p(<option>)` for each option: softmax of the log-probabilities
-            of the options given the prompt. If rows have options of their own: `option`, and `p`, the list of them.
+            of the options given the prompt. If rows have their own options: `option`, and `p`, a list of these.
         """
         choices = options if self._options is None else [self._options] * len(prompts)
         if choices is None:
@@ -152,13 +152,13 @@ class PrunedModel(PythonModel):
 
 
 def _failed() -> Told:
-    """The client's error for the exception that is being handled, which goes to the log."""
+    """The error for the client. The exception that is being handled is logged."""
     _LOGGER.exception("a request failed")
     return Told("the model failed; the server's log says why", INTERNAL_ERROR)
 
 
 def _send_no_tracebacks() -> None:
-    """Removes the traceback from what MLflow's scoring server answers to a body that it cannot parse.
+    """Removes the traceback from the reply of MLflow's scoring server to a body that it cannot parse.
 
     MLflow has no setting for this. Other processes that load a version are not changed.
     """
