@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Nothing that is started here calls home.
+# No telemetry from the processes that are started here.
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export MLFLOW_DISABLE_TELEMETRY = true
@@ -22,10 +22,10 @@ $(BIN)/.installed: pyproject.toml constraints.txt .ci/install
 run: setup  ## adapt the default model to the default benchmark
 	dsm run
 
-# A tiny model gains nothing from a second core. Tests that share a fixture of their file stay on one (tests/conftest.py).
+# A tiny model gains nothing from a second core. Tests that share a fixture of a file run in one worker (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --durations=30
 
-test: setup  ## what one waits for after a change: each promise once
+test: setup  ## run after a change: each promise once
 	$(PYTEST) -m "not slow"
 
 test-slow: setup  ## the rest: thirty kills at random moments, cron, every store, properties on many random examples
