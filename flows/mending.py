@@ -52,7 +52,7 @@ def mend(root: Path) -> list[str]:
 
 @contextmanager
 def _broken(path: Path, is_whole: Callable[[bytes], bool], *, guard: Path) -> Iterator[bool]:
-    """A context with the answer whether the file is broken and not being written. DVC does not write it inside."""
+    """Yields whether the file is broken and no process is writing it. DVC cannot write it until the context ends."""
 
     def broken() -> bool:
         return path.exists() and not is_whole(path.read_bytes())

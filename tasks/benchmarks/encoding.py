@@ -17,7 +17,7 @@ class Encoded:
         given: the number of leading tokens of each option that are white space from the end of the prompt. The model
             need not predict them.
         merged: the prompt's last token changes when an option follows. Then the split is by position, as in
-            lm-evaluation-harness: the option is what follows the first len(prompt) tokens of prompt and option.
+            lm-evaluation-harness: the option is the rest after the first len(prompt) tokens of prompt and option.
     """
 
     prompt: list[int]
@@ -91,7 +91,10 @@ def encode(tokenizer: Any, prompt: str, options: Sequence[str], context: int, *,
 
 
 def prefix_pair(encoded: Encoded) -> tuple[int, int] | None:
-    """Indices of an option and of a longer one that it begins, so that it is never less probable; None without any."""
+    """Indices of an option and of another option that begins with it, if there are any; otherwise None.
+
+    The first of them is never less probable than the second.
+    """
     for i, first in enumerate(encoded.options):
         for j, second in enumerate(encoded.options):
             if len(first) < len(second) and second[: len(first)] == first:

@@ -41,7 +41,7 @@ def surface(text: str) -> dict[str, int]:
 
 
 def option_margins(logprobs: Sequence[np.ndarray]) -> np.ndarray:
-    """The difference of two options' log-probabilities, float64 [n].
+    """The difference of the log-probabilities of two options of each row, float64 [n].
 
     With two options, it is the second minus the first. With more options, it is the most probable minus the next.
     """

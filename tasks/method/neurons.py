@@ -4,7 +4,10 @@ import numpy as np
 
 
 def count(fraction: float, width: int) -> int:
-    """The number of neurons in a fraction of `width`, floor(fraction * width + 0.5). The paper gives no rounding."""
+    """The number of neurons in a fraction of `width`: floor(fraction * width + 0.5).
+
+    The paper does not specify the rounding.
+    """
     return int(fraction * width + 0.5)
 
 

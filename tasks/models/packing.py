@@ -85,7 +85,7 @@ class _Tree:
         children: dict[int, int] = {}
         for parent in self.parents:
             children[parent] = children.get(parent, 0) + 1
-        end = -1  # the last node of the trunk, whose nodes come first, since the first sequence begins with it
+        end = -1  # the last node of the trunk; its nodes are the first ones, since the first sequence contains them
         while children.get(end) == 1:
             end += 1
         branches: list[int] = []

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from tasks.pipeline.names import RENAMED_STUDIES, STUDIES, SYSTEMS, WEIGHT_METHODS
 from tasks.runtime.fields import NAME, Count, Fraction, Seed, Sha256, Strict
 
-RESERVED = ("own", "none")  # names of calibration sets: the cell's train prompts, and none (for magnitude)
+RESERVED = ("own", "none")  # names of calibration sets: the cell's train prompts, and no set (magnitude)
 
 
 class StudyRun(Strict):

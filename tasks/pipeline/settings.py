@@ -1,6 +1,7 @@
 """params.yaml, validated field by field.
 
-params.yaml holds only what can change a result. Device, threads and tracking address are environment variables.
+params.yaml contains only settings that can change a result. Device, threads and tracking address are environment
+variables.
 """
 
 from collections.abc import Sequence

@@ -74,7 +74,7 @@ def run_main(name: str, body: Callable[[], None]) -> None:
 
 @contextmanager
 def _temporary_files_beside(path: Path) -> Iterator[None]:
-    """Puts the temporary files of all libraries beside `path`; those of a killed step are removed: `scratch_beside`."""
+    """Puts the temporary files of all libraries beside `path`. `scratch_beside` removes those of a killed step."""
     before = tempfile.tempdir
     with scratch_beside(path) as directory:
         tempfile.tempdir = str(directory)

@@ -124,7 +124,7 @@ def pip_download(requirement: str, directory: Path) -> None:
     """
     flags = ("--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet")
     command = [sys.executable, "-m", "pip", "download", *flags, "--dest", str(directory), requirement]
-    # pip unpacks in a temporary directory. It is put beside ours, which is removed even if both processes are killed.
+    # pip unpacks in a temporary directory. It is put in ours, which is removed even if both processes are killed.
     environment = os.environ | {"TMPDIR": str(directory.parent)}
     subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
 

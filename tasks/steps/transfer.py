@@ -29,7 +29,7 @@ def transfer(cell: Cell) -> None:
         write_parquet(cell.transfer_grid, empty_grid())
         write_json(cell.transfer, {"n": 0})
         return
-    search = Search(fractions=cell.settings.search.fractions)  # every pair, whatever the search strategy
+    search = Search(fractions=cell.settings.search.fractions)  # all pairs, for every search strategy
     scores = read_scores(cell.scores)
     inputs = [recorded_hash(cell.model_dir), *map(sha256_file, (cell.test, cell.scores)), search.fractions, limit]
     with worker_pool(partial(test_grid, cell)) as workers:
