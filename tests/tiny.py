@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -41,6 +42,8 @@ from transformers import (
     Starcoder2ForCausalLM,
 )
 
+# Random examples of a test that runs for every family: sixteen families make 400 of them in `make test-slow`.
+PER_FAMILY = max(5, hypothesis.settings.default.max_examples // 8)
 VOCABULARY = 256 + 1
 SIZES = {
     "vocab_size": VOCABULARY,

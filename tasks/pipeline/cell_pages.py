@@ -62,7 +62,9 @@ def remove_stale_explanation(cell: Cell) -> None:
     for path in stale:
         path.unlink()
     if stale:
-        print(f"{cell.name}: removed explanation.html, which was made from other results; `dsm explain` makes a new one")
+        print(
+            f"{cell.name}: removed explanation.html, which was made from other results; `dsm explain` makes a new one"
+        )
 
 
 def _is_current(cell: Cell, name: str, others: tuple[str, ...]) -> bool:

@@ -23,7 +23,7 @@ from tasks.models.sweep import logits_without
 from tasks.pipeline.model_size import model_size
 from tasks.runtime.errors import InputError
 from tests.method.oracles import values_of
-from tests.tiny import EACH, MIXTURES, SIZES, VOCABULARY, tiny_model, zero_rows
+from tests.tiny import EACH, MIXTURES, PER_FAMILY, SIZES, VOCABULARY, tiny_model, zero_rows
 
 TOKEN = st.integers(0, VOCABULARY - 1)
 SEQUENCES = [[3, 1, 4, 1, 5, 9], [3, 1, 4, 2, 6]]
@@ -60,7 +60,7 @@ def test_values_and_directions_of_neurons_make_the_output_of_the_layer(family):
 
 
 @pytest.mark.parametrize("family", MIXTURES)
-@settings(max_examples=settings.default.max_examples // 2)
+@settings(max_examples=PER_FAMILY)
 @given(data=st.data())
 def test_no_prediction_depends_on_what_it_is_packed_with(family, data):
     """Every sequence alone, and all of them in one pack, with neurons of a layer silenced."""

@@ -12,7 +12,7 @@ from tasks.models.memory import Room
 from tasks.models.stack import DecoderStack
 from tasks.models.sweep import logits_without
 from tasks.runtime.errors import InputError
-from tests.tiny import ALL, MIXTURES, SIZES, VOCABULARY, linear, tiny_model, zero_rows
+from tests.tiny import ALL, MIXTURES, PER_FAMILY, SIZES, VOCABULARY, linear, tiny_model, zero_rows
 
 TOKEN = st.integers(0, VOCABULARY - 1)
 # Gemma 2 attends in eager mode, whose softmax transformers computes in float32, as it does that of routers.
@@ -24,7 +24,7 @@ def plain_logits(model, sequence, position):
 
 
 @pytest.mark.parametrize("family", [*ALL, *MIXTURES])
-@settings(max_examples=settings.default.max_examples // 2)
+@settings(max_examples=PER_FAMILY)
 @given(data=st.data())
 def test_edited_runs_equal_the_model_with_zeroed_rows(family, data):
     model = tiny_model(family)
@@ -53,7 +53,7 @@ def test_edited_runs_equal_the_model_with_zeroed_rows(family, data):
 
 
 @pytest.mark.parametrize("family", [*ALL, *MIXTURES])
-@settings(max_examples=settings.default.max_examples // 2)
+@settings(max_examples=PER_FAMILY)
 @given(data=st.data())
 def test_silenced_runs_equal_a_padded_batch_of_the_model_with_zeroed_rows(family, data):
     model = tiny_model(family)

@@ -24,7 +24,7 @@ from tasks.models.stack import DecoderStack
 from tasks.models.sweep import Path, Without, all_logits_without, gradients
 from tasks.runtime.errors import InputError
 from tests.models.everywhere import scaled_everywhere
-from tests.tiny import ALL, MIXTURES, tiny_model
+from tests.tiny import ALL, MIXTURES, PER_FAMILY, tiny_model
 
 TOKEN = st.integers(0, 256)
 SEQUENCES = st.lists(st.lists(TOKEN, min_size=1, max_size=7), min_size=1, max_size=4, unique_by=tuple)
@@ -73,7 +73,7 @@ def visits(stack):
 
 
 @pytest.mark.parametrize("family", [*ALL, *MIXTURES])
-@settings(max_examples=settings.default.max_examples // 4)
+@settings(max_examples=PER_FAMILY)
 @given(data=st.data())
 def test_gradients_of_a_sweep_are_those_of_one_path_after_the_other(family, data):
     stack = stack_of(family)
@@ -108,7 +108,7 @@ def test_gradients_of_a_sweep_are_those_of_one_path_after_the_other(family, data
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", [*ALL, *MIXTURES])
-@settings(max_examples=settings.default.max_examples // 4)
+@settings(max_examples=PER_FAMILY)
 @given(data=st.data())
 def test_logits_of_a_sweep_are_those_of_one_run_after_the_other(family, precision, data):
     stack = stack_of(family)
