@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from tests.servers import Postgres, Server, mlflow_server, postgres_programs, postgres_server
 
-# Few examples, the same ones every time; `make test-slow` takes many new ones.
+# Few examples, the same ones every time; `make test-slow` and `make test-all` take many new ones.
 hypothesis.settings.register_profile("few", max_examples=20, derandomize=True, database=None, deadline=None)
 hypothesis.settings.register_profile("many", max_examples=200, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
