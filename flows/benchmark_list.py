@@ -2,24 +2,25 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
+from flows.tables import Column
 from tasks.benchmarks import library
 from tasks.benchmarks.benchmark_spec import BenchmarkSpec, HeldOut
 from tasks.pipeline.settings import PARAMS, load_settings
 from tasks.runtime.errors import InputError
 
-COLUMNS: tuple[tuple[str, Literal["left", "right"]], ...] = (
-    ("benchmark", "left"),
-    ("train", "right"),
-    ("test", "right"),
-    ("options", "right"),
-    ("majority", "right"),
-    ("templates", "left"),
-    ("licence", "left"),
-    ("from", "left"),
+COLUMNS = (
+    Column("benchmark"),
+    Column("train", "right"),
+    Column("test", "right"),
+    Column("from", least=20),
+    Column("options", "right", optional=True),
+    Column("majority", "right", optional=True),
+    Column("templates", optional=True),
+    Column("licence", optional=True, least=20),
 )
 PAGE_COLUMNS = ("Benchmark", "Family", "Options", "Rows from", "Train", "Test", "Majority", "Licence")
 Line = tuple[str, ...]  # the name, the family, and the other columns
@@ -107,11 +108,11 @@ def _library_line(name: str, root: Path, data: str | None) -> Line:
         spec.family,
         _span([fact.train for fact in facts]),
         _span([fact.test for fact in facts]),
+        where,
         spec.choices,
         _span([fact.majority for fact in facts], ".3f"),
         ", ".join(spec.prompts),
         spec.licence,
-        where,
     )
 
 
@@ -137,11 +138,11 @@ def _declared_line(name: str, spec: BenchmarkSpec, raw: dict[str, Any], root: Pa
         family,
         _span([facts.train]),
         _span([facts.test]),
+        where,
         "by row" if isinstance(spec.options, str) else str(len(spec.options)),
         _span([facts.majority], ".3f"),
         template,
         spec.licence,
-        where,
     )
 
 

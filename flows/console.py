@@ -1,4 +1,4 @@
-"""Code that the commands of `dsm` share: the options that name a cell, and the printing of tables."""
+"""Code that the commands of `dsm` share: the options that name a cell, and the printing of JSON."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -71,16 +71,6 @@ Set = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")]
-
-
-def print_table(table: Any) -> None:
-    """Prints a rich table; without a terminal (a pipe or a log file), lines are not wrapped."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(table)
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.console import Benchmark, Data, Model, RunModel, Runnable, print_table
+from flows.console import Benchmark, Data, Model, RunModel, Runnable
+from flows.tables import print_table
 from tasks.pipeline.names import RENAMED_STUDIES, STUDIES, WEIGHT_METHODS
 from tasks.runtime.errors import InputError
 

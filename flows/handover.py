@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from flows.console import AsJson, Benchmark, Model, print_json, print_table
+from flows.console import AsJson, Benchmark, Model, print_json
+from flows.tables import print_table
 
 app = typer.Typer()
 
@@ -90,7 +91,7 @@ def evaluate(
     """Evaluate a model or a recipe beside its base on the same test rows; params.yaml stays as it is."""
     from flows.environment import step_timeout
     from flows.stages import run_command, run_stage
-    from flows.verdicts import comparison_table
+    from flows.verdicts import comparison_table, names
     from tasks.pipeline.settings import load_settings
     from tasks.runtime.files import read_json, scratch_beside
 
@@ -112,6 +113,7 @@ def evaluate(
         print_json(comparison)
     else:
         print_table(comparison_table(comparison))
+        print(*names(comparison), sep="\n")
 
 
 @app.command("try")

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import AsJson, Data, RunModel, Runnable, print_json, print_table
+from flows.console import AsJson, Data, RunModel, Runnable, print_json
+from flows.tables import Column, FittingTable, print_table
 from tasks.runtime.errors import InputError
 
 app = typer.Typer()
@@ -20,8 +21,6 @@ def plan(model: RunModel = None, benchmark: Runnable = None, data: Data = None, 
     """Show what a run would do, and about how long it would take; params.yaml stays as it is."""
     from dataclasses import asdict
 
-    from rich.table import Table
-
     from flows.declaring import preview
     from flows.plan import make_plan
 
@@ -32,23 +31,20 @@ def plan(model: RunModel = None, benchmark: Runnable = None, data: Data = None, 
         return
     for note in notes:
         print(note)
-    table = Table(title=f"{cell.model} on {cell.benchmark}", caption=made.basis)
-    for name in ("stage", "does"):
-        table.add_column(name, overflow="fold")
-    for name in ("forward passes", "minutes"):
-        table.add_column(name, justify="right")
-    for line in made.lines:
-        table.add_row(
-            line.stage,
+    columns = [Column("stage", least=20), Column("does"), Column("forward passes", "right"), Column("minutes", "right")]
+    rows = [
+        [
+            line.stage.partition("@")[0],
             line.does,
             f"{line.passes:,}" if line.passes else "",
             f"{line.seconds / 60:.1f}" if line.seconds else "",
-        )
-    table.add_section()
+        ]
+        for line in made.lines
+    ]
     passes, seconds = (sum(getattr(line, name) for line in made.lines) for name in ("passes", "seconds"))
     total = "total, estimated" + (f" for {made.assumed}" if made.assumed else "")
-    table.add_row(total, "", f"{passes:,}", f"{seconds / 60:.1f}")
-    print_table(table)
+    rows += [[], [total, "", f"{passes:,}", f"{seconds / 60:.1f}"]]
+    print_table(FittingTable(columns, rows, title=f"{cell.model} on {cell.benchmark}", caption=made.basis))
 
 
 @app.command()
@@ -186,28 +182,24 @@ def list_benchmarks(
     """Show the benchmarks of the library and of params.yaml: rows, options, licence, and where the rows come from."""
     from itertools import groupby
 
-    from rich.table import Table
-
     from flows.benchmark_list import COLUMNS, catalogue, page_table
     from tasks.pipeline.settings import PARAMS
 
     if markdown:
         print(page_table(family))
         return
-    table = Table(
-        caption="train and test: rows as published; majority: share of the commonest right option; "
-        "from: what a line in params.yaml without `source` reads"
+    caption = (
+        "train and test: rows as published; majority: share of the commonest right option; "
+        "from: what a line in params.yaml without `source` reads."
     )
-    for name, justify in COLUMNS:
-        table.add_column(name, justify=justify, overflow="fold")
+    rows: list[list[str]] = []
     for section in catalogue(Path.cwd(), data, family):
-        for title, rows in groupby(section, key=lambda row: row[1]):
-            if not section[0][0].startswith(PARAMS):
-                table.add_row(title)
-            for name, _, *cells in rows:
-                table.add_row(name, *cells)
-            table.add_section()
-    print_table(table)
+        declared = section[0][0].startswith(PARAMS) if section else True
+        for title, lines in [("", section)] if declared else groupby(section, key=lambda line: line[1]):
+            rows += [[]] if rows else []
+            rows += [[title]] if title else []
+            rows += [[name, *cells] for name, _, *cells in lines]
+    print_table(FittingTable(COLUMNS, rows, caption=caption))
 
 
 def _options(options: Any) -> str:

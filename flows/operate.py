@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from flows.console import AsJson, Benchmark, Model, print_json, print_table
+from flows.console import AsJson, Benchmark, Model, print_json
+from flows.tables import Column, FittingTable, print_table
 
 app = typer.Typer()
 
@@ -95,8 +96,6 @@ def versions(model: Model = None, benchmark: Benchmark = None, as_json: AsJson =
     """Show the registered versions of a cell, and every move of its champion."""
     from dataclasses import asdict
 
-    from rich.table import Table
-
     from tasks.pipeline.cell import open_cell
 
     cell = open_cell(model, benchmark)
@@ -107,21 +106,29 @@ def versions(model: Model = None, benchmark: Benchmark = None, as_json: AsJson =
     if as_json:
         print_json({"versions": [asdict(one) for one in entries], "moves": [asdict(move) for move in moves]})
         return
-    table = Table(title=cell.name, caption="p: exact McNemar test, pruned against base, on the n test rows of its time")
-    for name in ("version", "aliases", "made", "base", "pruned", "n", "p", "promotion"):
-        table.add_column(name, overflow="fold")
+    rows: list[list[str]] = []
     for version in entries:
         metrics = version.metrics
-        table.add_row(
-            str(version.number),
-            ", ".join(version.aliases),
-            f"{datetime.fromtimestamp(version.made / 1000, UTC):%Y-%m-%d %H:%M} UTC",
-            *(f"{metrics[f'accuracy_{name}']:.3f} ± {metrics[f'stderr_{name}']:.3f}" for name in ("base", "pruned")),
-            f"{metrics['n']:.0f}",
-            f"{metrics['p_value']:.2g}",
-            version.reason,
+        before, after = (
+            f"{metrics[f'accuracy_{name}']:.3f} ± {metrics[f'stderr_{name}']:.3f}" for name in ("base", "pruned")
         )
-    print_table(table)
+        rows += [[]] if rows else []
+        rows.append(
+            [
+                "\n".join([str(version.number), *version.aliases]),
+                f"{datetime.fromtimestamp(version.made / 1000, UTC):%Y-%m-%d\n%H:%M} UTC",
+                f"{before}\n{after}",
+                f"{metrics['n']:.0f}",
+                f"{metrics['p_value']:.2g}",
+                version.reason,
+            ]
+        )
+    columns = [
+        *(Column("version"), Column("made"), Column("base, pruned"), Column("n", "right"), Column("p", "right")),
+        Column("promotion", least=9),
+    ]
+    caption = "p: exact McNemar test, pruned against base, on the n test rows at that time."
+    print_table(FittingTable(columns, rows, title=cell.name, caption=caption))
     for move in moves:
         print(f"{move.when}: champion {move.before or 'none'} -> {move.after}, by {move.who}: {move.why}")
 

@@ -4,14 +4,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from flows.tables import Column, FittingTable
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.settings import Settings
 from tasks.runtime.files import read_json
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,7 @@ OPTIONAL = {
     "answers": "answers: how often each option was predicted.",
 }
 HEADER = ("cell", "accuracy", "exact match", *OPTIONAL)
-NAMES = 22  # characters of the first column below which an optional column goes
-GAP = 2  # characters between columns
+NAMES = 22  # characters to which the first column may shrink
 
 
 def _lines(result: Result) -> dict[str, list[str]]:
@@ -169,37 +166,11 @@ def _legend(columns: Sequence[str]) -> str:
     return " ".join([LEGEND, *(OPTIONAL[name] for name in columns if name in OPTIONAL)])
 
 
-class ResultTable:
-    """The table for a terminal. Optional columns that do not fit are left out, the last ones first.
-
-    Numbers are never broken on a terminal of 50 columns or more; a long name is folded.
-    """
-
-    def __init__(self, results: Sequence[Result]):
-        self._rows = [_lines(result) for result in results]
-
-    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
-        """What rich prints: as many columns as fit into its width."""
-        from rich.table import Table
-
-        width = {name: max(len(line) for row in self._rows for line in [name, *row[name]]) for name in HEADER}
-        names = min(width["cell"], NAMES)
-        shown = list(HEADER)
-        while len(shown) > 3 and names + sum(width[name] + GAP for name in shown[1:]) > options.max_width:
-            shown.pop()
-        table = Table(
-            title="Results on the test split", caption=_legend(shown), caption_justify="left", box=None,
-            pad_edge=False, padding=(0, GAP, 0, 0),
-        )  # fmt: skip
-        for name in shown:
-            table.add_column(name, overflow="fold", no_wrap=name != "cell")
-        for i, row in enumerate(self._rows):
-            table.add_row(*("\n".join(row[name]) for name in shown))
-            if i + 1 < len(self._rows):
-                table.add_row()
-        yield table
-
-
-def as_table(results: Sequence[Result]) -> ResultTable:
+def as_table(results: Sequence[Result]) -> FittingTable:
     """The table for a terminal."""
-    return ResultTable(results)
+    columns = [Column("cell", least=NAMES), *(Column(name, optional=name in OPTIONAL) for name in HEADER[1:])]
+    rows: list[list[str]] = []
+    for result in results:
+        rows += [[]] if rows else []
+        rows.append(["\n".join(lines) for lines in _lines(result).values()])
+    return FittingTable(columns, rows, title="Results on the test split", caption=_legend)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.console import Data, Limit, Models, Runnables, Seed, Set, print_table
+from flows.console import Data, Limit, Models, Runnables, Seed, Set
+from flows.tables import print_table
 from tasks.runtime.errors import InputError
 
 if TYPE_CHECKING:

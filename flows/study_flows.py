@@ -7,12 +7,13 @@ from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from rich.table import Table
 
 from flows.adapt import alone, run_step
 from flows.cells import edited, file_name, list_entry
+from flows.results import NAMES
 from flows.run_states import cancelled_by_ctrl_c, with_day
 from flows.stages import stages_of
+from flows.tables import Column, FittingTable
 from tasks.evidence.study_tables import markdown, table
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.runs import StudyRun
@@ -154,18 +155,16 @@ def _after_its_cell(cell: Cell, last: str) -> None:
             run_step(stage)
 
 
-def as_table(result: dict[str, Any]) -> Table:
+def as_table(result: dict[str, Any]) -> FittingTable:
     """The table for a terminal."""
     header, *rows = table(result)
-    shown = Table(
+    columns = [Column(name, "right" if i else "left", i > 1, None if i else NAMES) for i, name in enumerate(header)]
+    return FittingTable(
+        columns,
+        rows,
         title=f"{result['study']}: {result['model']} on {result['benchmark']}",
-        caption="± standard error; p: exact McNemar test against the unpruned model on the same rows",
+        caption="± standard error; p: exact McNemar test against the unpruned model on the same rows.",
     )
-    for i, name in enumerate(header):
-        shown.add_column(name, justify="right" if i else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*row)
-    return shown
 
 
 def read_study(cell: Cell, name: str) -> dict[str, Any]:
