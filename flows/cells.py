@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from flows.yaml_entries import add_entry, one_line, round_trip
+from flows.yaml_entries import add_entry, flow_style, round_trip
 from tasks.pipeline.settings import PARAMS, ListedCell, Settings, parse_settings
 from tasks.runtime.errors import InputError
 from tasks.runtime.files import write_text
@@ -50,7 +50,7 @@ def list_cell(root: Path, model: str, benchmark: str) -> list[str]:
         added = _list_names(document, models=[model], benchmarks=[benchmark])
         cells = _section(document["pipeline"], "cells")
         if cell.name not in cells:
-            add_entry(cells, cell.name, one_line(cell.model_dump()))
+            add_entry(cells, cell.name, flow_style(cell.model_dump()))
             added.append(f"pipeline.cells: {cell.name}")
         elif (listed := cells[cell.name]) != cell.model_dump():
             raise InputError(
@@ -90,7 +90,7 @@ def list_entry(root: Path, section: str, key: str, entry: dict[str, Any]) -> str
         InputError: the line would be wrong.
     """
     with edited(root) as document:
-        add_entry(_section(document, section), key, one_line(entry))
+        add_entry(_section(document, section), key, flow_style(entry))
     return f"{section}.{key}: {json.dumps(entry, ensure_ascii=False)}"
 
 
@@ -168,7 +168,7 @@ def edited(root: Path) -> Iterator[Any]:
         if document["pipeline"].get("cells") is None:  # a file of the time before the list, which dvc.yaml needs
             cells = _section(document["pipeline"], "cells")
             for name, cell in parse_settings(before).pipeline.cells.items():
-                add_entry(cells, name, one_line(cell.model_dump()))
+                add_entry(cells, name, flow_style(cell.model_dump()))
         yield document
         text = io.StringIO()
         yaml.dump(document, text)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from flows.cells import edited, unwritten
-from flows.yaml_entries import add_entry, block, one_line
+from flows.yaml_entries import add_entry, block, flow_style
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.settings import Settings, load_settings
 from tasks.pipeline.wanted import Wanted, wanted_benchmark, wanted_model
@@ -144,7 +144,7 @@ def _add(section: Any, place: str, wanted: Wanted, *, verb: str = "added") -> li
     if wanted.entry is None or wanted.name in section:  # named twice
         return []
     short = "spec" in wanted.entry
-    add_entry(section, wanted.name, one_line(wanted.entry) if short else block(wanted.entry, wanted.comment))
+    add_entry(section, wanted.name, flow_style(wanted.entry) if short else block(wanted.entry, wanted.comment))
     # The notes have what was guessed. The entry itself is long, and better read in the file.
     what = "" if wanted.notes else f": {json.dumps(wanted.entry, ensure_ascii=False)}"
     return [f"{verb} to params.yaml: {place}.{wanted.name}{what}"]
@@ -193,11 +193,11 @@ def _change(document: Any, way: list[str], value: Any) -> list[str]:
     place = document
     for part in way[:-1]:
         if not isinstance(place.get(part), dict):
-            place[part] = one_line({})
+            place[part] = flow_style({})
         place = place[part]
     before = place.get(way[-1])
     if before == value and way[-1] in place:
         return []
-    place[way[-1]] = one_line(value)
+    place[way[-1]] = flow_style(value)
     was = "" if before is None else f" (it was {json.dumps(before, default=str)})"
     return [f"changed in params.yaml: {'.'.join(way)}: {json.dumps(value, default=str)}{was}"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.tables import Column, FittingTable
+from tasks.evidence.verdict import signed
 from tasks.pipeline.cell import Cell
 from tasks.pipeline.settings import Settings
 from tasks.runtime.files import read_json
@@ -145,10 +146,6 @@ def _measure_lines(measure: Measure) -> list[str]:
         "p < 0.001" if measure.p < 0.001 else f"p = {measure.p:.2g}",
         f"random {measure.random:.3f}",
     ]
-
-
-def signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
 
 
 def _counts(numbers: Sequence[int]) -> str:

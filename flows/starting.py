@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.environment import child_environment
 from flows.stages import StepFailed
-from flows.yaml_entries import one_line, round_trip
+from flows.yaml_entries import flow_style, round_trip
 from tasks.pipeline.installed_code import CODE, code_text, key_of
 from tasks.pipeline.settings import PARAMS
 from tasks.runtime.errors import InputError
@@ -105,7 +105,7 @@ def pipeline_text() -> str:
         body["deps"] = [dep for dep in body["deps"] if not dep.startswith("tasks/")]
         if not body["deps"]:
             del body["deps"]
-        body["params"] = [*body.get("params", ()), {CODE: one_line(code)}]
+        body["params"] = [*body.get("params", ()), {CODE: flow_style(code)}]
         stages[name] = stage
     text = io.StringIO()
     yaml.dump({"stages": stages}, text)
@@ -118,7 +118,7 @@ def _settings() -> str:
     yaml = round_trip()
     document = yaml.load((FILES / "settings.yaml").read_text(encoding="utf-8"))
     for name, empty in (("models", []), ("benchmarks", []), ("cells", {})):
-        document["pipeline"][name] = one_line(empty)
+        document["pipeline"][name] = flow_style(empty)
     text = io.StringIO()
     yaml.dump(document, text)
     return text.getvalue()

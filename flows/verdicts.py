@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from flows.results import signed
 from flows.tables import Column, FittingTable
+from tasks.evidence.verdict import signed
 
 SHOWN = {"accuracy": "accuracy", "exact_match": "exact match", "acc_norm": "acc_norm"}
 

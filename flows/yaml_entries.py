@@ -33,15 +33,15 @@ def remove_entry(mapping: Any, key: str) -> None:
     _put_following(mapping, following)
 
 
-def one_line(value: Any) -> Any:
+def flow_style(value: Any) -> Any:
     """A mapping or a list that is written on one line."""
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
     line: Any
     if isinstance(value, Mapping):
-        line = CommentedMap({key: one_line(item) for key, item in value.items()})
+        line = CommentedMap({key: flow_style(item) for key, item in value.items()})
     elif isinstance(value, list):
-        line = CommentedSeq([one_line(item) for item in value])
+        line = CommentedSeq([flow_style(item) for item in value])
     else:
         return value
     line.fa.set_flow_style()
@@ -52,7 +52,7 @@ def block(value: Mapping[str, Any], comment: str = "") -> Any:
     """A mapping on several lines, what is in it on one line each; the comment stands above its first line."""
     from ruamel.yaml.comments import CommentedMap
 
-    mapping = CommentedMap({key: one_line(item) for key, item in value.items()})
+    mapping = CommentedMap({key: flow_style(item) for key, item in value.items()})
     if comment:
         mapping.yaml_set_start_comment(comment, indent=4)
     return mapping

@@ -14,7 +14,7 @@ FULL_MEMORY = re.compile(r"out of memory|can(not|'t) allocate memory|not enough 
 
 
 @contextmanager
-def one_line(field: str, problem: str, consequence: str = "") -> Iterator[None]:
+def as_input_error(field: str, problem: str, consequence: str = "") -> Iterator[None]:
     """Turns an exception that a library raises inside into a message of one line: problem, exception, consequence.
 
     An InputError is passed on, since it says more. An out-of-memory error is passed on too, since the input is not at

@@ -16,7 +16,7 @@ from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, GgufConfig
 from transformers.utils import logging
 
-from tasks.models.checks import one_line
+from tasks.models.checks import as_input_error
 from tasks.models.gguf_shards import shards, write_joined
 from tasks.models.gguf_tensors import check_report, check_tensors, set_rope_factors
 from tasks.models.gguf_tokenizer import gguf_tokenizer
@@ -89,7 +89,7 @@ def convert_gguf(file: Path, target: Path, *, name: str, field: str, dtype: torc
     """
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it prints what is refused below
-    with TemporaryDirectory() as work, one_line(field, f"{name} cannot be read as a GGUF model"):
+    with TemporaryDirectory() as work, as_input_error(field, f"{name} cannot be read as a GGUF model"):
         headers, absent = shards(file, name=name, field=field)
         if len(headers) > 1 and not absent:
             file = Path(work) / "joined.gguf"

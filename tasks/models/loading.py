@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
-from tasks.models.checks import one_line
+from tasks.models.checks import as_input_error
 from tasks.models.memory import free, keep_freed_memory
 from tasks.models.stored import NARROW, keep_as_stored, layer_matrices
 from tasks.models.structure import decoder_layers
@@ -62,7 +62,7 @@ def load(directory: Path, *, wide: bool = False) -> Loaded:
     keep_freed_memory()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it prints a table of what is refused below
-    with one_line("model", f"{directory} cannot be loaded"):
+    with as_input_error("model", f"{directory} cannot be loaded"):
         if "quantization_config" in read_json(directory / "config.json"):
             raise InputError(
                 "model", f"{directory} has quantized weights, whose rows cannot be zeroed; use the full ones"

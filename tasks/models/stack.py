@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tasks.models.attention import NAME as TREE_ATTENTION
 from tasks.models.calls import Arguments, KeysAndValues, LayerCalls, Stop
-from tasks.models.checks import check_finite, one_line
+from tasks.models.checks import as_input_error, check_finite
 from tasks.models.experts import NAME as BY_EXPERT
 from tasks.models.experts import Experts
 from tasks.models.memory import at_hand
@@ -70,7 +70,7 @@ class DecoderStack:
         self.model = model
         # A family that was never tested may raise any exception here.
         cannot = f"{type(model).__name__}: its layers cannot be re-run one by one"
-        with one_line("model", cannot, "; this family is not supported"):
+        with as_input_error("model", cannot, "; this family is not supported"):
             self._take_apart(model)
 
     def _take_apart(self, model: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers.pytorch_utils import Conv1D
 
 from tasks.method.recipe import Recipe
-from tasks.models.checks import one_line
+from tasks.models.checks import as_input_error
 from tasks.models.experts import Experts
 from tasks.models.loading import skeleton
 from tasks.models.mlp import mlp_of
@@ -57,7 +57,7 @@ def row_places(model_dir: Path, recipe: Recipe) -> list[RowPlace]:
     Raises:
         InputError: the model has other layers or rows than the recipe says, or no tensor or more than one matches.
     """
-    with one_line("model", f"{model_dir} cannot be loaded"):
+    with as_input_error("model", f"{model_dir} cannot be loaded"):
         model = skeleton(model_dir)
         of_layers, layers = layer_list(model.get_decoder())
         if recipe.layer >= len(layers):

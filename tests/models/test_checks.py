@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tasks.models.checks import one_line
+from tasks.models.checks import as_input_error
 from tasks.models.hashing import sha256_directory
 from tasks.models.stack import DecoderStack
 from tasks.runtime.errors import InputError
@@ -106,7 +106,7 @@ def test_a_full_memory_and_an_end_from_outside_are_not_masked(error):
 
 
 def test_what_was_told_already_is_not_told_again():
-    with pytest.raises(InputError, match=r"^a: b$"), one_line("model", "cannot"):
+    with pytest.raises(InputError, match=r"^a: b$"), as_input_error("model", "cannot"):
         raise InputError("a", "b")
 
 
