@@ -24,17 +24,12 @@ def shuffled(values: Any, key: Any, seed: int = 0) -> list[Any]:
     Raises:
         NotTextError: `values` is not a list, or a value is not text.
     """
-    if isinstance(values, Undefined):
-        return list(values)  # raises the error that names the missing variable
-    if not isinstance(values, list | tuple):
-        kind = "null" if is_null(values) else f"a {type(values).__name__}"
-        raise NotTextError(f"shuffled takes a list, not {kind}")
 
     def place(value: Any) -> bytes:
         content = [None if is_null(part) else text_of(part) for part in (key, value)]
         return hashlib.sha256(json.dumps(["shuffled", seed, *content]).encode("ascii")).digest()
 
-    return sorted(values, key=place)
+    return sorted(_as_list(values, "shuffled"), key=place)
 
 
 def without(value: Any, start: str, end: str) -> str:
@@ -54,12 +49,16 @@ def around(values: Any, before: str, after: str) -> list[str]:
     Raises:
         NotTextError: `values` is not a list, or a value is not text.
     """
+    return [f"{before}{text_of(value)}{after}" for value in _as_list(values, "around")]
+
+
+def _as_list(values: Any, name: str) -> list[Any]:
     if isinstance(values, Undefined):
         return list(values)  # raises the error that names the missing variable
     if not isinstance(values, list | tuple):
         kind = "null" if is_null(values) else f"a {type(values).__name__}"
-        raise NotTextError(f"around takes a list, not {kind}")
-    return [f"{before}{text_of(value)}{after}" for value in values]
+        raise NotTextError(f"{name} takes a list, not {kind}")
+    return list(values)
 
 
 FILTERS = {"around": around, "shuffled": shuffled, "without": without}
