@@ -22,7 +22,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            print("interrupted; `dsm run` goes on where it stopped", file=sys.stderr)
+            print("interrupted; `dsm run` continues where it stopped", file=sys.stderr)
             raise typer.Exit(130) from None
         except Exception as error:
             if type(error).__module__.startswith("typer."):  # usage errors and exits, which typer handles

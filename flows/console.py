@@ -59,18 +59,18 @@ Runnables = Annotated[
 ]
 Data = Annotated[str | None, typer.Option(help="A directory with the files of the library's benchmarks.")]
 Limit = Annotated[
-    int | None, typer.Option(help="Test rows, at most; written to params.yaml as the benchmark's limits.test.")
+    int | None, typer.Option(help="Maximum number of test rows; written to params.yaml as the benchmark's limits.test.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Of the draw of the ten examples; written to params.yaml.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the draw of the ten examples; written to params.yaml.")]
 Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="FIELD=VALUE",
-        help="A setting of params.yaml, such as attribution.max_nodes=8; written there. May be given several times.",
+        help="Change a setting of params.yaml, such as attribution.max_nodes=8. May be given several times.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
 
 
 def print_json(value: Any) -> None:

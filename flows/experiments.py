@@ -35,12 +35,12 @@ def study(
         bool,
         typer.Option(
             "--full",
-            help="calibration: 128 sequences, 3 sparsities, every declared benchmark's prompts unless --on says which.",
+            help="calibration: 128 sequences, 3 sparsities, and the prompts of all benchmarks unless --on is given.",
         ),
     ] = False,
     data: Data = None,
 ) -> None:
-    """Bring a study of a cell up to date, and the cell before it, and show its table."""
+    """Bring a cell and a study of it up to date, and show the table of the study."""
     from flows.declaring import Asked, declare
     from flows.environment import prepare, step_timeout
     from flows.removal import taken_back_without_result
@@ -95,11 +95,11 @@ def explain(
         bool,
         typer.Option(
             "--nsa",
-            help="Neuron Semantic Attribution instead: which words lost neurons. Brings the cell up to date before.",
+            help="Run Neuron Semantic Attribution instead: which words lost neurons. Brings the cell up to date first.",
         ),
     ] = False,
 ) -> None:
-    """Look at what the pruned neurons of a finished cell did: a page beside its report."""
+    """Explain what the pruned neurons of a finished cell did, on a page beside its report."""
     from flows.environment import step_timeout
     from tasks.pipeline.cell import open_cell
 
@@ -147,21 +147,21 @@ def studies(page: Annotated[Path, typer.Option(help="The page to write.")] = Pat
 def sparsify(
     method: Annotated[str, typer.Argument(help=f"One of {', '.join(WEIGHT_METHODS)}.")],
     target: Annotated[
-        str, typer.Option(help="The part of the weights to remove, or N:M (2:4: 2 of every 4 are kept).")
+        str, typer.Option(help="The fraction of the weights to remove, or N:M (2:4 keeps 2 of every 4).")
     ] = "0.5",
     model: Model = None,
     calibration: Annotated[
         str | None,
         typer.Option(
-            help="A benchmark of params.yaml, whose train prompts are taken, or a file of texts (JSONL with a `text` "
+            help="A benchmark in params.yaml, whose train prompts are used, or a file of texts (JSONL with a `text` "
             "each, or plain text); default: that of the first cell."
         ),
     ] = None,
     permuted: Annotated[
-        bool, typer.Option("--permuted", help="ria with N:M: put inputs together by RIA's channel permutation.")
+        bool, typer.Option("--permuted", help="ria with N:M: group the inputs by RIA's channel permutation.")
     ] = False,
 ) -> None:
-    """Prune single weights of all layers: a recipe and its masks, for `dsm apply`."""
+    """Prune single weights of all layers: write a recipe and its masks for `dsm apply`."""
     from flows.environment import prepare, step_timeout
     from flows.removal import taken_back_without_result
 
@@ -179,4 +179,4 @@ def sparsify(
             print(f"added to params.yaml, so that `dvc repro` keeps it up to date: {line}", flush=True)
         start_server(key)
         directory = flow(key)
-    print(f"{directory}: `dsm apply {directory}/sparse.json --model BASE --out DIR` makes the weights")
+    print(f"{directory}: `dsm apply {directory}/sparse.json --model BASE --out DIR` writes the weights")

@@ -15,7 +15,7 @@ app = typer.Typer()
 
 @app.command()
 def export(
-    out: Annotated[Path | None, typer.Option(help="The directory to make; must not exist.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The directory to create; must not exist.")] = None,
     push: Annotated[
         str | None,
         typer.Option(
@@ -51,9 +51,9 @@ def apply_recipe(
         typer.Argument(help="A pruned.json, or several for different layers; or a sparse.json beside its masks."),
     ],
     model: Annotated[Path, typer.Option(help="The Hugging Face directory of the base model that the recipe names.")],
-    out: Annotated[Path, typer.Option(help="The directory to make; must not exist.")],
+    out: Annotated[Path, typer.Option(help="The directory to create; must not exist.")],
 ) -> None:
-    """Apply a recipe to a copy of its base model; another model is refused by its hash."""
+    """Apply a recipe to a copy of its base model. A model with another hash is refused."""
     from tasks.tracking import export as exports
 
     exports.apply(recipe[0], model, out, *recipe[1:])
@@ -66,7 +66,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="pruned.json or sparse.json, a model directory such as `dsm export` writes, or the name of a cell or "
+            help="pruned.json or sparse.json, a model directory (as written by `dsm export`), or the name of a cell or "
             "a model in params.yaml.",
         ),
     ],
@@ -84,11 +84,11 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Test rows, at most; default: the benchmark's limits.")
+        int | None, typer.Option(min=1, help="Maximum number of test rows; default: the benchmark's limits.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a model or a recipe beside its base on the same test rows; params.yaml stays as it is."""
+    """Evaluate a model or a recipe beside its base on the same test rows; params.yaml is not changed."""
     from flows.environment import step_timeout
     from flows.stages import run_command, run_stage
     from flows.verdicts import comparison_table, names
@@ -100,7 +100,7 @@ def evaluate(
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    log(f"{model}: loads the models and the test rows")
+    log(f"{model}: loading the models and the test rows")
     if benchmark in load_settings(root).pipeline.benchmarks:
         run_stage(f"data@{benchmark}", root, timeout=timeout, log=log)
     with scratch_beside(root / "data" / "scratch" / "evaluate") as work:
@@ -120,7 +120,9 @@ def evaluate(
 def try_row(
     row: Annotated[
         str | None,
-        typer.Argument(help="The text of a row, or a JSON object with its fields; without one, rows are asked for."),
+        typer.Argument(
+            help="The text of a row, or a JSON object with its fields; without it, the command asks for rows."
+        ),
     ] = None,
     model: Model = None,
     benchmark: Benchmark = None,
@@ -133,7 +135,7 @@ def try_row(
     cell = open_cell(model, benchmark)
     arguments = ["--model", cell.model, "--benchmark", cell.benchmark, *(["--json"] if as_json else [])]
     arguments += [] if row is None else [f"--row={row}"]
-    print(f"{cell.name}: loads the model", file=sys.stderr, flush=True)
+    print(f"{cell.name}: loading the model", file=sys.stderr, flush=True)
     environment = child_environment()
     del environment["DSM_FLOW_PID"]  # there is no flow to end with
     # It takes this process's place: the terminal is its own, and so is its exit code.

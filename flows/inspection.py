@@ -18,7 +18,7 @@ app.add_typer(benchmarks, name="benchmarks")
 
 @app.command()
 def plan(model: RunModel = None, benchmark: Runnable = None, data: Data = None, as_json: AsJson = False) -> None:
-    """Show what a run would do, and about how long it would take; params.yaml stays as it is."""
+    """Show what a run would do, and about how long it would take; params.yaml is not changed."""
     from dataclasses import asdict
 
     from flows.declaring import preview
@@ -49,10 +49,10 @@ def plan(model: RunModel = None, benchmark: Runnable = None, data: Data = None, 
 
 @app.command()
 def show(
-    markdown: Annotated[bool, typer.Option("--markdown", help="As a table for a page.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the results of every cell there is."""
+    """Show the results of all cells."""
     from dataclasses import asdict
 
     from flows.results import all_results, as_markdown, as_table
@@ -87,16 +87,16 @@ def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 5000)
         raise InputError(PARAMS, f"not found in {Path.cwd()}; run from the project's directory")
     experiment = experiment_in(uri, EXPERIMENT)
     print(f"http://127.0.0.1:{port}{results_page(experiment) if experiment else ''}")
-    print("(it answers some seconds after MLflow has started; Ctrl-C ends it)", flush=True)
+    print("(it answers a few seconds after MLflow has started; Ctrl-C stops it)", flush=True)
     arguments = ["server", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", uri]
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", *arguments], child_environment())
 
 
 @app.command()
 def validate() -> None:
-    """Check params.yaml field by field, and the local files that it names: are they there, do their columns fit?
+    """Check every field of params.yaml, and the local files that it names: do they exist, do their columns match?
 
-    Nothing is downloaded, so what comes from an index or a hub is looked at by its fields only.
+    Nothing is downloaded: of sources on an index or a hub only the fields are checked.
     """
     from flows.environment import prepare
     from tasks.benchmarks.prepare import check_rows
@@ -135,9 +135,9 @@ def validate() -> None:
 
 @app.command()
 def verify(as_json: AsJson = False) -> None:
-    """Hash all results and models, and their copies in DVC's cache: do they have the bytes of dvc.lock?
+    """Hash all results and models, and their copies in DVC's cache, and compare the hashes with dvc.lock.
 
-    Ends with 1 unless all files are here and whole; also where there is nothing to verify.
+    Exits with 1 if a file is missing or damaged, and if there is nothing to verify.
     """
     from flows.integrity import look_at, outputs_of, summary
     from flows.stages import StepFailed, cache_directory
@@ -175,9 +175,11 @@ def list_benchmarks(
     data: Data = None,
     family: Annotated[
         str | None,
-        typer.Option(help="Only those of a family: sentiment, 'question answering', similarity or reasoning."),
+        typer.Option(
+            help="Only the benchmarks of one family: sentiment, 'question answering', similarity or reasoning."
+        ),
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The library alone, as a table for a page.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print only the library, as a Markdown table.")] = False,
 ) -> None:
     """Show the benchmarks of the library and of params.yaml: rows, options, licence, and where the rows come from."""
     from itertools import groupby

@@ -16,7 +16,7 @@ app = typer.Typer()
 
 @app.command()
 def retrain(model: Model = None, benchmark: Benchmark = None) -> None:
-    """Take new rows, adapt, register, and promote the challenger if the rule in params.yaml says so."""
+    """Read new rows, adapt, register, and promote the challenger if the rule in params.yaml says so."""
     from flows.environment import prepare
     from tasks.pipeline.cell import open_cell
 
@@ -58,10 +58,10 @@ def serve() -> None:
     try:  # held until this process ends
         FileLock(scratch / "serve.lock", is_singleton=True).acquire(timeout=0)
     except Timeout:
-        raise StepFailed("serve", "another `dsm serve` keeps the schedules of this project; end it first") from None
+        raise StepFailed("serve", "another `dsm serve` runs the schedules of this project; stop it first") from None
     os.environ[SERVED] = "1"
     watch_for_dead_runs()
-    print(f"{stamp()}serves, with {named_server()}", flush=True)
+    print(f"{stamp()}serving, with {named_server()}", flush=True)
     for name, schedule in settings.retrain.schedules.items():
         print(f"{stamp()}retrain/{name}: {schedule.cron} {schedule.timezone}", flush=True)
     # Prefect's own handler of SIGTERM does not await it, and Python would say so among the lines of the runs.
@@ -93,7 +93,7 @@ def deploy() -> None:
 
 @app.command()
 def versions(model: Model = None, benchmark: Benchmark = None, as_json: AsJson = False) -> None:
-    """Show the registered versions of a cell, and every move of its champion."""
+    """Show the registered versions of a cell, and every change of its champion."""
     from dataclasses import asdict
 
     from tasks.pipeline.cell import open_cell
@@ -140,7 +140,7 @@ def promote(
     model: Model = None,
     benchmark: Benchmark = None,
 ) -> None:
-    """Make a registered version the champion: a rollback, or a choice against the rule. The reason goes on record."""
+    """Make a registered version the champion: a rollback, or a choice against the rule. The reason is recorded."""
     from tasks.pipeline.cell import open_cell
 
     cell = open_cell(model, benchmark)

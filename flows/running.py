@@ -28,8 +28,8 @@ def run(
 ) -> None:
     """Bring every step of one or several cells up to date, register the results and show them.
 
-    Each model on each benchmark is a cell. What params.yaml lacks of all this is added to it, pinned; if the run fails
-    before there is a result, it is taken out again.
+    Each model on each benchmark is a cell. Entries that params.yaml lacks are added to it, pinned; they are removed
+    again if the run fails before it has a result.
     """
     from flows.declaring import Asked, declare
     from flows.environment import prepare, step_timeout
@@ -92,12 +92,12 @@ def _tell_where(cell: "Cell") -> None:
 def remove(
     cell: Annotated[str, typer.Argument(help="A name under pipeline.cells in params.yaml, such as MODEL-BENCHMARK.")],
 ) -> None:
-    """Take a cell out of params.yaml: it is not kept up to date any more. Its results stay where they are."""
+    """Remove a cell from params.yaml: it is no longer kept up to date. Its results are not deleted."""
     from flows.removal import remove_cell
 
     for line in remove_cell(Path.cwd(), cell):
-        print(f"taken out of params.yaml: {line}")
-    print("left as they are: its files in data/, their copies in DVC's cache and remotes, its registered versions")
+        print(f"removed from params.yaml: {line}")
+    print("not deleted: its files in data/, their copies in DVC's cache and remotes, its registered versions")
 
 
 @app.command("hash")
@@ -117,7 +117,7 @@ def hash_path(
 def init_project(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory, or one with your rows.")],
 ) -> None:
-    """Make a project in a directory of your own, outside a checkout; renew the dvc.yaml of one after an upgrade."""
+    """Create a project in a directory of your own, outside a checkout, or update its dvc.yaml after an upgrade."""
     from flows.starting import init
 
     for line in init(directory):

@@ -73,7 +73,7 @@ def test_a_cell_that_is_taken_out_and_put_back(project: Path, tmp_path: Path) ->
     code, out, err = call("rm", "mine-quiz")
     assert (code, err) == (0, "")
     assert out.splitlines()[:-1] == [
-        f"taken out of params.yaml: {line}"
+        f"removed from params.yaml: {line}"
         for line in ("pipeline.benchmarks: quiz", "pipeline.cells: mine-quiz", "pipeline.models: mine")
     ]
     assert yaml.safe_load((project / "params.yaml").read_text())["pipeline"] == pipeline(("tiny", "reviews"))
@@ -140,7 +140,7 @@ def test_what_others_need_stays_in_the_lists(project: Path) -> None:
     two_cells(project)
     sparse = {"method": "ria", "model": "mine", "sparsity": 0.5, "calibration": "data/benchmarks/quiz"}
     change(project, sparse={"ria": sparse})
-    assert call("rm", "mine-quiz")[1].splitlines()[0] == "taken out of params.yaml: pipeline.cells: mine-quiz"
+    assert call("rm", "mine-quiz")[1].splitlines()[0] == "removed from params.yaml: pipeline.cells: mine-quiz"
     now = load_settings(project).pipeline
     assert (now.models, now.benchmarks, list(now.cells)) == (["mine", "tiny"], ["quiz", "reviews"], ["tiny-reviews"])
 

@@ -439,7 +439,7 @@ def test_ctrl_c_ends_the_children(project: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     assert process.returncode == 130, err
-    assert err == "interrupted; `dsm run` goes on where it stopped\n"
+    assert err == "interrupted; `dsm run` continues where it stopped\n"
     assert not Path(f"/proc/{pid.read_text()}").exists()
     with closing(sqlite3.connect(project / "prefect" / "prefect.db")) as database:
         [(name, state)] = database.execute("SELECT name, state_name FROM flow_run").fetchall()

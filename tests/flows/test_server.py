@@ -155,7 +155,7 @@ def test_a_second_serve_is_refused(project: Path) -> None:
     with FileLock(project / "data" / "scratch" / "serve.lock"), answering(200, json.dumps(prefect.__version__)) as url:
         told = dsm("serve", PREFECT_API_URL=url)
     assert (told.returncode, told.stdout) == (1, "")
-    assert told.stderr == ("failed: serve: another `dsm serve` keeps the schedules of this project; end it first\n")
+    assert told.stderr == ("failed: serve: another `dsm serve` runs the schedules of this project; stop it first\n")
 
 
 @pytest.mark.real
@@ -199,7 +199,7 @@ def test_serve_says_how_it_leaves_the_deployments(project: Path, tmp_path: Path,
             lines = serve()
             assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines), lines
             assert [line[20:] for line in lines] == [
-                f"serves, with the Prefect server at {url} (PREFECT_API_URL)",
+                f"serving, with the Prefect server at {url} (PREFECT_API_URL)",
                 "retrain/yearly: 0 3 1 1 * UTC",
                 "retrain/yearly: paused until the next `dsm serve`",
             ]
