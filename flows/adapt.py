@@ -94,10 +94,10 @@ def bring_up_to_date(step: str, stage: str, readers: Sequence[str] = (), force: 
         outcome = run_stage(stage, root, timeout=step_timeout(), log=log, force=force)
         believed = outcome == "cached" and readers and not any_stale(readers, root)
         if outcome != "ran" and not believed and (lost := discard_damaged(stage, root)):
-            say(step, f"damaged on the disk, made again: {', '.join(lost)}")
+            say(step, f"damaged on disk, computed again: {', '.join(lost)}")
             outcome = run_stage(stage, root, timeout=step_timeout(), log=log)
     except Busy as busy:
-        say(step, f"waits for another process: {busy}")
+        say(step, f"waiting for another process: {busy}")
         raise
     except StepFailed as failure:
         logger.error("%s\n%s", failure, "\n".join(failure.lines))
@@ -161,11 +161,11 @@ def _acquire(lock: FileLock, cell: Cell) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say("flow", f"waits: another flow works on {cell.name}")
+        say("flow", f"waiting: another flow is working on {cell.name}")
         try:
             lock.acquire(timeout=RETRIES * RETRY_DELAY)
         except Timeout:
-            raise Busy(f"another flow works on {cell.name}") from None
+            raise Busy(f"another flow is working on {cell.name}") from None
 
 
 @contextmanager
@@ -212,7 +212,7 @@ def adapt(model: str, benchmark: str) -> Result:
         run_action("register", model, benchmark)
         result = read_result(cell)
     if result is None:
-        raise StepFailed("adapt", "all stages are up to date and yet there is no result")
+        raise StepFailed("adapt", "all stages are up to date, but there is no result")
     show(cell, result)
     return result
 
@@ -242,7 +242,7 @@ def show(cell: Cell, result: Result) -> None:
 def list_of_files(cell: Cell) -> str:
     """A list in Markdown: files as plain paths, since no browser follows a `file:` link from Prefect's pages."""
     uri = urlsplit(tracking_uri(cell.root))
-    registered = f"see it with `dsm ui`, as {cell.name}"
+    registered = f"run `dsm ui`; the model is {cell.name}"
     if uri.scheme in ("http", "https"):
         address = f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}{uri.path.rstrip('/')}"  # without a password
         registered = f"[{cell.name}]({address}/#/models/{cell.name})"

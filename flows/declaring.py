@@ -165,7 +165,7 @@ def parse_change(text: str) -> tuple[list[str], Any]:
         raise InputError("set", f"must be FIELD=VALUE, such as attribution.max_nodes=8, not {text!r}")
     if parts[0] == "pipeline":
         raise InputError(
-            "set", "does not change the lists of the pipeline; `dsm run` adds a cell, and `dsm rm` takes it out"
+            "set", "cannot change the lists of the pipeline; `dsm run` adds a cell, and `dsm rm` removes it"
         )
     return parts, read_yaml(value, field=f"set {way.strip()}")
 
@@ -182,7 +182,7 @@ def _check_setting(settings: Settings, way: list[str]) -> None:
             raise InputError("set", f"{'.'.join(way[:number])} has no fields")
         if part not in known:
             raise InputError(
-                "set", f"{'.'.join(way[: number + 1])} is no setting; there are {', '.join(sorted(known))}"
+                "set", f"{'.'.join(way[: number + 1])} is not a setting; choose from {', '.join(sorted(known))}"
             )
         place = place[part] if isinstance(place, dict) else getattr(place, part)
         if way[0] == "benchmarks" and number == 1:  # a line of the library has other fields than what it stands for

@@ -32,8 +32,8 @@ FLOW = "retrain"
 ENTRYPOINT = "flows/retrain.py:retrain"
 PREFECT = "prefect.yaml"
 HEAD = """\
-# Made by `dsm deploy` from retrain in params.yaml: change it there. `prefect deploy --all` takes it as it is.
-# A run that is due while the one before it still works waits for it.
+# Written by `dsm deploy` from `retrain` in params.yaml: make changes there. `prefect deploy --all` reads this file.
+# A run that is due while the previous one is still running waits for it.
 """
 DEAD = "dsm: runs without a heartbeat have crashed"
 BEATS = 3  # heartbeats that may be missed

@@ -34,7 +34,7 @@ def outputs_of(stages: Sequence[str] | None, root: Path) -> list[Output]:
     try:
         return [Output(str(out["path"]), str(out["md5"])) for name in names for out in locked[name].get("outs", ())]
     except (AttributeError, KeyError, TypeError):
-        raise InputError(LOCK, "holds a stage whose outs have no path and md5; take it from git again") from None
+        raise InputError(LOCK, "has a stage whose outs lack path or md5; restore it from git") from None
 
 
 def _locked(root: Path) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _locked(root: Path) -> dict[str, Any]:
     lock = read_yaml(path.read_text(encoding="utf-8"), field=LOCK) if path.exists() else None
     stages = lock.get("stages") or {} if isinstance(lock, dict) else {} if lock is None else None
     if not isinstance(stages, dict):
-        raise InputError(LOCK, "holds no mapping of stages; take it from git again")
+        raise InputError(LOCK, "has no mapping of stages; restore it from git")
     return stages
 
 
@@ -108,7 +108,7 @@ class Condition:
         return lines + [f"{path}: neither here nor in DVC's cache" for path in self.lost]
 
 
-OTHER = "has other bytes than dvc.lock says"
+OTHER = "does not match its hash in dvc.lock"
 
 
 def look_at(output: Output, root: Path, cache: Path) -> Condition:
@@ -156,14 +156,12 @@ def look_at(output: Output, root: Path, cache: Path) -> Condition:
 def summary(conditions: Sequence[Condition]) -> str:
     """How many outputs are whole, and the condition of the others."""
     whole, total = sum(one.whole for one in conditions), len(conditions)
-    text = f"{total} outputs have" if whole == total else f"{whole} of {total} outputs have"
-    text += " the bytes that dvc.lock says"
+    text = f"{total} outputs match dvc.lock" if whole == total else f"{whole} of {total} outputs match dvc.lock"
     damaged, lost = (sum(bool(getattr(one, kind)) for one in conditions) for kind in ("damaged", "lost"))
     restorable = sum(bool(one.restorable) and not one.damaged and not one.lost for one in conditions)
     if damaged or lost:
-        text += (
-            f"; {damaged} with damaged files, to be removed; {lost} with files that are neither here nor in DVC's cache"
-        )
+        text += f"; {damaged} with damaged files, which must be removed"
+        text += f"; {lost} with files that are neither here nor in DVC's cache"
     if restorable:
         text += f"; {restorable} that `dvc checkout` or `dsm run` brings back"
     uncached = sum(one.whole and one.uncached for one in conditions)

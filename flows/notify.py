@@ -34,4 +34,4 @@ def tell(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
     try:
         httpx.post(address, json=body, timeout=PATIENCE).raise_for_status()
     except httpx.HTTPError as error:
-        get_logger(__name__).warning("%s does not take the news: %s", WEBHOOK, error)
+        get_logger(__name__).warning("%s did not accept the message: %s", WEBHOOK, error)

@@ -24,7 +24,9 @@ def check_places(root: Path) -> None:
     try:
         tempfile.gettempdir()
     except OSError:
-        raise InputError("TMPDIR", "no directory for temporary files can be written; set it to one that can") from None
+        raise InputError(
+            "TMPDIR", "no directory for temporary files can be written; set it to a writable directory"
+        ) from None
     check_project(root.resolve())
     if not _may_name_a_server(root):
         check_prefect_home()
@@ -34,7 +36,7 @@ def check_places(root: Path) -> None:
 def check_project(root: Path) -> None:
     """Raises InputError if DVC or MLflow cannot work in a directory of this name."""
     if "{" in str(root) or "}" in str(root):  # tqdm, which DVC uses, reads the path as a format string
-        raise InputError("project", f"the path {str(root)!r} has a brace, and DVC fails there; move the project")
+        raise InputError("project", f"the path {str(root)!r} has a brace, which DVC does not support; move the project")
     check_path(root)
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         sqlite_uri(root / "mlflow.db")
@@ -51,10 +53,12 @@ def check_prefect_home() -> None:
         raise InputError(
             "PREFECT_HOME",
             f"{home}, where Prefect keeps its database, cannot be written ({problem}); "
-            "set PREFECT_HOME to a directory that can",
+            "set PREFECT_HOME to a writable directory",
         )
     if "?" in str(home):  # the database's address is built like MLflow's: see `sqlite_uri`
-        raise InputError("PREFECT_HOME", f"{str(home)!r} has a '?', and the address of Prefect's database ends there")
+        raise InputError(
+            "PREFECT_HOME", f"{str(home)!r} has a '?', which the address of Prefect's database cannot contain"
+        )
     database = home / "prefect.db"
     if database.exists() and not os.access(database, os.W_OK):
         raise InputError("PREFECT_HOME", f"{database} cannot be written; set PREFECT_HOME to another directory")
@@ -91,7 +95,7 @@ def check_dvc(root: Path) -> None:
         raise InputError(
             "DVC_SITE_CACHE_DIR",
             f"{index}, where DVC keeps its index, cannot be written ({problem}); "
-            "set DVC_SITE_CACHE_DIR to a directory that can",
+            "set DVC_SITE_CACHE_DIR to a writable directory",
         )
     own = Path(os.environ.get("DVC_GLOBAL_CONFIG_DIR") or f"{os.environ.get('XDG_CONFIG_HOME') or '~/.config'}/dvc")
     try:
@@ -103,7 +107,7 @@ def check_dvc(root: Path) -> None:
         raise InputError(
             "DVC_GLOBAL_CONFIG_DIR",
             f"{own}, where DVC looks for the user's settings, cannot be read ({error.strerror}); "
-            "set DVC_GLOBAL_CONFIG_DIR to a directory that can",
+            "set DVC_GLOBAL_CONFIG_DIR to a readable directory",
         ) from None
 
 

@@ -84,7 +84,7 @@ def make_plan(cell: Cell, changed: Collection[str] = ()) -> Plan:
     )
     assumed = "" if known else f"{size.multiply_adds / 1e6:.0f} million weights in {size.layers} layers"
     if assumed:
-        basis += f"; the size of {cell.model} is not known before it is fetched: these are the numbers of {assumed}"
+        basis += f"; the size of {cell.model} is not known before it is fetched: the numbers are for {assumed}"
     elif cell.model_dir.exists():
         basis += f"; memory: {held(cell, size)}"
     if cell.preflight.exists():
@@ -113,13 +113,13 @@ def held(cell: Cell, size: ModelSize) -> str:
     layer = 4 * size.multiply_adds / size.layers
     if (os.environ.get("DSM_DEVICE") or "cpu").startswith("cuda"):
         return (
-            f"weights of {weights / 1e9:.3g} GB on the GPU, or where they do not fit one layer of {layer / 2e9:.2g} GB "
-            "(in bfloat16) at a time, and half of what is free there for activations"
+            f"weights of {weights / 1e9:.3g} GB on the GPU, or one layer of {layer / 2e9:.2g} GB (in bfloat16) at a "
+            "time if they do not fit, and half of the free memory for activations"
         )
     allowed = os.environ.get("DSM_MEMORY")
     rest = f"at most {allowed} bytes in all (DSM_MEMORY)" if allowed else f"at most {MOST} GB of activations"
     return (
-        f"weights of {weights / 1e9:.3g} GB mapped from the disk, a layer of {layer / 1e9:.2g} GB in float32 at a "
+        f"weights of {weights / 1e9:.3g} GB mapped from disk, a layer of {layer / 1e9:.2g} GB in float32 at a "
         f"time, {rest}"
     )
 

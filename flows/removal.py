@@ -63,7 +63,7 @@ def remove_cell(root: Path, name: str) -> list[str]:
     settings = load_settings(root)
     pipeline = settings.pipeline
     if name not in pipeline.cells:
-        raise InputError("cell", f"{name!r} is not in pipeline.cells; there are {sorted(pipeline.cells)}")
+        raise InputError("cell", f"{name!r} is not in pipeline.cells; choose from {sorted(pipeline.cells)}")
     cell = pipeline.cells[name]
     users = [
         f"{section}.{key}"
@@ -77,7 +77,7 @@ def remove_cell(root: Path, name: str) -> list[str]:
         if (schedule.models or schedule.benchmarks) and pipeline.chosen(schedule.models, schedule.benchmarks) == [cell]
     ]
     if users:
-        raise InputError(f"pipeline.cells.{name}", f"is needed by {', '.join(users)}; take that out of {PARAMS} first")
+        raise InputError(f"pipeline.cells.{name}", f"is needed by {', '.join(users)}; remove that from {PARAMS} first")
     gone = {("pipeline.cells", name)}
     unneeded = {entry for entry in _unneeded(settings, gone) if entry[0] not in ("models", "benchmarks")}
     gone |= unneeded & {("pipeline.models", cell.model), ("pipeline.benchmarks", cell.benchmark)}

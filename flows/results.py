@@ -107,7 +107,7 @@ def all_results(root: Path, settings: Settings) -> list[Result]:
             results.append(result)
         elif cell.pruned.exists():
             again = f"dsm run --model {cell.model} --benchmark {cell.benchmark}"
-            print(f"{cell.name}: its result is of an earlier version; `{again}` makes it anew", file=sys.stderr)
+            print(f"{cell.name}: its result was made by an earlier version; `{again}` makes it again", file=sys.stderr)
     return results
 
 

@@ -77,7 +77,7 @@ def retrain(models: list[str] | None = None, benchmarks: list[str] | None = None
             print(f"{stamp(cell.name)}{'failed':<9} {failed[cell.name]}", flush=True)
     create_table_artifact(
         key="retrained",
-        description="What became of each cell's challenger",
+        description="The decision on each cell's challenger",
         table=[{"cell": name, "outcome": what} for name, what in (decided | failed).items()],
     )
     if failed:

@@ -45,7 +45,7 @@ def start_server(what: str) -> None:
         check_server()
         return
     check_prefect_home()
-    print(f"{what}, with a temporary Prefect server, which takes some seconds to start", flush=True)
+    print(f"{what}, with a temporary Prefect server, which takes a few seconds to start", flush=True)
     os.environ[server_keeper.MARK] = str(os.getpid())
     # In a session of its own it outlives us; it ends when the pipe does, which is when we do.
     _keepers.append(
@@ -118,14 +118,14 @@ def check_server() -> None:
     except httpx.HTTPStatusError as error:
         status = error.response.status_code
         if status in (401, 403):
-            why = f"refuses with status {status}: PREFECT_API_AUTH_STRING or PREFECT_API_KEY must be what it asks for"
+            why = f"refuses with status {status}: PREFECT_API_AUTH_STRING or PREFECT_API_KEY must be what it expects"
         else:
-            why = f"answers with status {status}, not as Prefect's API does; its address mostly ends with /api"
+            why = f"answers with status {status}, not as Prefect's API does; its address usually ends with /api"
         raise StepFailed("prefect", f"{server} {why}") from error
     except httpx.TransportError as error:
         raise StepFailed("prefect", f"no server answers at {server}: {str(error) or type(error).__name__}") from error
     except (ValueError, TypeError, InvalidVersion) as error:  # no JSON, or no version
-        why = "answers, but not as Prefect's API does; its address mostly ends with /api"
+        why = "answers, but not as Prefect's API does; its address usually ends with /api"
         raise StepFailed("prefect", f"{server} {why}") from error
     except RuntimeError as error:  # another major version
         raise StepFailed("prefect", f"{server}: {error}") from error

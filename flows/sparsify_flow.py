@@ -56,7 +56,7 @@ def list_sparse(
             break
     else:
         raise InputError(
-            "calibration", f"{name!r} gives no name of its own; write the entry into `sparse` in params.yaml"
+            "calibration", f"{name!r} does not give a unique name; write the entry into `sparse` in params.yaml"
         )
     list_names(root, models=[cell.model], benchmarks=[name] if declared else [])  # or they have no stage
     return key, line
@@ -74,7 +74,7 @@ def _target(text: str) -> dict[str, Any]:
     try:
         return {"sparsity": float(text)}
     except ValueError:
-        raise InputError("target", f"{text!r} is neither a part such as 0.5 nor N:M such as 2:4") from None
+        raise InputError("target", f"{text!r} is neither a fraction such as 0.5 nor N:M such as 2:4") from None
 
 
 @flow(

@@ -22,9 +22,9 @@ PIPELINE = "dvc.yaml"
 IGNORED = ("/data/", "/metrics/", "/mlflow.db*", "/mlartifacts/", "/mlruns/", "/.venv/", "/dvc.lock")
 README = """\
 # A project of dsm: language models adapted to benchmarks by pruning, from ten examples
-`dsm run --model MODEL --benchmark BENCHMARK` adapts a directory or hub id to a benchmark's name or a file of rows.
-`dsm show` shows all results, `dsm ui` the tracking, `dsm try` asks both models; `dsm --help` lists the rest.
-What is declared and how it is computed stands in params.yaml; `dvc repro` does the same work without tracking.
+`dsm run --model MODEL --benchmark BENCHMARK` adapts a model (directory or hub id) to a benchmark (name or file).
+`dsm show` shows all results, `dsm ui` the tracking, `dsm try` asks both models; `dsm --help` lists all commands.
+params.yaml has the declarations and all settings; `dvc repro` does the same work without tracking.
 Results are in data/cells: report.html to read, pruned.json to apply (`dsm apply`), `dsm export` for the weights.
 """
 
@@ -47,12 +47,12 @@ def init(directory: Path) -> list[str]:
     pipeline = directory / PIPELINE
     made_before = pipeline.is_file() and pipeline.read_text(encoding="utf-8").startswith(MADE)
     if pipeline.exists() and not made_before:
-        raise InputError("DIR", f"{directory} has a {PIPELINE} that `dsm init` did not make")
+        raise InputError("DIR", f"{directory} has a {PIPELINE} that `dsm init` did not write")
     if (directory / PARAMS).exists():
         if not made_before:
             raise InputError("DIR", f"{directory} has a {PARAMS} already")
         _write_pipeline(directory)
-        return [f"{pipeline} is that of dsm-pruning {version('dsm-pruning')} now; nothing else was changed"]
+        return [f"{pipeline} is now that of dsm-pruning {version('dsm-pruning')}; nothing else was changed"]
     directory.mkdir(parents=True, exist_ok=True)
     _init_dvc(directory)
     shutil.copyfile(FILES / "dvc_config", directory / ".dvc" / "config")
@@ -109,7 +109,7 @@ def pipeline_text() -> str:
         stages[name] = stage
     text = io.StringIO()
     yaml.dump({"stages": stages}, text)
-    head = f"{MADE} of dsm-pruning {version('dsm-pruning')}, which makes it anew: `dsm init .` after an upgrade.\n"
+    head = f"{MADE} of dsm-pruning {version('dsm-pruning')}; after an upgrade, `dsm init .` writes it again.\n"
     return head + text.getvalue()
 
 

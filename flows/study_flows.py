@@ -45,7 +45,7 @@ def list_study(
     """
     key = f"{name}-{model}-{benchmark}"
     if full and name not in FULL:
-        raise InputError("full", f"only {', '.join(FULL)} has a size of its own; say the rows of {name} in params.yaml")
+        raise InputError("full", f"only {', '.join(FULL)} has a size for --full; set the rows of {name} in params.yaml")
     settings = load_settings(root)
     asked: dict[str, Any] = dict(FULL[name]) if full else {}
     on = list(others)

@@ -32,6 +32,6 @@ def caption(comparison: dict[str, Any]) -> str:
     rows = f"{comparison['n']} test rows; ± standard error"
     pairs = comparison.get("model_vs_base")
     if not pairs:
-        return f"{rows}; no base: name one with --base to have it beside"
+        return f"{rows}; no base: name one with --base to compare with it"
     low, high = map(signed, pairs["accuracy"]["interval"])
     return f"{rows}; p of the exact McNemar test; 95 % interval of the difference in accuracy {low} to {high}"

@@ -98,7 +98,7 @@ def test_a_flipped_bit_in_a_model(finished: Path) -> None:
     assert call("verify")[0] == 1
     again(finished, "model@tiny")
     assert path.read_bytes() == before
-    assert call("verify")[1].endswith("outputs have the bytes that dvc.lock says\n")
+    assert call("verify")[1].endswith("outputs match dvc.lock\n")
 
 
 def test_a_flipped_bit_in_the_list_of_a_directory(finished: Path) -> None:

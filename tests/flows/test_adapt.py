@@ -71,10 +71,10 @@ def test_the_flow_runs_what_is_stale_and_shows_it(
 @pytest.mark.parametrize(
     ("uri", "told"),
     [
-        (None, "see it with `dsm ui`"),
+        (None, "run `dsm ui`"),
         ("http://127.0.0.1:5000/", "[tiny-reviews](http://127.0.0.1:5000/#/models/tiny-reviews)"),
         ("http://me:secret@tracker:5000", "[tiny-reviews](http://tracker:5000/#/models/tiny-reviews)"),
-        ("postgresql://me:secret@tracker/mlflow", "see it with `dsm ui`"),
+        ("postgresql://me:secret@tracker/mlflow", "run `dsm ui`"),
     ],
 )
 def test_the_artifact_has_no_link_that_leads_nowhere(

@@ -108,11 +108,11 @@ def test_the_last_cell_may_go(project: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "sections", "line"),
     [
-        ("quiz", {}, "cell: 'quiz' is not in pipeline.cells; there are ['mine-quiz', 'tiny-reviews']"),
+        ("quiz", {}, "cell: 'quiz' is not in pipeline.cells; choose from ['mine-quiz', 'tiny-reviews']"),
         (
             "mine-quiz",
             {"nsa": {"mine-quiz": {"model": "mine", "benchmark": "quiz"}}},
-            "pipeline.cells.mine-quiz: is needed by nsa.mine-quiz; take that out of params.yaml first",
+            "pipeline.cells.mine-quiz: is needed by nsa.mine-quiz; remove that from params.yaml first",
         ),
         (
             "mine-quiz",
@@ -201,7 +201,7 @@ def test_a_schedule_of_no_cell(project: Path) -> None:
     prepare()
     from flows.retrain import retrain
 
-    line = r"^retrain: no cell of the pipeline is tiny on quiz; there are \['mine-quiz', 'tiny-reviews'\]$"
+    line = r"^retrain: no cell of the pipeline is tiny on quiz; choose from \['mine-quiz', 'tiny-reviews'\]$"
     with pytest.raises(InputError, match=line):
         retrain.fn(["tiny"], ["quiz"])
 

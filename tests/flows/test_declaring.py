@@ -137,15 +137,15 @@ def test_settings_are_changed_where_they_stand(own: Path) -> None:
     [
         ("max_nodes=8", "set: must be FIELD=VALUE, such as attribution.max_nodes=8, not 'max_nodes=8'"),
         ("attribution.max_nodes", "set: must be FIELD=VALUE, such as attribution.max_nodes=8, not "),
-        ("attribution.max_nods=8", "set: attribution.max_nods is no setting; there are max_nodes, method, "),
-        ("atribution.max_nodes=8", "set: atribution is no setting; there are adaptation, attribution, "),
+        ("attribution.max_nods=8", "set: attribution.max_nods is not a setting; choose from max_nodes, method, "),
+        ("atribution.max_nodes=8", "set: atribution is not a setting; choose from adaptation, attribution, "),
         ("attribution.max_nodes.x=8", "set: attribution.max_nodes has no fields"),
         ("attribution.max_nodes=-1", "attribution.max_nodes: Input should be greater than or equal to 4, not -1"),
         ("attribution.max_nodes=[", "set attribution.max_nodes: not valid YAML"),
         ("search.fractions=[2]", "search.fractions.0: Input should be less than 1, not 2"),
-        ("benchmarks.quiz.limits.test=9", "set: benchmarks.quiz is no setting; there are boolq, rotten_tomatoes"),
+        ("benchmarks.quiz.limits.test=9", "set: benchmarks.quiz is not a setting; choose from boolq, rotten_tomatoes"),
         ("benchmarks.boolq.tmplate=sadi", "benchmarks.boolq.tmplate: Extra inputs are not permitted"),
-        ("pipeline.models=[]", "set: does not change the lists of the pipeline; `dsm run` adds a cell"),
+        ("pipeline.models=[]", "set: cannot change the lists of the pipeline; `dsm run` adds a cell"),
     ],
 )
 def test_a_wrong_setting_writes_nothing(own: Path, change: str, problem: str) -> None:

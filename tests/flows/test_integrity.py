@@ -66,7 +66,7 @@ def test_dvc_agrees_that_the_project_is_whole(stored: Path) -> None:
     run = {"stages": {"all": {"cmd": "true", "outs": [MODEL, REPORT, GRID]}}}
     (stored / "dvc.yaml").write_text(yaml.safe_dump(run))
     dvc(stored, "checkout")
-    assert call("verify") == (0, "3 outputs have the bytes that dvc.lock says\n", "")
+    assert call("verify") == (0, "3 outputs match dvc.lock\n", "")
 
 
 def remove(path: Path) -> None:
@@ -77,7 +77,7 @@ def remove(path: Path) -> None:
 
 
 def test_what_is_gone_is_told_apart_from_what_dvc_brings_back(stored: Path) -> None:
-    assert call("verify") == (0, "3 outputs have the bytes that dvc.lock says\n", "")
+    assert call("verify") == (0, "3 outputs match dvc.lock\n", "")
     remove(stored / REPORT)
     remove(stored / MODEL)
     code, out, err = call("verify")
@@ -85,10 +85,7 @@ def test_what_is_gone_is_told_apart_from_what_dvc_brings_back(stored: Path) -> N
         1,
         [f"{stored / MODEL}: not here, but in DVC's cache", f"{stored / REPORT}: not here, but in DVC's cache"],
     )
-    assert err == (
-        "failed: verify: 1 of 3 outputs have the bytes that dvc.lock says; "
-        "2 that `dvc checkout` or `dsm run` brings back\n"
-    )
+    assert err == ("failed: verify: 1 of 3 outputs match dvc.lock; 2 that `dvc checkout` or `dsm run` brings back\n")
     code, out, as_told = call("verify", "--json")
     looked = {one.pop("path"): one for one in json.loads(out)}
     whole = {"whole": True, "damaged": {}, "restorable": [], "lost": []}
@@ -99,7 +96,7 @@ def test_what_is_gone_is_told_apart_from_what_dvc_brings_back(stored: Path) -> N
     code, out, err = call("verify")
     assert (code, out.splitlines()[1]) == (1, f"{stored / REPORT}: {LOST}")
     assert err == (
-        "failed: verify: 1 of 3 outputs have the bytes that dvc.lock says; 0 with damaged files, to be removed; "
+        "failed: verify: 1 of 3 outputs match dvc.lock; 0 with damaged files, which must be removed; "
         "1 with files that are neither here nor in DVC's cache; 1 that `dvc checkout` or `dsm run` brings back\n"
     )
 
@@ -107,17 +104,17 @@ def test_what_is_gone_is_told_apart_from_what_dvc_brings_back(stored: Path) -> N
 def test_nothing_is_left(stored: Path) -> None:
     remove(stored / "data")
     code, out, err = call("verify")
-    assert (code, len(out.splitlines()), "0 of 3 outputs have the bytes" in err) == (1, 3, True)
+    assert (code, len(out.splitlines()), "0 of 3 outputs match dvc.lock" in err) == (1, 3, True)
     remove(stored / ".dvc" / "cache")
     code, out, err = call("verify")
-    assert (code, out.count(LOST), "failed: verify: 0 of 3 outputs have the bytes" in err) == (1, 3, True)
+    assert (code, out.count(LOST), "failed: verify: 0 of 3 outputs match dvc.lock" in err) == (1, 3, True)
 
 
 def test_without_a_cache_what_is_here_is_whole_and_cannot_be_brought_back(stored: Path) -> None:
     remove(stored / ".dvc" / "cache")
     code, out, err = call("verify")
     assert (code, err) == (0, "")
-    assert out == "3 outputs have the bytes that dvc.lock says; DVC's cache lacks 3 of them\n"
+    assert out == "3 outputs match dvc.lock; DVC's cache lacks 3 of them\n"
 
 
 def test_a_file_of_a_directory_is_gone_or_does_not_belong_there(stored: Path) -> None:
@@ -132,15 +129,14 @@ def test_a_file_of_a_directory_is_gone_or_does_not_belong_there(stored: Path) ->
     assert call("verify") == (
         1,
         f"{member}: not here, but in DVC's cache\n",
-        "failed: verify: 2 of 3 outputs have the bytes that dvc.lock says; "
-        "1 that `dvc checkout` or `dsm run` brings back\n",
+        "failed: verify: 2 of 3 outputs match dvc.lock; 1 that `dvc checkout` or `dsm run` brings back\n",
     )
     for path in (stored / ".dvc" / "cache" / "files" / "md5").rglob("*"):
         if path.is_file() and path.read_bytes() == text:
             remove(path)
     assert call("verify")[:2] == (1, f"{member}: {LOST}\n")
     remove(cached(stored, MODEL))
-    assert call("verify")[:2] == (1, f"{stored / MODEL}: has other bytes than dvc.lock says\n")
+    assert call("verify")[:2] == (1, f"{stored / MODEL}: does not match its hash in dvc.lock\n")
     remove(stored / MODEL)
     assert call("verify")[:2] == (1, f"{stored / MODEL}: {LOST}\n")
 
@@ -152,7 +148,7 @@ def test_a_file_where_a_directory_was_and_the_other_way_round(stored: Path) -> N
     (stored / REPORT).mkdir()
     code, out, _ = call("verify")
     assert code == 1
-    assert out.splitlines() == [f"{stored / name}: has other bytes than dvc.lock says" for name in (MODEL, REPORT)]
+    assert out.splitlines() == [f"{stored / name}: does not match its hash in dvc.lock" for name in (MODEL, REPORT)]
 
 
 @pytest.mark.parametrize("text", [None, "", "schema: '2.0'\n", "schema: '2.0'\nstages: {}\n"])

@@ -56,7 +56,7 @@ def test_a_webhook_that_is_gone_is_a_warning(monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setenv(WEBHOOK, "http://127.0.0.1:9/")
     monkeypatch.setattr("flows.notify.get_logger", lambda name: logging.getLogger("dsm"))
     tell(FLOW, RUN, STATE)  # type: ignore[arg-type]
-    assert f"{WEBHOOK} does not take the news" in caplog.text
+    assert f"{WEBHOOK} did not accept the message" in caplog.text
 
 
 def test_nothing_is_sent_without_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def test_show_says_which_results_are_of_an_earlier_version(project: Path) -> Non
     write_json(made.evaluation, evaluation)
     code, _, err = call("show")
     again = "dsm run --model tiny --benchmark reviews"
-    assert (code, err) == (0, f"tiny-reviews: its result is of an earlier version; `{again}` makes it anew\n")
+    assert (code, err) == (0, f"tiny-reviews: its result was made by an earlier version; `{again}` makes it again\n")
 
 
 @pytest.mark.parametrize("width", [160, 80, 60, 50])

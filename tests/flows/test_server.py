@@ -62,7 +62,7 @@ def dead() -> str:
     [
         (401, "", "refuses with status 401: PREFECT_API_AUTH_STRING or PREFECT_API_KEY must be"),
         (403, "", "refuses with status 403"),
-        (404, "", "answers with status 404, not as Prefect's API does; its address mostly ends with /api"),
+        (404, "", "answers with status 404, not as Prefect's API does; its address usually ends with /api"),
         (503, "", "answers with status 503"),
         (200, "<html></html>", "answers, but not as Prefect's API does"),
         (200, "{}", "answers, but not as Prefect's API does"),

@@ -56,7 +56,7 @@ def test_two_files_of_one_name_are_two_models(project: Path) -> None:
     ("arguments", "line"),
     [
         (["magic"], "method: must be one of magnitude, wanda, ria, sparsegpt, not 'magic'"),
-        (["wanda", "--target", "half"], "target: 'half' is neither a part such as 0.5 nor N:M such as 2:4"),
+        (["wanda", "--target", "half"], "target: 'half' is neither a fraction such as 0.5 nor N:M such as 2:4"),
         (["wanda", "--target", "1.5"], "sparse.wanda-1_5-tiny-reviews.sparsity: Input should be less than 1, not 1.5"),
         (["wanda", "--target", "4:2"], "sparse.wanda-4of2-tiny-reviews: n_of_m: [n, m] needs 0 < n < m"),
         (["ria", "--permuted"], "sparse.ria-0_5-permuted-tiny-reviews: permuted: only ria with n_of_m has a channel"),

@@ -69,7 +69,7 @@ def test_init_again_renews_the_pipeline_alone(work: Path) -> None:
     before = (work / "params.yaml").read_text()
     code, out, _ = call("init", "work")
     assert (code, out.count("\n")) == (0, 1)
-    assert "work/dvc.yaml is that of dsm-pruning " in out
+    assert "work/dvc.yaml is now that of dsm-pruning " in out
     assert (work / "params.yaml").read_text() == before
     assert (work / "dvc.yaml").read_text() == starting.pipeline_text()
 
@@ -77,7 +77,7 @@ def test_init_again_renews_the_pipeline_alone(work: Path) -> None:
 @pytest.mark.parametrize(
     ("there", "problem"),
     [
-        ("dvc.yaml", "has a dvc.yaml that `dsm init` did not make"),
+        ("dvc.yaml", "has a dvc.yaml that `dsm init` did not write"),
         ("params.yaml", "has a params.yaml already"),
         ("tasks/x.py", "has tasks, which would hide the installed package of that name"),
     ],
