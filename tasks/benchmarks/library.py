@@ -149,13 +149,13 @@ def closest(name: str, names: Collection[str]) -> str:
 
 def undeclared(name: str, declared: Iterable[str]) -> str:
     """The message for a benchmark that params.yaml does not declare: whether the library has it, or similar names."""
-    problem = f"{name!r} is not declared in params.yaml; there are {sorted(declared)}"
+    problem = f"{name!r} is not declared in params.yaml; choose from {sorted(declared)}"
     try:
         spec, _ = member(name, field="benchmarks")
     except InputError as error:
         return f"{problem}; {error.problem}"
     command = f"dsm study generation --on {name}" if spec.gold == ANY else f"dsm run --benchmark {name}"
-    return f"{problem}, but it is in the library: `{command}` adds it"
+    return f"{problem}, or add it from the library with `{command}`"
 
 
 def member(name: str, *, field: str) -> tuple[Spec, Variant]:

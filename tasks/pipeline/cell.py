@@ -122,7 +122,7 @@ def _declared(section: str, name: str, declared: dict[str, object]) -> None:
         return
     if section == "benchmarks":
         raise InputError(section, library.undeclared(name, declared))
-    raise InputError(section, f"{name!r} is not declared in params.yaml; there are {sorted(declared)}")
+    raise InputError(section, f"{name!r} is not declared in params.yaml; choose from {sorted(declared)}")
 
 
 def open_cell(

@@ -144,12 +144,14 @@ class Settings(Strict):
             for place, names in named.items():
                 for name in names:
                     if name not in declared:
-                        raise ValueError(f"{place}.{section}: {name!r} is not declared; there are {sorted(declared)}")
+                        raise ValueError(f"{place}.{section}: {name!r} is not declared; choose from {sorted(declared)}")
         for key, cell in self.pipeline.cells.items():
             for section, name in (("models", cell.model), ("benchmarks", cell.benchmark)):
                 if name not in getattr(self.pipeline, section):
                     listed = sorted(getattr(self.pipeline, section))
-                    raise ValueError(f"pipeline.cells.{key}: {name!r} is not in pipeline.{section}; there are {listed}")
+                    raise ValueError(
+                        f"pipeline.cells.{key}: {name!r} is not in pipeline.{section}; choose from {listed}"
+                    )
         runs: list[tuple[str, str, StudyRun | NsaRun, list[str]]] = [
             *(("studies", key, study, [study.benchmark, *study.benchmarks]) for key, study in self.studies.items()),
             *(("nsa", key, nsa, [nsa.benchmark]) for key, nsa in self.nsa.items()),
@@ -183,7 +185,7 @@ class Settings(Strict):
                 raise ValueError(f"sparse.{key}: a name has letters, digits, - and _ only")
             if sparse.model not in self.models:
                 raise ValueError(
-                    f"sparse.{key}.model: {sparse.model!r} is not declared; there are {sorted(self.models)}"
+                    f"sparse.{key}.model: {sparse.model!r} is not declared; choose from {sorted(self.models)}"
                 )
         return self
 

@@ -62,7 +62,7 @@ def wanted_model(text: str, settings: Settings, root: Path, taken: Collection[st
             raise InputError(error.field, f"{text} is not a directory or file here, and {error.problem}") from None
     raise InputError(
         "models",
-        f"{text!r} is not declared in params.yaml; there are {sorted(settings.models)}; it is not a directory, .gguf "
+        f"{text!r} is not declared in params.yaml; choose from {sorted(settings.models)}; it is not a directory, .gguf "
         "file or hub id such as org/name either",
     )
 
@@ -137,7 +137,7 @@ def _hub_model(repository: str, revision: str | None, settings: Settings, taken:
     entry: dict[str, Any] = {"licence": info.licence} if info and info.licence else {}
     entry["source"] = {"kind": "hub", "id": repository, "revision": commit}
     names = [*_names(repository.split("/")), *_names([*repository.split("/"), commit[:7]])[1:]]
-    comment = "" if revision == commit else f"what {revision or 'its default branch'} was on the first use"
+    comment = "" if revision == commit else f"the commit of {revision or 'its default branch'} on first use"
     return Wanted(_free_name(names, {*settings.models, *taken}), entry, comment=comment)
 
 
@@ -155,7 +155,9 @@ def wanted_benchmark(
     """
     if in_file(text) in settings.benchmarks:
         if data is not None:
-            raise InputError("data", f"benchmarks.{text} is in params.yaml already; say there where its files are")
+            raise InputError(
+                "data", f"benchmarks.{text} is in params.yaml already; set the directory of its files there"
+            )
         return Wanted(in_file(text))
     if library.is_benchmark(text):
         return Wanted(text, of_the_library(text, data, root))
@@ -206,7 +208,7 @@ def _file_of_rows(text: str, settings: Settings, root: Path, taken: Collection[s
     name = _free_name(
         _names([*path.resolve().parts[:-1], path.stem]), {*settings.benchmarks, *taken, *library.benchmark_names()}
     )
-    comment = "guessed from the columns: prompt, options, labels and gold; look at them, and change what is wrong"
+    comment = "guessed from the columns: prompt, options, labels and gold; check them, and correct what is wrong"
     return Wanted(name, recognised.entry, comment=comment, notes=tuple(recognised.notes))
 
 
@@ -251,4 +253,4 @@ def _free_name(names: list[str], taken: Collection[str]) -> str:
     for name in names:
         if name not in taken:
             return name
-    raise InputError("params.yaml", f"has all of the names {', '.join(names[:3])}; declare it there under another one")
+    raise InputError("params.yaml", f"already has the names {', '.join(names[:3])}; declare it there under another one")

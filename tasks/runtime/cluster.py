@@ -164,7 +164,7 @@ def resources_per_worker(nodes: Sequence[Mapping[str, float]], workers: int) -> 
     if name.startswith("cuda:"):
         raise InputError(
             DEVICE,
-            f"{name} is one GPU, but each worker holds one of its own: use cuda (CUDA_VISIBLE_DEVICES says which)",
+            f"{name} is one GPU, but each worker holds one of its own: use cuda (CUDA_VISIBLE_DEVICES selects them)",
         )
     gpus = 0 if os.environ.get(DEVICE) == "cpu" else int(sum(node.get("GPU", 0) for node in nodes))
     if gpus:

@@ -17,7 +17,7 @@ def check_path(root: Path) -> None:
     if unquote(str(root)) != str(root):  # MLflow decodes paths of files as if they were URLs
         raise InputError(
             "project",
-            f"the path {str(root)!r} has a '%' before two hexadecimal digits, and MLflow fails there; move it",
+            f"the path {str(root)!r} has a '%' before two hexadecimal digits, which MLflow does not support; move it",
         )
 
 
@@ -30,7 +30,7 @@ def sqlite_uri(path: Path) -> str:
     if "?" in str(path):  # SQLAlchemy takes no escape for it
         raise InputError(
             "project",
-            f"the path {str(path)!r} has a '?', and the address of an SQLite database ends there; "
+            f"the path {str(path)!r} has a '?', which the address of an SQLite database cannot contain; "
             "move the project, or set MLFLOW_TRACKING_URI to another database or server",
         )
     return f"{SQLITE}{path}"

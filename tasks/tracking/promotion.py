@@ -262,7 +262,7 @@ def promote(cell: Cell, version: int, why: str) -> int | None:
             if error.error_code != MISSING:
                 raise
             known = sorted(int(v.version) for v in client.search_model_versions(f"name = '{cell.name}'"))
-            raise InputError("version", f"{cell.name} has no version {version}; there are {known}") from None
+            raise InputError("version", f"{cell.name} has no version {version}; choose from {known}") from None
         if version == before:
             raise InputError("version", f"{version} is the champion of {cell.name} already")
         with tempfile.TemporaryDirectory(dir=_scratch(cell)) as work:

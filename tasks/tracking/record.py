@@ -34,7 +34,7 @@ def register(cell: Cell) -> None:
     """
     for path in (cell.pruned, cell.evaluation, cell.predictions, cell.report):
         if not path.exists():
-            raise InputError(cell.name, f"{path.name} is not there; the cell's earlier steps have not run")
+            raise InputError(cell.name, f"{path.name} does not exist; run the cell's earlier steps first")
     remove_stale_explanation(cell)
     content = _content(cell)
     with store(cell.root) as (client, experiment):

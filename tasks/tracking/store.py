@@ -73,7 +73,9 @@ def store(root: Path) -> Iterator[tuple[Any, str]]:
             mlflow.set_registry_uri(uri)
             client = mlflow.MlflowClient()
             experiment = _experiment(client, root, uri)
-        with reporting_store_errors(uri, "failed on the way; what it has is kept, and the next call goes on from it"):
+        with reporting_store_errors(
+            uri, "failed midway; what it has stored is kept, and the next call continues from there"
+        ):
             yield client, experiment
 
 
@@ -155,7 +157,7 @@ def probabilities(name: str, version: int, rows: pd.DataFrame, options: list[lis
     if own is None:
         return [np.array(p, dtype=np.float64) for p in model.answer(prompts, options)["p"]]
     if other := next((row for row in options if row != own), None):
-        raise OtherOptions(f"version {version} of {name}", f"answers {own}, and the test rows now have {other}")
+        raise OtherOptions(f"version {version} of {name}", f"answers {own}, but the test rows now have {other}")
     return list(model.answer(prompts).drop(columns="option").to_numpy(dtype=np.float64))
 
 

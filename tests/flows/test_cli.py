@@ -79,7 +79,7 @@ def test_unknown_names_are_refused_in_one_line(project: Path, command: str) -> N
     ):
         code, out, err = call(*command.split(), option, "other")
         assert (code, out) == (2, "")
-        told = f"error: {section}: 'other' is not declared in params.yaml; there are {names}"
+        told = f"error: {section}: 'other' is not declared in params.yaml; choose from {names}"
         more = "; it is not a directory, .gguf file or hub id such as org/name either" if section == "models" else ""
         assert err == f"{told}{more if command in ('run', 'plan') else ''}\n"
 
@@ -239,15 +239,15 @@ def test_a_benchmark_of_the_library_is_added_to_params(sst2: Path) -> None:
     [
         (
             ["--benchmark", "ss2"],
-            "benchmarks: 'ss2' is not declared in params.yaml; there are ['reviews']; no benchmark ",
+            "benchmarks: 'ss2' is not declared in params.yaml; choose from ['reviews']; no benchmark ",
         ),
         (
             ["--benchmark", "xnli"],
-            "benchmarks: 'xnli' is not declared in params.yaml; there are ['reviews']; xnli is a ",
+            "benchmarks: 'xnli' is not declared in params.yaml; choose from ['reviews']; xnli is a ",
         ),
         (
             ["--benchmark", "sst2", "--model", "huge"],
-            "models: 'huge' is not declared in params.yaml; there are ['tiny']",
+            "models: 'huge' is not declared in params.yaml; choose from ['tiny']",
         ),
         (["--benchmark", "subj"], "benchmarks.subj.revision: is missing: no commit of SetFit/subj is known here; add "),
         (["--benchmark", "boolq", "--data", "x", "--model", "huge"], "models: 'huge' is not declared"),

@@ -48,7 +48,7 @@ def test_a_model_and_a_benchmark_are_added_and_nothing_else_changes(own: Path) -
     quiz = yaml.safe_load(text)["benchmarks"]["quiz"]
     rows = own / "mine" / "quiz.jsonl"
     assert quiz["train"]["source"] == {"kind": "path", "path": "mine/quiz.jsonl", "sha256": sha256_file(rows)}
-    assert "    # guessed from the columns: prompt, options, labels and gold; look at them" in text[at:]
+    assert "    # guessed from the columns: prompt, options, labels and gold; check them" in text[at:]
     assert declare(own, MINE).notes == ["mine/quiz.jsonl is quiz in params.yaml, which says how its columns are read"]
     assert (own / "params.yaml").read_text() == text
 

@@ -61,7 +61,7 @@ def test_two_files_of_one_name_are_two_models(project: Path) -> None:
         (["wanda", "--target", "4:2"], "sparse.wanda-4of2-tiny-reviews: n_of_m: [n, m] needs 0 < n < m"),
         (["ria", "--permuted"], "sparse.ria-0_5-permuted-tiny-reviews: permuted: only ria with n_of_m has a channel"),
         (["wanda", "--calibration", "c4"], "calibration: 'c4' is neither a file nor one of ['reviews']"),
-        (["wanda", "--model", "other"], "models: 'other' is not declared in params.yaml; there are ['tiny']"),
+        (["wanda", "--model", "other"], "models: 'other' is not declared in params.yaml; choose from ['tiny']"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(project: Path, arguments: list[str], line: str) -> None:

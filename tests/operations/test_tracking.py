@@ -84,7 +84,7 @@ def test_a_server_that_dies_on_the_way(
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(mlflow, "log_text", killed)
-            with pytest.raises(InputError, match=rf"^MLFLOW_TRACKING_URI: http://127.0.0.1:{port} failed on the way"):
+            with pytest.raises(InputError, match=rf"^MLFLOW_TRACKING_URI: http://127.0.0.1:{port} failed midway"):
                 register(cell)
     assert files(cell.root) == before
     with mlflow_server(database, tmp_path / "artifacts", tmp_path, port=port):

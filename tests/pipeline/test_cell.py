@@ -52,21 +52,21 @@ def test_no_name_and_no_cell(tmp_path):
 @pytest.mark.parametrize(
     ("names", "line"),
     [
-        ({"model": "huge"}, "models: 'huge' is not declared in params.yaml; there are ['tiny']"),
+        ({"model": "huge"}, "models: 'huge' is not declared in params.yaml; choose from ['tiny']"),
         (
             {"benchmark": "sst"},
-            "benchmarks: 'sst' is not declared in params.yaml; there are ['reviews']; "
+            "benchmarks: 'sst' is not declared in params.yaml; choose from ['reviews']; "
             "no benchmark 'sst' in the library; did you mean sst5 or sst2?",
         ),
         (
             {"benchmark": "sst2"},
-            "benchmarks: 'sst2' is not declared in params.yaml; there are ['reviews'], but it is in the library: "
-            "`dsm run --benchmark sst2` adds it",
+            "benchmarks: 'sst2' is not declared in params.yaml; choose from ['reviews'], or add it from the library "
+            "with `dsm run --benchmark sst2`",
         ),
         (
             {"benchmark": "nq_open"},
-            "benchmarks: 'nq_open' is not declared in params.yaml; there are ['reviews'], but it is in the library: "
-            "`dsm study generation --on nq_open` adds it",
+            "benchmarks: 'nq_open' is not declared in params.yaml; choose from ['reviews'], or add it from the library "
+            "with `dsm study generation --on nq_open`",
         ),
     ],
 )

@@ -45,10 +45,10 @@ def test_a_step_goes_by_the_name_of_its_module(project: Path, step: str) -> None
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--model", "nobody"], "error: models: 'nobody' is not declared in params.yaml; there are ['tiny']\n"),
+        (["--model", "nobody"], "error: models: 'nobody' is not declared in params.yaml; choose from ['tiny']\n"),
         (
             ["--benchmark", "zzz"],
-            "error: benchmarks: 'zzz' is not declared in params.yaml; there are ['reviews']; "
+            "error: benchmarks: 'zzz' is not declared in params.yaml; choose from ['reviews']; "
             "no benchmark 'zzz' in the library; `dsm benchmarks ls` lists all\n",
         ),
     ],

@@ -108,7 +108,7 @@ def test_a_gguf_file_is_pinned_by_its_hash_and_a_split_one_by_that_of_all_shards
     [
         (
             "huge",
-            "models: 'huge' is not declared in params.yaml; there are ['tiny']; it is not a directory, .gguf file or",
+            "models: 'huge' is not declared in params.yaml; choose from ['tiny']; it is not a directory, .gguf file or",
         ),
         ("../huge", "model: no such file or directory: ../huge"),
         ("huge.gguf", "model: no such file or directory: huge.gguf"),
@@ -209,7 +209,7 @@ def test_a_file_does_not_take_the_name_of_a_benchmark_of_the_library(root):
         ),
         (
             "ss2",
-            "benchmarks: 'ss2' is not declared in params.yaml; there are ['reviews']; no benchmark 'ss2' in the lib",
+            "benchmarks: 'ss2' is not declared in params.yaml; choose from ['reviews']; no benchmark 'ss2' in the lib",
         ),
     ],
 )

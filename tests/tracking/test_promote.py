@@ -166,7 +166,7 @@ def test_promotion_rollback_and_their_record(cell: Cell, capsys: pytest.CaptureF
     assert champion_of(made) == 1
     with pytest.raises(InputError, match="1 is the champion of tiny-reviews already"):
         promote(made, 1, "again")
-    with pytest.raises(InputError, match=r"version: tiny-reviews has no version 7; there are \[1, 2\]"):
+    with pytest.raises(InputError, match=r"version: tiny-reviews has no version 7; choose from \[1, 2\]"):
         promote(made, 7, "typing error")
     found, moves = versions(made)
     assert [(version.number, version.aliases) for version in found] == [(2, ["challenger"]), (1, ["champion"])]

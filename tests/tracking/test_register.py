@@ -398,7 +398,7 @@ def test_dirty_is_about_code_and_settings(tmp_path: Path, path: str, dirty: str)
 def test_a_cell_without_a_report_is_refused(cell: Cell) -> None:
     (cell.root / "mlflow.db").unlink()
     cell.report.unlink()
-    with pytest.raises(InputError, match=r"tiny-reviews: report.html is not there"):
+    with pytest.raises(InputError, match=r"tiny-reviews: report.html does not exist"):
         register(cell)
     assert not (cell.root / "mlflow.db").exists()
 
