@@ -296,10 +296,10 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = arguments.loops
     if unknown := set(chosen) - set(loops):
-        parser.error(f"no such loop: {sorted(unknown)[0]}; there are {', '.join(loops)}")
+        parser.error(f"no such loop: {sorted(unknown)[0]}; choose from {', '.join(loops)}")
     cell = open_cell()
     if not cell.scores.exists():
-        sys.exit("error: the default cell is not there; run `make run` first")
+        sys.exit("error: the default cell does not exist; run `make run` first")
     loaded = load(cell.model_dir)
     stack = DecoderStack(loaded.model)
     title = f"{cell.name}, {torch.get_num_threads()} threads"

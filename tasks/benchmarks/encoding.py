@@ -162,7 +162,7 @@ def _prefix(tokenizer: Any) -> list[int]:
         prefixes.append({tuple(whole[:i]) for i in starts})
     shared = prefixes[0].intersection(*prefixes[1:])
     if not shared:
-        raise InputError("tokenizer", "adds special tokens in other places than before and after a text")
+        raise InputError("tokenizer", "adds special tokens elsewhere than before and after a text")
     prefix = min(shared, key=len)
     return list(prefix)
 

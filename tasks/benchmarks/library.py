@@ -199,7 +199,7 @@ def origin(name: str, *, field: str, kind: Kind | None = None, data: str | None 
     sources = variant.sources or spec.sources
     kind = kind or ("local" if data else next(known for known in ("wheel", "hub", "local") if known in sources))
     if kind not in sources:
-        raise InputError(f"{field}.source", f"{name} has no source {kind!r}; there are {sorted(sources)}")
+        raise InputError(f"{field}.source", f"{name} has no source {kind!r}; choose from {sorted(sources)}")
     if kind == "local" and data is None:
         raise InputError(f"{field}.data", "is missing: name the directory with the benchmark's files")
     if kind != "local" and data is not None:
@@ -224,7 +224,7 @@ def expand(raw: dict[str, Any], *, field: str) -> dict[str, Any]:
     spec, variant = member(entry.spec, field=f"{field}.spec")
     if entry.template not in spec.prompts:
         raise InputError(
-            f"{field}.template", f"{entry.spec} has no {entry.template!r}; there are {sorted(spec.prompts)}"
+            f"{field}.template", f"{entry.spec} has no {entry.template!r}; choose from {sorted(spec.prompts)}"
         )
     kind, rows, _ = origin(entry.spec, field=field, kind=entry.source, data=entry.data)
     if entry.revision is not None and kind != "hub":

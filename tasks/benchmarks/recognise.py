@@ -119,8 +119,8 @@ def _one_of(known: Sequence[str], columns: Sequence[str], what: str, name: str) 
     there = ", ".join(map(repr, columns))
     raise InputError(
         "benchmark",
-        f"{name}: no column is recognised as the {what}; there are {there}. Known names are {', '.join(known)}; or "
-        f"{GUIDE}",
+        f"{name}: no column is recognised as the {what}; the columns are {there}. Known names are {', '.join(known)}; "
+        f"or {GUIDE}",
     )
 
 

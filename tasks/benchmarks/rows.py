@@ -75,7 +75,8 @@ def select(rows: list[Row], where: dict[str, list[Any]], *, field: str) -> list[
     for column in where:
         if rows and not any(column in row for row in rows):
             raise InputError(
-                f"{field}.where.{column}", f"no such column; there are {sorted({name for row in rows for name in row})}"
+                f"{field}.where.{column}",
+                f"no such column; choose from {sorted({name for row in rows for name in row})}",
             )
     wanted = {column: {compared(str(value)) for value in values} for column, values in where.items()}
     return [

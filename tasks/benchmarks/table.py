@@ -73,14 +73,14 @@ def encode_rows(table: pd.DataFrame, tokenizer: Any, context: int, *, warn: bool
         if not accepted and (pair := prefix_pair(row)):  # an accepted answer may begin another one
             if shared:
                 first, second = (options[i] for i in pair)
-                raise InputError(f"row {name}: options", f"the tokens of {first!r} begin those of {second!r}")
+                raise InputError(f"row {name}: options", f"the tokens of {second!r} begin with those of {first!r}")
             overlapping += 1
         encoded.append(row)
     if overlapping and warn:
         _warn(
             overlapping,
             len(table),
-            "the tokens of one option begin those of another, which cannot be chosen",
+            "the tokens of one option begin with those of another, so it cannot be chosen",
         )
     if warn and (merged := sum(row.merged for row in encoded)):
         _warn(merged, len(table), "the tokenizer merges the end of the prompt with the option into other tokens")

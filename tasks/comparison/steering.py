@@ -95,9 +95,7 @@ def mlp_activations(stack: DecoderStack) -> Site:
         raise InputError("model", f"{type(stack.model).__name__}: neurons of experts cannot be steered, heads can")
     modules: list[Any] = [mlp.activation for mlp in stack.mlps]
     if not all(isinstance(module, nn.Module) for module in modules) or len(set(modules)) < len(modules):
-        raise InputError(
-            "model", f"{type(stack.model).__name__}: its MLPs have no act_fn modules of their own to steer"
-        )
+        raise InputError("model", f"{type(stack.model).__name__}: its MLPs have no separate act_fn modules to steer")
     return Site(modules)
 
 
@@ -114,7 +112,9 @@ def mlp_outputs(stack: DecoderStack) -> Site:
 def _check_modules(stack: DecoderStack) -> None:
     """Refuses MLPs whose linear layers are direct children of the decoder layer (OPT) and take [tokens, width]."""
     if any(mlp.module is layer for mlp, layer in zip(stack.mlps, stack.layers, strict=True)):
-        raise InputError("model", f"{type(stack.model).__name__}: its MLPs are no modules of their own to steer")
+        raise InputError(
+            "model", f"{type(stack.model).__name__}: its MLPs are not separate modules and cannot be steered"
+        )
 
 
 def layer_outputs(stack: DecoderStack) -> Site:

@@ -39,7 +39,7 @@ def read_evidence(cell: Cell) -> Evidence:
     paths = (cell.samples, cell.scores, cell.grid, cell.pruned, cell.predictions)
     for path in (*paths, cell.evaluation, cell.transfer_grid, cell.transfer):
         if not path.exists():
-            raise InputError(cell.name, f"{path.name} is not there; the cell's earlier steps have not run")
+            raise InputError(cell.name, f"{path.name} does not exist; run the cell's earlier steps first")
     return Evidence(
         samples=read_jsonl(cell.samples),
         scores=read_scores(cell.scores),

@@ -90,7 +90,7 @@ def contrast(row: Encoded, option: int, other: int) -> Contrast:
         if first != second:
             return Contrast([*row.prompt, *shared], (first, second))
         shared.append(first)
-    raise InputError("options", "the tokens of one option begin those of another, so there is no margin")
+    raise InputError("options", "the tokens of one option begin with those of another, so there is no margin")
 
 
 def along_the_embeddings(model: Any, wanted: Contrast, moved: range | None = None) -> Evaluate:

@@ -168,7 +168,10 @@ def search_grid(
     """
     layers, width = scores.values.shape
     if not count(search.fractions[0], width):
-        raise InputError("search.fractions", f"{search.fractions[0]} of {width} neurons is none; use larger fractions")
+        raise InputError(
+            "search.fractions",
+            f"{search.fractions[0]} of {width} neurons is less than half a neuron; use larger fractions",
+        )
     strategy = strategy_of(search)
     settled = settle(precision, parts_of(every_pair(layers, search.fractions), len(sizes)), run, width)
     evaluate = _Evaluate(partial(run, advance=advance), sizes, settled.precision, width)

@@ -47,16 +47,16 @@ class Attribution(Strict):
         if self.path == "single" and self.method != "integrated_gradients":
             raise ValueError(f"path: single is an exact integral, which {self.method} does not have; use layer")
         if self.path != "layer" and self.method in ("gradient_x_activation", "activation", "saliency"):
-            raise ValueError(f"path: {self.method} looks at the full model only and has no path; leave it at layer")
+            raise ValueError(f"path: {self.method} uses the full model only and has no path; leave it at layer")
         if self.path != "layer" and self.method in ("shapley", "deeplift"):
-            raise ValueError(f"path: {self.method} is of the neurons of one layer; leave it at layer")
+            raise ValueError(f"path: {self.method} scores the neurons of one layer only; leave it at layer")
         if self.projection != "gate_proj" and self.method == "deeplift":
             raise ValueError(
                 "projection: deeplift differs from integrated_gradients for gate_proj only, whose output goes through "
                 "an activation; use integrated_gradients"
             )
         if self.target != "max_logit" and self.method == "activation":
-            raise ValueError("target: activation looks at no output; leave it at max_logit")
+            raise ValueError("target: activation does not use the output; leave it at max_logit")
         return self
 
     def effective(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Search(Strict):
     def _strategy_fits_the_criterion(self) -> "Search":
         if self.strategy in ("coarse_to_fine", "dropping") and self.reads_logprobs:
             raise ValueError(
-                f"criterion: {self.strategy} goes by accuracy, so it must be paper or exact_match; for "
+                f"criterion: {self.strategy} is based on accuracy, so it must be paper or exact_match; for "
                 f"{self.criterion} use strategy: exhaustive, layer_subset or from_cell"
             )
         return self

@@ -90,7 +90,7 @@ def read_recipe(path: Path) -> Recipe:
         if path.exists() and not path.is_file():
             raise InputError(str(path), "is not a file")
         if path.stat().st_size > SIZE_LIMIT:
-            raise InputError(str(path), f"has {path.stat().st_size} bytes; {SIZE_LIMIT} are the limit")
+            raise InputError(str(path), f"has {path.stat().st_size} bytes; the limit is {SIZE_LIMIT}")
         return Recipe.model_validate_json(path.read_bytes(), strict=True)
     except OSError as error:
         raise InputError(str(path), error.strerror or "cannot be read") from None

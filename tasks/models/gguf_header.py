@@ -81,7 +81,7 @@ class _Reader:
                 raise ValueError("its tensors have more bytes than it")
             header.shapes[name] = tuple(reversed(shape))
         if twice:
-            raise ValueError(f"it has two tensors of the name {twice[0]}")
+            raise ValueError(f"it has two tensors named {twice[0]}")
         if header.layers > tensors and header.shards <= 1:
             raise ValueError(f"{header.layers} layers, but {tensors} tensors")
         return header
@@ -113,7 +113,7 @@ class _Reader:
             inner, count = self._number("I"), self._number("Q")
             self._values += count
             if self._values > VALUES_LIMIT:
-                raise ValueError(f"lists of {self._values} values; {VALUES_LIMIT} are the limit")
+                raise ValueError(f"lists of {self._values} values; the limit is {VALUES_LIMIT}")
             if inner in WIDTHS:
                 self._skip(count * WIDTHS[inner])
             elif inner == STRING:

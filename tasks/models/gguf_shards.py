@@ -85,10 +85,10 @@ def write_joined(paths: list[Path], target: Path, *, field: str) -> None:
     fields = {name: entry for name, entry in readers[0].fields.items() if _says_something(name)}
     for number, reader in enumerate(readers[1:], 2):
         if reader.endianess != readers[0].endianess:
-            raise InputError(field, f"shard {number} of {len(readers)} has another byte order than the first one")
+            raise InputError(field, f"shard {number} of {len(readers)} has a different byte order from the first one")
         for name, entry in filter(lambda item: _says_something(item[0]), reader.fields.items()):
             if name not in fields or entry.contents() != fields[name].contents():
-                raise InputError(field, f"shard {number} of {len(readers)} has another {name} than the first one")
+                raise InputError(field, f"shard {number} of {len(readers)} has a different {name} from the first one")
     writer = GGUFWriter(target, str(fields.pop("general.architecture").contents()), endianess=readers[0].endianess)
     for name, entry in fields.items():
         _add(writer, name, entry)

@@ -97,7 +97,7 @@ def check_report(report: dict[str, Any], *, name: str, field: str) -> None:
     """
     for problem, message in (
         ("missing_keys", "lacks the weights"),
-        ("mismatched_keys", "has other shapes than the model needs"),
+        ("mismatched_keys", "has weights of the wrong shape"),
         ("unexpected_keys", "has weights that have no place in the model"),
     ):
         if report[problem]:
@@ -125,6 +125,6 @@ def set_rope_factors(config: Any, reader: GGUFReader, *, name: str, field: str) 
             return
     raise InputError(
         field,
-        f"{name} stretches its rotary angles by other factors than Llama 3.1 does ({ROPE_FACTORS}), which are not "
-        "read here; use the model's safetensors directory",
+        f"{name} scales its rotary angles by factors that are not those of Llama 3.1 ({ROPE_FACTORS}), which is not "
+        "supported; use the model's safetensors directory",
     )

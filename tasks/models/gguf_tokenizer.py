@@ -67,8 +67,8 @@ def _correct_split(tokenizer: Any, split: str | None, name: str, field: str) -> 
     if split not in DIGIT_SPLIT:
         raise InputError(
             field,
-            f"{name} splits text by tokenizer.ggml.pre = {split!r}, which is not known here; known are "
-            f"{sorted(GPT2_SPLIT | DIGIT_SPLIT)} and what transformers converts; use the model's safetensors directory",
+            f"{name} splits text by tokenizer.ggml.pre = {split!r}, which is not supported; supported are "
+            f"{sorted(GPT2_SPLIT | DIGIT_SPLIT)} and those of transformers; use the model's safetensors directory",
         )
     digits = pre_tokenizers.Digits(individual_digits=True)
     backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])

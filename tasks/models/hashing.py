@@ -64,11 +64,12 @@ def recorded_hash(directory: Path) -> str:
         record = read_json(path)
         known, sizes = str(record["sha256"]), dict(record["sizes"])
     except (ValueError, KeyError, TypeError):
-        raise InputError("model", f"{path} is damaged; `dsm verify` says what else is") from None
+        raise InputError("model", f"{path} is damaged; `dsm verify` checks the other files") from None
     there = _sizes(directory)
     if changed := sorted({*sizes.items()} ^ {*there.items()}):
         raise InputError(
-            "model", f"{directory / changed[0][0]} is not as it was stored (its size); `dsm verify` says what else is"
+            "model",
+            f"{directory / changed[0][0]} is not as it was stored (its size); `dsm verify` checks the other files",
         )
     return known
 

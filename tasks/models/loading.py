@@ -65,7 +65,7 @@ def load(directory: Path, *, wide: bool = False) -> Loaded:
     with as_input_error("model", f"{directory} cannot be loaded"):
         if "quantization_config" in read_json(directory / "config.json"):
             raise InputError(
-                "model", f"{directory} has quantized weights, whose rows cannot be zeroed; use the full ones"
+                "model", f"{directory} has quantized weights, whose rows cannot be zeroed; use the unquantized model"
             )
         model = _mapped(directory, weights)
         if model is None:
@@ -101,7 +101,7 @@ def _place(model: Any, where: torch.device, *, whole: bool) -> None:
         what = "weights" if whole else "embeddings and one layer"
         raise InputError(
             "DSM_DEVICE",
-            f"{where} has {there / 1e9:.1f} GB left, but the {what} have {(needed if whole else least) / 1e9:.1f} GB; "
+            f"{where} has {there / 1e9:.1f} GB left, but the {what} need {(needed if whole else least) / 1e9:.1f} GB; "
             "use cpu",
         )
     keep_as_stored(model, where)

@@ -55,8 +55,8 @@ def norms_of_mlp(
     if _same(given[0], seen[getattr(layer, before)][0] if before else entering):
         raise InputError(
             "model",
-            f"{kind}: the MLP of a {type(layer).__name__} takes what enters the layer, beside attention (parallel "
-            "residuals), and not what attention leaves; this family is not supported",
+            f"{kind}: the MLP of a {type(layer).__name__} takes the layer's input, in parallel with attention, and not "
+            "attention's output; this family is not supported",
         )
     return before, after
 

@@ -91,7 +91,9 @@ class DecoderStack:
         self._units = [unit_of(layer) for layer in self.layers]
         output = model.get_output_embeddings()
         if not isinstance(output, torch.nn.Linear):
-            raise InputError("model", f"{kind}: its output embedding is no linear layer; this family is not supported")
+            raise InputError(
+                "model", f"{kind}: its output embedding is not a linear layer; this family is not supported"
+            )
         self._in_pieces = self.device.type == "cuda"
         self.at_hand = at_hand(model)  # else each layer is read once for as much work as memory holds
         self.mlps: list[Mlp | Experts] = []

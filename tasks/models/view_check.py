@@ -36,8 +36,8 @@ def check_view(stack: Any) -> None:
             if not (gap := _gap(leaving, expected)) < LARGEST:
                 raise InputError(
                     "model",
-                    f"{kind}: layer {index} does not add down_proj(act(first)) to what attention leaves (relative "
-                    f"difference {gap:.1e}); this family is not supported",
+                    f"{kind}: layer {index} does not add down_proj(act(first)) to the residual after attention "
+                    f"(relative difference {gap:.1e}); this family is not supported",
                 )
     for logits in (residuals.logits, *(stack.scaled(residuals, i, unedited)[0] for i in (0, len(stack) - 1))):
         if not (gap := _gap(logits.to(plain.device), plain)) < LARGEST:

@@ -63,8 +63,8 @@ def _refuse_adapter(directory: Path) -> None:
     if not (directory / ADAPTER).is_file():
         return
     if (directory / WEIGHTS).is_file() or (directory / INDEX).is_file():
-        held = f"has an adapter ({ADAPTER}) beside the weights of a model, and may mean either"
-        advice = f"merge it into them, or take {ADAPTER} away to use the weights as they are"
+        held = f"has an adapter ({ADAPTER}) beside the weights of a model, so it is unclear which to use"
+        advice = f"merge it into them, or remove {ADAPTER} to use the weights as they are"
     else:
         held = f"has only an adapter ({ADAPTER}), not the weights of a model"
         advice = "merge it into its base model"

@@ -29,7 +29,7 @@ def explain(cell: Cell) -> None:
     stack = DecoderStack(loaded.model)
     table = read_split(cell.test, cell.benchmark_spec.limits.test)
     if table["id"].tolist() != predictions["id"].tolist():
-        raise InputError(cell.name, "predictions.parquet has other rows than the test split; run evaluate again")
+        raise InputError(cell.name, "predictions.parquet has different rows from the test split; run evaluate again")
     rows = encode_rows(table, loaded.tokenizer, stack.context)
     results = {
         "model": cell.model,

@@ -67,7 +67,7 @@ def _tell_unreached(scores: Scores) -> None:
     if experts := scores.header.get("experts"):
         number = sum(map(len, experts["unreached"]))
         print(
-            f"experts: {number} of {scores.values.size // experts['each']} are given no token of the adaptation set; "
+            f"experts: {number} of {scores.values.size // experts['each']} receive no token of the adaptation set; "
             f"their {number * experts['each']} neurons have the score 0 and come last"
         )
 

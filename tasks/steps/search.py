@@ -30,7 +30,7 @@ def search(cell: Cell) -> None:
     """Writes the grid. It uses the labels of the adaptation set and no test row."""
     settings, precision = search_of(cell), cell.settings.precision.search
     if settings.reads_unlabeled and not read_jsonl(cell.unlabeled):
-        problem = f"{settings.criterion} needs train rows beside the adaptation set, and none fit; use paper"
+        problem = f"{settings.criterion} needs train rows outside the adaptation set, and none fit; use paper"
         raise InputError("search.criterion", problem)
     unranked, how = searched(cell, cell.samples, settings, precision)
     others = searched(cell, cell.unlabeled, settings, how["precision"])[0] if settings.reads_unlabeled else None
@@ -73,7 +73,7 @@ def search_of(cell: Cell) -> Search:
         return settings.model_copy(update={"strategy": "exhaustive"})
     listed = cell.settings.pipeline.cells
     if settings.cell not in listed:
-        raise InputError("search.cell", f"{settings.cell!r} is not in pipeline.cells; there are {sorted(listed)}")
+        raise InputError("search.cell", f"{settings.cell!r} is not in pipeline.cells; choose from {sorted(listed)}")
     other = Cell(cell.root, listed[settings.cell].model, listed[settings.cell].benchmark, cell.settings)
     if not other.grid.is_file():
         command = f"dsm run --model {other.model} --benchmark {other.benchmark}"

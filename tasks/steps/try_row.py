@@ -77,7 +77,7 @@ def as_lines(answer: dict[str, Any]) -> list[str]:
             for name in SYSTEMS
         ]
         lines.append(f"{option!r:<{width}}  {cells[0]}  {cells[1]}".rstrip())
-    return lines + [f"{name} goes on: {answer[name]['says']!r}" for name in SYSTEMS]
+    return lines + [f"{name} continues: {answer[name]['says']!r}" for name in SYSTEMS]
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -85,7 +85,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.row is not None:
         _show(pair, read_row(arguments.row, pair.fields), as_json=arguments.json)
         return
-    print(f"a row has {', '.join(pair.fields)}; an empty line ends", flush=True)
+    print(f"a row has {', '.join(pair.fields)}; an empty line quits", flush=True)
     while (row := _typed(pair.fields)) is not None:
         try:
             _show(pair, row, as_json=arguments.json)

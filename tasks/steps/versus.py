@@ -52,7 +52,7 @@ def rows_for(wanted: str | None, settings: Settings, root: Path, limit: int | No
     """The name of a benchmark and its test rows: those of the pipeline if they exist; otherwise they are prepared."""
     text = wanted or next(iter(settings.pipeline.benchmarks), None)
     if text is None:
-        raise InputError("benchmark", "is missing: the model does not say for which it was made; name one")
+        raise InputError("benchmark", "is missing: the model does not say which one it was made for; name one")
     benchmark = wanted_benchmark(text, settings, root)
     spec = spec_of(benchmark, settings)
     stored = root / "data" / "benchmarks" / benchmark.name / "test.parquet"
@@ -76,7 +76,7 @@ def compare(sides: Sides, table: pd.DataFrame) -> dict[str, Any]:
         if sides.recipe is not None:
             recipe = sides.recipe
             if recipe.layers != len(stack) or recipe.d_ff != stack.width(recipe.projection):
-                raise InputError("model", "the recipe is for a model of another shape than its base has")
+                raise InputError("model", "the recipe is for a model of a different shape from its base")
             sets = [NOTHING, np.array(recipe.neurons, dtype=np.int64)]
             answers = answers_without(stack, rows.encoded, recipe.layer, sets, projection=recipe.projection)
             systems = {name: _outcome(loaded, rows, answers, i) for i, name in enumerate(("base", "model"))}

@@ -33,8 +33,8 @@ def test_space_at_the_end_of_the_prompt_begins_the_options():
     ("options", "message"),
     [
         ([" yes", " yes"], "' yes' and ' yes' have the same tokens"),
-        ([" yes", " yes sir"], "the tokens of ' yes' begin those of ' yes sir'"),
-        ([" no way", " no"], "the tokens of ' no' begin those of ' no way'"),
+        ([" yes", " yes sir"], "the tokens of ' yes sir' begin with those of ' yes'"),
+        ([" no way", " no"], "the tokens of ' no way' begin with those of ' no'"),
     ],
 )
 def test_options_that_cannot_be_told_apart_are_refused(options, message):
@@ -51,7 +51,7 @@ def test_options_of_a_row_of_which_one_begins_another_are_counted(capsys):
     rows = encode_rows(table([[" yes", " yes sir"], [" a", " b"], [" b", " c"]]), TOKENIZER, 100)
     assert len(rows.encoded) == 3
     assert capsys.readouterr().err == (
-        "warning: in 1 of 3 rows, the tokens of one option begin those of another, which cannot be chosen\n"
+        "warning: in 1 of 3 rows, the tokens of one option begin with those of another, so it cannot be chosen\n"
     )
 
 

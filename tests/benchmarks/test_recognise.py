@@ -100,9 +100,9 @@ def test_rows_without_a_label_are_not_looked_at():
         ([], "has no rows"),
         (
             [{"q": 1, "answer": 2}],
-            "no column is recognised as the prompt; there are 'q', 'answer'. Known names are prompt",
+            "no column is recognised as the prompt; the columns are 'q', 'answer'. Known names are prompt",
         ),
-        ([{"question": "?"}], "no column is recognised as the label; there are 'question'"),
+        ([{"question": "?"}], "no column is recognised as the label; the columns are 'question'"),
         ([{"question": "?", "label": None}], "no row has a label in 'label'"),
         (
             rows(text=question, label=lambda i, g: g),

@@ -99,7 +99,7 @@ def test_where_keeps_rows_with_one_of_the_values():
 def test_where_with_a_column_that_no_row_has():
     with pytest.raises(InputError) as caught:
         select([{"a": 1}, {"b": 1}], {"c": [1]}, field=f"{FIELD}.train")
-    assert str(caught.value) == "benchmarks.b.train.where.c: no such column; there are ['a', 'b']"
+    assert str(caught.value) == "benchmarks.b.train.where.c: no such column; choose from ['a', 'b']"
 
 
 # -- the step ---------------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def source(**changes):
             TRAIN,
             "train: is empty: `where` selects no row of the source's 20",
         ),
-        (lambda b: b["train"].update(where={"lang": ["en"]}), TRAIN, "train.where.lang: no such column; there are "),
+        (lambda b: b["train"].update(where={"lang": ["en"]}), TRAIN, "train.where.lang: no such column; choose from "),
         (lambda b: None, [], "train: is empty: `where` selects no row of the source's 0"),
         (lambda b: b["test"].update(split=20), TRAIN, "test.split: must be less than 20, the number of different "),
         (lambda b: None, [{"text": "\ud800", "label": "0"}], "train: row 1: contains half of a surrogate pair"),

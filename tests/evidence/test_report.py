@@ -247,7 +247,7 @@ def test_the_list_of_contents_names_every_section_that_is_there(tmp_path: Path) 
 
 def test_a_missing_file_is_named(cell: Cell) -> None:
     cell.transfer.unlink()
-    with pytest.raises(InputError, match=r"tiny-reviews: transfer.json is not there"):
+    with pytest.raises(InputError, match=r"tiny-reviews: transfer.json does not exist"):
         report(cell)
     assert not cell.report.exists()
 

@@ -146,7 +146,7 @@ def test_other_rows_and_missing_files_are_named(cell, tmp_path_factory):
     bare = servable_cell(tmp_path_factory.mktemp("bare"))
     frame = pd.read_parquet(bare.predictions)
     write_parquet(bare.test, frame[["prompt", "gold"]].assign(options=[OPTIONS] * len(frame), id="other"))
-    with pytest.raises(InputError, match="other rows than the test split"):
+    with pytest.raises(InputError, match="different rows from the test split"):
         explain(bare)
     bare.predictions.unlink()
     with pytest.raises(InputError, match=r"predictions.parquet does not exist"):

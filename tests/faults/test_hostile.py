@@ -28,7 +28,7 @@ def with_recipe(**changes: Any) -> str:
 
 
 RECIPES = [
-    (with_recipe(neurons=list(range(3_000_000))), "are the limit"),
+    (with_recipe(neurons=list(range(3_000_000))), "the limit is"),
     (with_recipe(neurons=list(range(1_000_000))), "from 0 to 47"),
     (with_recipe(neurons=[-1]), "from 0 to 47"),
     (with_recipe(neurons=[48]), "from 0 to 47"),

@@ -151,7 +151,7 @@ def test_a_recipe_for_a_model_of_another_shape_is_refused(change):
 
 def test_the_smallest_fraction_must_have_a_neuron():
     given, _ = fit_data()
-    with pytest.raises(InputError, match=r"^search.fractions: 0.001 of 48 neurons is none"):
+    with pytest.raises(InputError, match=r"^search.fractions: 0.001 of 48 neurons is less than half a neuron"):
         adapt(given.stack, tiny_tokenizer(), EXAMPLES, attribution=QUICK, search=Search(fractions=[0.001, 0.1]))
 
 
@@ -203,5 +203,5 @@ def test_a_model_without_a_gate_is_adapted_and_its_recipe_silences_rows_and_bias
 def test_mlps_in_the_decoder_layer_itself_are_refused_as_sites_to_steer():
     stack = DecoderStack(tiny_model("opt"))
     for site in (mlp_activations, mlp_outputs):
-        with pytest.raises(InputError, match="OPTForCausalLM: its MLPs are no modules of their own to steer"):
+        with pytest.raises(InputError, match="OPTForCausalLM: its MLPs are not separate modules and cannot be steered"):
             site(stack)

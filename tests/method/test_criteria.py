@@ -96,7 +96,9 @@ def test_the_settings_offer_every_criterion_and_say_what_it_reads():
 
 @pytest.mark.parametrize("strategy", ["coarse_to_fine", "dropping"])
 def test_a_strategy_that_goes_by_accuracy_takes_no_other_criterion(strategy):
-    with pytest.raises(ValueError, match=f"criterion: {strategy} goes by accuracy, so it must be paper or exact_match"):
+    with pytest.raises(
+        ValueError, match=f"criterion: {strategy} is based on accuracy, so it must be paper or exact_match"
+    ):
         Search(strategy=strategy, criterion="halves")
     assert Search(strategy=strategy, criterion="exact_match").criterion == "exact_match"
 

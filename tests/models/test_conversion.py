@@ -255,7 +255,7 @@ def test_a_model_that_cannot_be_pruned_is_named_and_not_stored(tmp_path):
     GPTJForCausalLM(GPTJConfig(**sizes)).save_pretrained(tmp_path / "in")
     tiny_tokenizer().save_pretrained(tmp_path / "in")
     cell = make_cell(tmp_path, path_source(tmp_path / "in"))
-    with pytest.raises(InputError, match=r"GPTJForCausalLM: the MLP of a GPTJBlock takes what enters the layer"):
+    with pytest.raises(InputError, match=r"GPTJForCausalLM: the MLP of a GPTJBlock takes the layer's input"):
         step.store(cell)
     assert list(cell.model_dir.parent.iterdir()) == []
 

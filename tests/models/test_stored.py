@@ -237,7 +237,7 @@ def test_what_does_not_fit_into_a_gpu_stays_on_the_host(placed, there, whole, do
     ("there", "whole", "what"), [(0.9, True, "the weights"), (0.1, False, "the embeddings and one layer")]
 )
 def test_what_must_be_on_the_gpu_and_does_not_fit_is_told(placed, there, whole, what):
-    with pytest.raises(InputError, match=rf"^DSM_DEVICE: cuda:0 has .* GB left, but {what} have .* GB; use cpu"):
+    with pytest.raises(InputError, match=rf"^DSM_DEVICE: cuda:0 has .* GB left, but {what} need .* GB; use cpu"):
         placed(there, whole)
 
 

@@ -100,7 +100,7 @@ def test_an_adapter_is_refused_with_what_to_do(tmp_path, weights, adapter):
     if not weights:
         (directory / "model.safetensors").unlink()
         (directory / "config.json").unlink()
-    which = r"beside the weights .* or take adapter_config\.json away" if weights else "only .* merge it into its base"
+    which = r"beside the weights .* or remove adapter_config\.json" if weights else "only .* merge it into its base"
     source = PathSource(kind="path", path=str(directory), sha256="0" * 64)
     for use in (
         load,

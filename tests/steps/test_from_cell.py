@@ -77,7 +77,7 @@ def test_the_cell_that_is_named_is_searched_exhaustively(cells):
 
 def test_an_unknown_cell_is_refused(cells):
     cell = cells(strategy="from_cell", cell="other-reviews")
-    with pytest.raises(InputError, match=r"search.cell: 'other-reviews' is not in pipeline.cells; there are"):
+    with pytest.raises(InputError, match=r"search.cell: 'other-reviews' is not in pipeline.cells; choose from"):
         search_of(cell)
 
 

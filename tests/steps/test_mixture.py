@@ -59,7 +59,7 @@ def test_the_files_say_how_many_experts_no_token_is_given_to(finished, capsys):
     score(finished)
     assert read_scores(finished.scores).header == scores.header
     number = sum(map(len, scores.header["experts"]["unreached"]))
-    told = f"experts: {number} of 12 are given no token of the adaptation set; their {number * EACH} neurons have"
+    told = f"experts: {number} of 12 receive no token of the adaptation set; their {number * EACH} neurons have"
     assert told in capsys.readouterr().out
     grid = pd.read_parquet(finished.grid)
     assert set(grid[grid.layer != UNPRUNED].neurons) == {5, 10, 19}

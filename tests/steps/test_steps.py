@@ -300,7 +300,7 @@ def test_a_criterion_without_its_rows_is_refused(tmp_path):
     for step in (model, data, sample, score):
         step(cell)
     cell.unlabeled.write_text("")
-    with pytest.raises(InputError, match=r"search\.criterion: mutual_information needs train rows beside"):
+    with pytest.raises(InputError, match=r"search\.criterion: mutual_information needs train rows outside"):
         search(cell)
     assert not cell.grid.exists()
 

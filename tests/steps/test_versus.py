@@ -158,14 +158,14 @@ def test_a_row_of_the_test_split_gets_the_answers_of_the_evaluation(cell, monkey
     out = capsys.readouterr().out.splitlines()
     assert out[0].split() == ["option", "base", "pruned"]
     assert sum(line.count("*") for line in out[1:3]) == 2
-    assert out[3] == f"base goes on: {answer['base']['says']!r}"
+    assert out[3] == f"base continues: {answer['base']['says']!r}"
 
 
 def test_rows_are_asked_for_until_an_empty_line(cell, monkeypatch, capsys):
     typed(cell, monkeypatch, "a warm film", "a dull film", "")
     out = capsys.readouterr().out
-    assert out.startswith("a row has text; an empty line ends\ntext> ")
-    assert out.count("pruned goes on: ") == 2
+    assert out.startswith("a row has text; an empty line quits\ntext> ")
+    assert out.count("pruned continues: ") == 2
 
 
 def test_a_row_that_lacks_a_field(cell, monkeypatch):
