@@ -15,10 +15,10 @@ STUDIES = Path(__file__).with_name("studies.yaml")
 READINGS = "readings.yaml"  # beside the page
 HEAD = f"""# Studies
 
-Made by `dsm studies`; the words under a table are a person's, from [{READINGS}]({READINGS}). ± is one standard error
-of that system alone, as the bars of the plots are; whether two systems differ on the same rows is what p says;
-p: exact McNemar test against the unpruned model on the same rows. A table marked *published* was measured by the
-authors of a paper, on other models: compare the shape, not the numbers."""
+Made by `dsm studies`; the comments under the tables are written by hand ([{READINGS}]({READINGS})). ± is one standard
+error of that system alone, as in the plots; p shows whether two systems differ on the same rows (exact McNemar test
+against the unpruned model). A table marked *published* was measured by the authors of a paper, on other models:
+compare the shape, not the numbers."""
 
 OTHER = "of no family"
 BY_FAMILY = """The mean accuracy over the calibration sets, followed by the spread: the largest minus the smallest.

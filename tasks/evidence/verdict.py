@@ -59,18 +59,22 @@ def meaning(header: dict[str, Any]) -> str:
     projection = header.get("projection", "gate_proj").removesuffix("_proj")
     target = _TARGETS.get(header.get("target", ""), _TARGETS["max_logit"])
     if method == "activation":
-        what = "the mean size of its output" if projection == "down" else "the mean size of act(gate) × up"
+        what = (
+            "the mean absolute value of its output"
+            if projection == "down"
+            else "the mean absolute value of act(gate) × up"
+        )
     elif method == "gradient_x_activation":
-        what = f"the gradient of {target} by a factor on its {projection} weights, at their trained values"
+        what = f"the gradient of {target} with respect to a factor on its {projection} weights, at their trained values"
     elif method == "relu_gradient":
         what = (
-            f"the mean positive part of the gradient of {target} by what its {projection} weights give, summed over "
-            f"positions, while these go from zero to their trained values {_COMPANY[path]}"
+            f"the mean positive part of the gradient of {target} with respect to the output of its {projection} "
+            f"weights, summed over positions, while these weights go from zero to their trained values {_COMPANY[path]}"
         )
     elif method == "saliency":
         what = (
-            f"the size of the gradient of {target} by what its {projection} weights give, summed over positions, at "
-            "their trained values"
+            f"the size of the gradient of {target} with respect to the output of its {projection} weights, summed over "
+            "positions, at their trained values"
         )
     elif method == "shapley":
         what = (
@@ -78,7 +82,10 @@ def meaning(header: dict[str, Any]) -> str:
             "sets of its layer’s other neurons"
         )
     elif method == "deeplift":
-        what = f"the integrated gradient of {target} by a common factor on act(gate) × up of its layer’s neurons"
+        what = (
+            f"the integrated gradient of {target} with respect to a common factor on act(gate) × up of its layer’s "
+            "neurons"
+        )
     elif path == "single":
         what = f"what {target} loses when its {projection} weights alone are set to zero"
     else:
@@ -226,7 +233,7 @@ def notes(evaluation: dict[str, Any]) -> list[str]:
         if predicted[top] >= STRONG_PRIOR * n:
             warnings.append(
                 f"The {name} model answers “{option_name(options, top)}” on {percent(round(predicted[top] / n, 3))} "
-                f"of the rows; the right answer is that on {percent(round(gold[top] / n, 3))}."
+                f"of the rows; this is the right answer on {percent(round(gold[top] / n, 3))}."
             )
     best = evaluation["systems"]["pruned"]["accuracy"]
     if gold[most] / n >= best:

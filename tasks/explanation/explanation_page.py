@@ -90,8 +90,8 @@ def _about_neurons(results: dict[str, Any]) -> str:
         return f"{text}."
     inside, outside = (gold[name] for name in ("pruned", "others"))
     return (
-        f"{text}. At the last position the activation of {inside['detected']} of them goes with the gold label, and of "
-        f"{outside['detected']} of the other {outside['neurons']} (false discovery rate {neurons['level']:g}, "
+        f"{text}. At the last position the activation of {inside['detected']} of them correlates with the gold label, "
+        f"and of {outside['detected']} of the other {outside['neurons']} (false discovery rate {neurons['level']:g}, "
         f"n = {neurons['n']})."
     )
 

@@ -107,7 +107,7 @@ def test_long_text_is_folded(tmp_path: Path) -> None:
 
 def test_no_transfer_is_said(tmp_path: Path) -> None:
     text = render(write_cell(tmp_path, transfer=False))
-    assert "The transfer check was left out (n = 0" in plain(text)
+    assert "The transfer check was skipped (n = 0" in plain(text)
     assert "<dt>Regret</dt>" not in text
     parsed(text)
 
@@ -136,7 +136,7 @@ def test_flips_are_those_of_the_predictions(tmp_path: Path) -> None:
 
 def test_only_the_largest_changes_of_many(tmp_path: Path) -> None:
     shown = plain(render(write_cell(tmp_path, shift=5.0, n=600)))
-    assert re.search(r"The 100 with the largest change of \d{3}; all stand in predictions.parquet", shown)
+    assert re.search(r"The 100 with the largest change of \d{3}; all are in predictions.parquet", shown)
 
 
 def test_the_template_is_cut_from_the_rows(cell: Cell) -> None:
@@ -174,15 +174,15 @@ def test_scores_of_another_kind_are_called_what_they_are(cell: Cell, monkeypatch
     layered = load_file(cell.scores)
     nothing = np.full_like(layered["gap"], np.nan)
     text = shown(layered | dict.fromkeys(("gap", "error", "difference"), nothing), method="activation")
-    assert "score is the mean size of act(gate) × up; averaged over the 10 examples" in text
-    assert "nothing says what they must add up to" in text
+    assert "score is the mean absolute value of act(gate) × up; averaged over the 10 examples" in text
+    assert "there is no sum that they must add up to" in text
 
     whole = layered | {name: layered[name][:1] for name in ("gap", "error", "difference", "nodes")}
     named = {"method": "integrated_gradients", "path": "all_layers", "projection": "up_proj", "ranking": "absolute"}
     text = shown(whole, target="option_margin", tolerance=1e-9, **named)
     assert "two largest logits of the options’ first tokens along its up weights" in text
     assert "with all neurons of all layers" in text
-    assert "ordered by its size" in text
+    assert "ordered by its absolute value" in text
     assert "The scores of all layers together must add up" in text
     assert "It did not converge." in text
 
@@ -193,12 +193,16 @@ def test_scores_of_another_kind_are_called_what_they_are(cell: Cell, monkeypatch
         (
             "layer",
             "gradient_x_activation",
-            "the gradient of the largest next-token logit by a factor on its gate weights",
+            "the gradient of the largest next-token logit with respect to a factor on its gate weights",
         ),
         ("layer", "relu_gradient", "the mean positive part of the gradient"),
-        ("layer", "saliency", "the size of the gradient of the largest next-token logit by what its gate weights give"),
+        (
+            "layer",
+            "saliency",
+            "the size of the gradient of the largest next-token logit with respect to the output of its gate weights",
+        ),
         ("layer", "shapley", "its estimated Shapley value: what the largest next-token logit gains"),
-        ("layer", "deeplift", "by a common factor on act(gate) × up"),
+        ("layer", "deeplift", "with respect to a common factor on act(gate) × up"),
         ("single", "integrated_gradients", "loses when its gate weights alone are set to zero"),
     ]:
         assert words in shown(layered, path=path, method=method, target="max_logit")
@@ -209,7 +213,7 @@ def test_a_cheaper_search_leaves_blanks_in_the_map_and_no_decimals_in_layers(cel
     write_parquet(cell.grid, grid[(grid.layer < 3) | (grid.fraction == 0.05)])
     text = render(cell)
     assert ">nan<" not in text
-    assert "Blank: pairs that the search ( exhaustive ) did not look at." in plain(text)
+    assert "Blank: pairs that the search ( exhaustive ) did not try." in plain(text)
     assert not re.search(r"layer \d+\.\d", plain(text))
     assert "Cheaper searches" not in plain(text)
 

@@ -150,7 +150,7 @@ def test_one_neuron_is_singular() -> None:
 def test_a_leaning_and_a_better_constant_are_said() -> None:
     found = notes(evaluation((0.52, 0.52, 1), DRAW))
     assert found == [
-        "The base model answers “no” on 95 % of the rows; the right answer is that on 52.5 %.",
+        "The base model answers “no” on 95 % of the rows; this is the right answer on 52.5 %.",
         "Always answering “no” would score 0.525, more than the pruned model.",
     ]
 
