@@ -1,4 +1,4 @@
-"""A finished cell made of random numbers, with the files and formats of a real one."""
+"""A finished cell with random numbers, with the files and formats of a real one."""
 
 import json
 from pathlib import Path
@@ -164,7 +164,7 @@ def _grid(rng: np.random.Generator, layers: int, d_ff: int, n: int) -> pd.DataFr
 
 
 def _write_exact(frame: pd.DataFrame) -> None:
-    """Adds the columns of exact matches: the pruned model writes its option more often than the others."""
+    """Adds the columns of exact matches: the pruned model writes its option more often than the other models."""
     writes = np.random.default_rng(1).random(len(frame))
     for name, share in {"base": 0.2, "pruned": 0.8, **{f"random_{seed}": 0.3 for seed in range(3)}}.items():
         frame[f"{name}_exact"] = (frame[name] == frame["gold"]) & (writes < share)

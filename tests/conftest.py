@@ -1,4 +1,4 @@
-"""Which tests stay together and in what order, what no test may leave behind, and what several use.
+"""Grouping and order of tests, checks of what tests leave behind, and shared fixtures.
 
 Servers and finished projects are made by the first test that asks for them.
 """
@@ -26,7 +26,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 # biases without a gate, transposed matrices, experts. The others are slow.
 USUAL_FAMILIES = ("llama", "gemma3", "phi3", "opt", "gpt2", "mixtral")
 
-SERVERS = ("postgres", "_prefect")  # session fixtures that take long: all who use one are on one worker
+SERVERS = ("postgres", "_prefect")  # slow session fixtures: all tests that use one run on the same worker
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -58,11 +58,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         mark = item.get_closest_marker("timeout")
         longest[groups[item]] = max(longest.get(groups[item], 0.0), mark.args[0] if mark else 0.0)
     sizes = Counter(groups.values())
-    items.sort(key=lambda item: (-longest[groups[item]], -sizes[groups[item]]))  # single tests fill the last gaps
+    items.sort(key=lambda item: (-longest[groups[item]], -sizes[groups[item]]))  # single tests fill the gaps at the end
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """The directory that `make` filled, once for all workers of a run. Nobody changes it: take a `copy_of` it."""
+    """The directory that `make` filled, once for all workers of a run. Tests must not change it: use a `copy_of` it."""
     base = factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     shared.mkdir(exist_ok=True)
@@ -76,14 +76,14 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 
 def copy_of(root: Path, where: Path) -> Path:
-    """Copies a project, with its times and hard links, to a directory that is empty or not there."""
+    """Copies a project, with its times and hard links, to a directory that is empty or does not exist."""
     subprocess.run(["cp", "-aT", str(root), str(where)], check=True)
     return where
 
 
 @pytest.fixture(autouse=True)
 def _where_it_began() -> Iterator[None]:
-    """A test that leaves the process in another directory fails, not one that runs after it."""
+    """Fails a test that leaves the process in another directory, instead of a later test."""
     before = Path.cwd()
     yield
     assert Path.cwd() == before

@@ -9,7 +9,7 @@ import yaml
 
 
 def harness_task(file):
-    """A task by its file under lm_eval/tasks; the test is skipped where the package is not installed."""
+    """A task by its file under lm_eval/tasks; the test is skipped if the package is not installed."""
     package = importlib.util.find_spec("lm_eval")
     if package is None:
         pytest.skip("needs lm_eval 0.4.13 installed")
@@ -17,7 +17,7 @@ def harness_task(file):
 
 
 def harness_config(path):
-    """A task of lm-evaluation-harness: its YAML file over the files that it includes; functions are theirs."""
+    """A task of lm-evaluation-harness: its YAML file on top of the files that it includes; functions are its own."""
 
     class Loader(yaml.SafeLoader):
         pass

@@ -1,4 +1,4 @@
-"""Chat templates: the same text on every day, and one line where a template cannot be used."""
+"""Chat templates: the same text on every day, and one error line if a template cannot be used."""
 
 import datetime
 
@@ -26,7 +26,7 @@ def asking(template):
 
 
 class Later(datetime.datetime):
-    """A clock that stands at another day."""
+    """A clock that shows another day."""
 
     @classmethod
     def now(cls, tz=None):

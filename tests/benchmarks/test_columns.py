@@ -1,4 +1,4 @@
-"""Values that came through JSON and a data frame are what the rows had, or are refused."""
+"""Values that passed through JSON and a data frame equal those of the rows, or are refused."""
 
 import datetime
 import json

@@ -1,4 +1,4 @@
-"""Where prompts and options are cut, and the options that a model could not tell apart."""
+"""Where prompts and options are cut, and options that a model cannot tell apart."""
 
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def test_an_empty_prompt_is_refused():
 
 def test_options_after_an_empty_prompt_follow_the_bos_token():
     encoded = encode(TOKENIZER, "", [" one", " two"], 10)
-    assert encoded.prompt == [TOKENIZER.eos_token_id]  # it has no other
+    assert encoded.prompt == [TOKENIZER.eos_token_id]  # it has no other special token
     assert [TOKENIZER.decode(option) for option in encoded.options] == [" one", " two"]
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None

@@ -49,7 +49,9 @@ def test_prompts_and_answers_of_real_rows_are_those_of_lm_evaluation_harness(nam
         assert one.gold == EVERY
         target = harness_value(config["doc_to_target"], row)
         if name == "nq_open":
-            answers = [f" {answer}\n" for answer in ast.literal_eval(target)]  # theirs ends the answer at a line feed
+            answers = [
+                f" {answer}\n" for answer in ast.literal_eval(target)
+            ]  # the harness ends the answer at a line feed
             assert list(one.options) == list(dict.fromkeys(answers))
         else:
             assert list(one.options) == [target]
@@ -60,7 +62,7 @@ def test_the_splits_of_lambada_share_no_passage():
     prepared = prepare("lambada", spec_of("lambada", data=str(DATA), limits={"test": 9, "transfer": 0}), Path())
     assert prepared.summary.endswith(
         "train 499 with free answers, test 2800 with free answers"
-    )  # one passage is there twice
+    )  # one passage occurs twice
     assert not set(prepared.train["prompt"]) & set(prepared.test["prompt"])
     assert set(prepared.test["gold"]) == {EVERY}
 
@@ -160,7 +162,7 @@ def test_the_library_tells_how_free_answers_are_used():
 
 
 def test_teacher_forcing_finds_what_greedy_decoding_writes():
-    """The accepted answers are what a plain greedy loop writes, with wrong ones before; or only wrong ones."""
+    """The accepted answers are what a plain greedy loop writes, after some wrong ones; or only wrong ones."""
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     prompts, answers, expected = [], [], []
     for i in range(60):
@@ -191,7 +193,7 @@ def greedy(model, ids, count):
 
 
 def test_an_answer_must_end_where_the_accepted_one_does():
-    """By a line feed or by punctuation; another word goes on."""
+    """A line feed or punctuation ends the answer; another word continues it."""
     tokenizer = tiny_tokenizer()
     rows = encode_rows(
         pd.DataFrame({"id": ["0"], "prompt": ["Q:"], "options": [[" one\n", " one season\n"]], "gold": [EVERY]}),

@@ -1,4 +1,4 @@
-"""The library: one line of params.yaml becomes what one would write out; every spec fits the rows it is written for."""
+"""The library: one line of params.yaml expands to a full entry; every spec fits the rows that it is written for."""
 
 import ast
 import datetime
@@ -152,7 +152,7 @@ def local_rows(source):
 
 
 def check_rows(name, spec, facts, train, test, exact=True):
-    """Three rows of each split are sound, and the facts of the file are those of the rows."""
+    """Three rows of each split are valid, and the facts in the file are those of the rows."""
     kept = {}
     for split, rows in (("train", train), ("test", test)):
         if rows is None:
@@ -201,7 +201,7 @@ def test_specs_fit_the_wheels(tmp_path):
                 None if isinstance(split, HeldOut) else wheel_rows(split.source, tmp_path)
                 for split in (spec.train, spec.test)
             ]
-            if name == "boolq":  # the file of train holds the rows of test, too, and those without a label
+            if name == "boolq":  # the file of train also has the rows of test and rows without a label
                 found = [
                     examples(part, spec, split, field="b").examples for part, split in zip(rows, SPLITS, strict=True)
                 ]
@@ -223,7 +223,7 @@ def wheel_rows(source, work):
 
 # -- prompts ----------------------------------------------------------------------------------------------------------
 
-SADI = {  # a row, as the local files or the wheel have it, and what SADI asks (or what is shaped like it)
+SADI = {  # a row as in the local files or the wheel, and SADI's prompt (or one of the same form)
     "sst2": (
         {"sentence": "so dull .", "label": 0},
         "Consider the sentiment expression in this sentence and respond briefly with 'positive' or 'negative'.\n\n"
@@ -382,7 +382,7 @@ SADI |= {
         SADI["sst5"][1].replace("this sentence", "this review").replace("so dull", "dull\nso dull"),
         SADI["sst5"][2],
     ),
-    "truthful_qa": SADI["arc_easy"],  # its train rows are of ARC; those of test are below
+    "truthful_qa": SADI["arc_easy"],  # its train rows are those of ARC; the test rows are below
 }
 GOLD = {"boolq": 1, "xnli-en": 2, "mmlu-anatomy": 3, "arc_easy": 1, "arc_challenge": 1, "scitail": 1}
 GOLD |= {"mrpc": 1, "paws": 1, "stsb": 1, "wic": 1, "rte": 1, "cb": 2, "anli-r3": 2, "multirc": 1}
@@ -390,7 +390,14 @@ GOLD |= {"hellaswag": 3, "storycloze": 1, "tweet_eval": 2, "truthful_qa": 1}
 GOLD |= {"commonsenseqa": 1, "piqa": 1, "openbookqa": 1, "siqa": 2, "logiqa": 3}
 
 
-WHEELS = ("rotten_tomatoes", "commonsenseqa", "piqa", "openbookqa", "siqa", "logiqa")  # rows above are as there
+WHEELS = (
+    "rotten_tomatoes",
+    "commonsenseqa",
+    "piqa",
+    "openbookqa",
+    "siqa",
+    "logiqa",
+)  # the rows above have the same form
 
 
 def rendered(name, template, row):

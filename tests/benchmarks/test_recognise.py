@@ -1,4 +1,4 @@
-"""A benchmark from a file alone: what is recognised gives the right options and labels, and doubt is refused."""
+"""A benchmark from a file alone: recognised columns give the right options and labels; ambiguous ones are refused."""
 
 import pytest
 

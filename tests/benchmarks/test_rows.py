@@ -1,4 +1,4 @@
-"""Rows: files to examples to splits; every mistake is one line. The step that puts it together is tested here too."""
+"""Rows: from files to examples to splits; every mistake gives one line. The step `data` is tested here too."""
 
 import csv
 import hashlib
@@ -130,7 +130,7 @@ def project(tmp_path):
 
 
 def refused(cell):
-    """The line that the step ends with; an older output must stay as it was, and nothing half-written be left."""
+    """The step's last line; an older output must stay unchanged, and no half-written file may remain."""
     cell.benchmark_dir.mkdir(parents=True)
     cell.train.write_text("old")
     with pytest.raises(InputError) as caught:
@@ -264,7 +264,7 @@ def test_the_real_benchmarks(tmp_path, benchmark, train, test):
     assert everything["prompt"].is_unique
     assert everything["id"].is_unique
     assert everything["gold"].isin([0, 1]).all()
-    gold = frames[1]["gold"].to_numpy()  # the order has nothing to do with the labels, so the first rows are like all
+    gold = frames[1]["gold"].to_numpy()  # the order is independent of the labels, so the first rows are like all rows
     assert abs(gold[:300].mean() - gold.mean()) < 0.12  # four standard errors
 
 
@@ -277,7 +277,7 @@ QUIZ = [
 
 
 def quiz(**changes):
-    """Changes the entry `reviews` into one whose four options stand in columns of the row."""
+    """Changes the entry `reviews` into one whose four options are columns of the row."""
 
     def change(benchmark):
         benchmark["train"] = {"source": benchmark["train"]["source"], "gold": "{{ answer }}"}

@@ -1,4 +1,4 @@
-"""Splits: no prompt in both, drawn by hashes, so that rows that come or go move no other row."""
+"""Splits: no prompt is in both; they are drawn by hashes, so that added or removed rows move no other row."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ EXAMPLES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1)), min_size=1
 
 
 def check_disjoint(train, test, first):
-    """No prompt twice, in neither split; each example is the first of its prompt in its source."""
+    """No prompt occurs twice in a split or in both; each example is the first of its prompt in its source."""
     prompts = [example.prompt for example in train + test]
     assert len(set(prompts)) == len(prompts)
     assert [example.number for example in train] == sorted(example.number for example in train)
@@ -212,7 +212,7 @@ def test_places_are_uniform_and_other_draws_are_independent():
 
 
 def drawn(prompts, seed, size=10):
-    """Prompts of the adaptation set out of a train split with these."""
+    """Prompts of the adaptation set that is drawn from a train split with these prompts."""
     options = [np.array([" a", " b"], dtype=object)] * len(prompts)
     table = pd.DataFrame(
         {"id": [f"train-{i}" for i in range(len(prompts))], "prompt": [f"{p}" for p in prompts], "options": options}
@@ -223,7 +223,7 @@ def drawn(prompts, seed, size=10):
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_encoding():
-    """`draw` encodes what it drew only to refuse what later steps could not use, which needs a model."""
+    """Replaces the encoding: `draw` encodes its rows only to refuse those that later steps cannot use."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.method.adaptation_set.encode_rows", lambda *_: None)
         yield

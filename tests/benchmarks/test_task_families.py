@@ -1,4 +1,4 @@
-"""Specs on the real rows: their prompts are those of lm-evaluation-harness, and bad rows have one way each."""
+"""Specs on real rows: their prompts are those of lm-evaluation-harness, and each kind of bad row is handled one way."""
 
 import ast
 import os
@@ -66,7 +66,7 @@ def test_the_page_has_the_table_of_the_specs():
 
 # -- real rows --------------------------------------------------------------------------------------------------------
 
-COUNTED = (  # specs whose facts of local files are counted, train too
+COUNTED = (  # specs whose local files are counted, including train
     *("amazon", "anli-r1", "anli-r2", "anli-r3", "cb", "commonsenseqa", "cr", "hellaswag", "imdb", "logiqa", "mrpc"),
     *("multirc", "openbookqa", "paws", "piqa", "qqp", "rte", "siqa", "stsb", "truthful_qa", "tweet_eval", "wic"),
     "winogrande",
@@ -111,7 +111,7 @@ def letter(row):
     return {**row, "question": row["query"], "label": "abcd"[row["correct_option"]]}
 
 
-SAME = [  # spec, file of lm-evaluation-harness, rows, what makes a row of its hub's copy of them
+SAME = [  # spec, file of lm-evaluation-harness, rows, function that turns one into a row of the hub's copy
     ("mrpc", "glue/mrpc/default.yaml", "mrpc/test.jsonl", None),
     ("qqp", "glue/qqp/default.yaml", "qqp/validation.jsonl", None),
     ("rte", "glue/rte/default.yaml", "rte/validation.jsonl", None),
@@ -139,7 +139,7 @@ def test_prompts_of_real_rows_are_those_of_lm_evaluation_harness(name, file, pat
     line = {"source": "hub", "data": None} if name == "hellaswag" else {}  # local files lack a part of the context
     ours = examples(rows, spec_of(name, template="harness", **line), "test", field="b").examples
     theirs = config["process_docs"](Docs(rows)) if "process_docs" in config else rows
-    # SIQA has rows whose choices are the same text twice: they are left out where the choices are the options.
+    # SIQA has rows with the same choice twice: they are left out if the choices are the options.
     assert len(ours) == len(rows) or (name == "siqa" and len(ours) >= len(rows) - 5)
     for one in ours:
         row = theirs[one.number - 1]
@@ -150,9 +150,9 @@ def test_prompts_of_real_rows_are_those_of_lm_evaluation_harness(name, file, pat
         assert sorted(one.options) == sorted(options)
         target = config["doc_to_target"] if name == "truthful_qa" else harness_value(config["doc_to_target"], row)
         gold = options[choices.index(target) if target in choices else int(target)]
-        if name == "multirc":  # theirs takes "yes" for the answers that are wrong
+        if name == "multirc":  # the harness takes "yes" for the wrong answers
             assert (one.options[one.gold] == gold, list(one.options)) == (False, options[::-1])
-        elif name == "truthful_qa":  # theirs is always the first
+        elif name == "truthful_qa":  # in the harness it is always the first
             assert (one.options[one.gold], gold) == (options[0], options[0])
         else:
             assert (one.options[one.gold], list(one.options)) == (gold, options)
@@ -280,7 +280,7 @@ def test_labels_are_those_of_the_row(name):
 
 # -- null choices, and numbers where texts are expected ---------------------------------------------------------------
 
-ROWS = {  # one row each, by the columns that stand as text in prompt or options
+ROWS = {  # one row each, with the columns that appear as text in prompt or options
     "mrpc": {"sentence1": "1", "sentence2": "2", "label": 1},
     "paws": {"sentence1": "1", "sentence2": "2", "label": 1},
     "stsb": {"sentence1": "1", "sentence2": "2", "label": 4.5},

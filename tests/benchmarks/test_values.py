@@ -1,4 +1,4 @@
-"""Values of rows as text: nulls, bytes, numbers and nested values in every place that makes text of them."""
+"""Values of rows as text: nulls, bytes, numbers and nested values in every place that converts them to text."""
 
 import datetime
 import decimal

@@ -26,7 +26,7 @@ def table(count: int, seed: int = 0) -> pd.DataFrame:
 
 
 def fit_data(family: str = "llama") -> tuple[FitData, Rows]:
-    """Data to fit on, and rows that no system is fitted on."""
+    """Data to fit on, and rows on which no system is fitted."""
     loaded = Loaded(tiny_model(family, torch.float32), tiny_tokenizer())
     stack = DecoderStack(loaded.model)
     examples, test = (encode_rows(table(n, seed), loaded.tokenizer, stack.context) for n, seed in ((6, 0), (10, 1)))
@@ -38,7 +38,7 @@ def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def assert_untouched(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> None:
-    """Weights bit for bit, names, hooks and gradients as before."""
+    """Weights (bit for bit), names, hooks and gradients are as before."""
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], value) for name, value in before.items())

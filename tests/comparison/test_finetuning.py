@@ -1,4 +1,4 @@
-"""Fine-tuning against a loop written out by hand, and that it leaves nothing behind."""
+"""Fine-tuning against an explicit loop; and it leaves no changes in the model."""
 
 import copy
 

@@ -65,7 +65,7 @@ def plain(given, found, heads, strength):
     return plain_answers(given.loaded.model, "heads", edits, given.selection_rows.encoded, prompt_only=False)
 
 
-@pytest.mark.parametrize("count", [3, 16])  # 16: more than there are, so all of them
+@pytest.mark.parametrize("count", [3, 16])  # 16 is more than there are, so all are used
 @pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
 def test_the_best_heads_are_shifted_where_the_answer_is_read(family, count, monkeypatch):
     monkeypatch.setattr(module, "COUNTS", (count,))

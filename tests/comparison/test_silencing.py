@@ -1,4 +1,4 @@
-"""Silenced neurons against zeroed weights, and what the controls may look at."""
+"""Silenced neurons against zeroed weights, and the data that the controls may use."""
 
 import copy
 

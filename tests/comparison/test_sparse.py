@@ -1,4 +1,4 @@
-"""Weight pruning as a system: the weights inside the context are those of the method, and outside as before."""
+"""Weight pruning as a system: inside the context the weights are those of the method, outside they are unchanged."""
 
 import pytest
 

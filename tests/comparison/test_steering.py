@@ -1,4 +1,4 @@
-"""Packed steering against hooks by hand on plain runs, one sequence at a time."""
+"""Packed steering against explicit hooks on plain runs, one sequence at a time."""
 
 import copy
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ from tasks.runtime.errors import InputError
 from tests.tiny import FAMILIES, SIZES, tiny_model, tiny_tokenizer
 
 LAYERS, HEADS = SIZES["num_hidden_layers"], SIZES["num_attention_heads"]
-# Options of one and of several tokens, two and three of them, and a prompt that begins another one.
+# Two and three options of one and of several tokens, and a prompt that is the start of another one.
 EXAMPLES = [
     ("a film :", [" y", " n"], 0),
     ("a fine film :", [" yes", " no !"], 1),
@@ -56,7 +56,7 @@ def fit_data(family="llama", examples=EXAMPLES):
 
 
 def module(model, site, layer):
-    """(module, whether the site is what enters it)."""
+    """(module, whether the site is its input)."""
     of_layer = model.model.layers[layer]
     return {
         "heads": (of_layer.self_attn.o_proj, True),
@@ -71,7 +71,7 @@ SITES = {"heads": head_outputs, "neurons": mlp_activations, "hidden": mlp_output
 
 @contextmanager
 def hooked(model, site, edits):
-    """Each layer's tensor of the site goes through its function, which may change it in place."""
+    """Passes each layer's tensor at the site through its function, which may change it in place."""
     handles = []
     for layer, edit in edits.items():
         place, enters = module(model, site, layer)
@@ -98,7 +98,7 @@ def plain_activation(model, site, ids):
 
 
 def plain_differences(model, site, examples):
-    """Mean over the rows of the right option's values less the mean of the wrong ones', [layers, width]."""
+    """Mean over the rows of the right option's values minus the mean of the wrong options' values, [layers, width]."""
     total = 0
     for row, gold in zip(examples.encoded, examples.gold, strict=True):
         values = [plain_activation(model, site, [*row.prompt, *option]) for option in row.options]
@@ -133,7 +133,7 @@ def assert_answers(answers, expected):
 
 
 def rank(logprobs, gold):
-    """What the best setting is chosen by: accuracy, then mean margin."""
+    """The criterion for the best setting: accuracy, then mean margin."""
     margins = [values[g] - np.delete(values, g).max() for values, g in zip(logprobs, gold, strict=True)]
     return np.mean([values.argmax() == g for values, g in zip(logprobs, gold, strict=True)]), np.mean(margins)
 
@@ -141,7 +141,7 @@ def rank(logprobs, gold):
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_activations_are_those_of_plain_runs(family, site):
-    """In float64. Float32 is off by a part of a layer's largest value, also where a value is near 0."""
+    """In float64: float32 has errors relative to a layer's largest value, even if a value is near 0."""
     given = fit_data(family)
     found = option_activations(given.stack, SITES[site](given.stack), given.examples.encoded)
     exact = copy.deepcopy(given.loaded.model).double()
@@ -166,7 +166,7 @@ def test_every_layer_of_every_site_is_steered_as_in_plain_runs(family, site, pro
     given = fit_data(family)
     nodes = last_prompt_tokens if prompt_only else tokens_read
     encoded = given.examples.encoded
-    # Not the same factor for all dimensions, which a norm behind the site would undo.
+    # Different factors for the dimensions: a norm after the site would undo a common one.
     edits = {
         layer: lambda x, layer=layer: x * torch.linspace(-1, 2, x.shape[1]) + 0.1 * layer for layer in range(LAYERS)
     }

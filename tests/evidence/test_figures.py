@@ -1,4 +1,4 @@
-"""Figures: the same bytes every time, well-formed, the chosen pair in its place."""
+"""Figures: the same bytes every time, well-formed, with the chosen pair in its place."""
 
 import re
 import xml.etree.ElementTree as ElementTree

@@ -1,4 +1,4 @@
-"""report.html: says what the files say, needs nothing but itself, and is the same every time."""
+"""report.html: agrees with the cell's files, needs no other file, and is the same every time."""
 
 import html
 import json
@@ -33,7 +33,7 @@ def cell(tmp_path: Path) -> Cell:
 
 
 class Tags(HTMLParser):
-    """Collects tags and what they would load; fails where an element is closed that is not open."""
+    """Collects tags and what they would load; fails if an element is closed that is not open."""
 
     VOID = frozenset({"meta", "link", "br", "img", "image", "use", "path", "rect"})
 
@@ -65,7 +65,7 @@ def parsed(text: str) -> Tags:
 
 
 def plain(text: str) -> str:
-    """What a reader sees, white space made one."""
+    """What a reader sees, with white space collapsed."""
     text = re.sub(r"(?s)<(style|svg)\b.*?</\1>|<[^>]+>", " ", text)
     return " ".join(html.unescape(text).split())
 
@@ -120,7 +120,7 @@ def test_a_constant_surface_has_no_rank_correlation(cell: Cell) -> None:
 def test_options_that_differ_by_row(tmp_path: Path) -> None:
     shown = plain(render(write_cell(tmp_path, per_row=True)))
     assert "option 3" in shown
-    assert re.search(r"right: (yes|no|maybe) \d", shown)  # the ten examples bring their own options
+    assert re.search(r"right: (yes|no|maybe) \d", shown)  # the ten examples have their own options
 
 
 def test_flips_are_those_of_the_predictions(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Statistics against closed forms and against definitions written out."""
+"""Statistics against closed forms and against explicit definitions."""
 
 import math
 
@@ -69,7 +69,7 @@ def test_paired_interval_of_known_tables(table: tuple[int, int, int, int], expec
 
 
 def test_paired_interval_joins_two_wilson_intervals_by_phi() -> None:
-    """a d - b c = 30 * 20 - 8 * 2 = 584, less n / 2 = 30, over sqrt(38 * 22 * 32 * 28)."""
+    """a d - b c = 30 * 20 - 8 * 2 = 584, minus n / 2 = 30, divided by sqrt(38 * 22 * 32 * 28)."""
     phi = (584 - 30) / math.sqrt(38 * 22 * 32 * 28)
     (l1, u1), (l2, u2) = wilson(38, 60), wilson(32, 60)
     p, q = 38 / 60, 32 / 60
@@ -86,7 +86,7 @@ def test_paired_interval_holds_the_difference_and_mirrors(table: tuple[int, int,
     assert high <= 1 + 1e-12
     assert low < (first - second) / sum(table) + 1e-12
     assert (first - second) / sum(table) < high + 1e-12
-    assert high - low > 0  # also where the two never disagree
+    assert high - low > 0  # also if the two never disagree
     assert paired_interval(both, second, first, neither) == (pytest.approx(-high), pytest.approx(-low))
 
 

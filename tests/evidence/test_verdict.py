@@ -1,4 +1,4 @@
-"""The sentence that people quote: it must not say more than the numbers do."""
+"""The verdict, which people quote: it must not say more than the numbers do."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 
 from tasks.evidence.verdict import notes, p_value, percent, signed, trail, verdict
 
-Random = dict[str, tuple[float, float]]  # of each draw its value, and p of the pruned model against it
+Random = dict[str, tuple[float, float]]  # for each draw its value, and p of the pruned model against it
 NO_CHANGE = (0.3, 0.3, 1.0)
 
 

@@ -63,7 +63,7 @@ def test_its_examples_add_up(cell, found):
     for example in examples:
         assert (example["base"], example["pruned"]) == tuple(frame.loc[example["id"], ["base", "pruned"]])
         assert example["for"] == example["base"]
-        # The options are of several tokens: the prompt is followed by what both begin with.
+        # The options have several tokens: the prompt is followed by the tokens that both begin with.
         assert "".join(example["tokens"]) == frame.loc[example["id"], "prompt"] + " "
         own = "".join(example["tokens"][slice(*example["own"])])
         assert own

@@ -1,4 +1,4 @@
-"""Input attributions against Captum and against the margin they must add up to; what pruning is on that path."""
+"""Input attributions against Captum and against the margin they must add up to; the effect of pruning on that path."""
 
 import numpy as np
 import pytest
@@ -92,7 +92,7 @@ def test_the_gap_is_what_is_left_of_the_margin():
 def test_the_rule_near_zero_integrates_the_same_path():
     ends = torch.tensor([[2.0, -1.0, 0.5]], dtype=torch.float64)
 
-    def steep(alphas):  # rises at 0.001, as behind a norm, and goes on
+    def steep(alphas):  # rises at 0.001, as after a norm, and continues
         a = torch.tensor(alphas, dtype=torch.float64)[:, None]
         root = torch.sqrt(a**2 + 1e-6)
         return ((a / root + a**2) * ends).sum(1), (1e-6 / root**3 + 2 * a) * ends

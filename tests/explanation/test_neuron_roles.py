@@ -54,7 +54,7 @@ def test_the_direct_logits_are_what_the_column_does_to_them():
 
 
 def test_what_a_norm_and_an_output_embedding_add_to_everything_is_no_direct_effect():
-    """GPT-2's last norm has a bias and subtracts the mean."""
+    """GPT-2's final norm has a bias and subtracts the mean."""
     model = tiny_model("gpt2")
     column = rows(model, 1, "down_proj")[:, 30]
     centred = column - column.mean()

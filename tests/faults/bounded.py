@@ -1,4 +1,4 @@
-"""Calls that must refuse what they are given, in a process whose memory and time are limited."""
+"""Calls that must refuse their input, in a process with limited memory and time."""
 
 import json
 import os
@@ -30,7 +30,7 @@ print(json.dumps(told))
 
 
 def refusals(imports: str, call: str, paths: Sequence[object]) -> list[str]:
-    """The lines with which `call`, code that uses `path`, refuses each of the paths."""
+    """The error lines of `call`, code that uses `path`, for each of the paths."""
     code = CODE.format(imports=imports, call=call, memory=MEMORY)
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, paths)],
@@ -45,7 +45,7 @@ def refusals(imports: str, call: str, paths: Sequence[object]) -> list[str]:
 
 
 def check(told: Sequence[str], expected: Sequence[str]) -> None:
-    """Each line holds what is expected of it, is one line, and short."""
+    """Checks that each message contains the expected text, is one line, and is short."""
     for line, part in zip(told, expected, strict=True):
         assert part in line
         assert line.isprintable()

@@ -1,4 +1,4 @@
-"""The smallest project on which everything is real: dvc.yaml, the steps, a model with random weights, 40 sentences."""
+"""The smallest project with real dvc.yaml and steps: a model with random weights and 40 sentences."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ def real_project(root: Path) -> Cell:
     cell = write_sources(root)
     (root / ".dvc").mkdir()
     shutil.copy(REAL / ".dvc" / "config", root / ".dvc" / "config")
-    for name in ("dvc.yaml", ".dvcignore"):  # without the second, byte code is code
+    for name in ("dvc.yaml", ".dvcignore"):  # without the second, DVC hashes byte code as code
         shutil.copy(REAL / name, root / name)
     for package in ("tasks", "flows"):
         shutil.copytree(REAL / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))

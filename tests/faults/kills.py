@@ -18,11 +18,11 @@ from tests.faults.fault_project import NAME
 
 DVC = ("-P", "-m", "dvc")
 DSM = ("-c", "from flows.cli import app; app()")
-GRACE = 60.0  # seconds after which everything that was started must be gone
+GRACE = 60.0  # seconds after which all started processes must have ended
 
 
 def environment(root: Path) -> dict[str, str]:
-    """That of a person's terminal in the project; Prefect's and temporary files lie beside the project."""
+    """The environment of a terminal in the project; Prefect's files and temporary files are beside the project."""
     (root.parent / "tmp").mkdir(exist_ok=True)
     places = {"PREFECT_HOME": str(root.parent / "prefect"), "TMPDIR": str(root.parent / "tmp")}
     found = {**child_environment(), **places, "PYTHONPATH": str(root)}
@@ -31,7 +31,7 @@ def environment(root: Path) -> dict[str, str]:
 
 
 def start(root: Path, *arguments: str, said: str = "out.txt") -> "subprocess.Popen[bytes]":
-    """Python with these arguments, in the project, in a session of its own; what it says goes to a file there."""
+    """Starts Python with these arguments in the project, in a session of its own; its output goes to a file there."""
     with (root / said).open("wb") as out:
         return subprocess.Popen(
             [sys.executable, *arguments],
@@ -45,7 +45,7 @@ def start(root: Path, *arguments: str, said: str = "out.txt") -> "subprocess.Pop
 
 
 def finish(root: Path, *arguments: str, timeout: float = 240) -> str:
-    """Runs to the end, which must be a good one; returns what was written."""
+    """Runs to the end, which must succeed; returns the output."""
     process = start(root, *arguments)
     try:
         code = process.wait(timeout)
@@ -59,7 +59,7 @@ def finish(root: Path, *arguments: str, timeout: float = 240) -> str:
 
 
 def ours(root: Path) -> list[psutil.Process]:
-    """The living processes whose working directory is the project, wherever they hang in the tree."""
+    """The running processes whose working directory is the project, anywhere in the process tree."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -83,7 +83,7 @@ def all_gone(root: Path, seconds: float = GRACE) -> bool:
 
 
 def step_process(root: Path, seconds: float = 60) -> psutil.Process | None:
-    """The step that runs in the project, once there is one; None if everything ends before."""
+    """The step that runs in the project, as soon as there is one; None if everything ends before that."""
     give_up = time.monotonic() + seconds
     while time.monotonic() < give_up:
         processes = ours(root)
@@ -101,7 +101,7 @@ def step_process(root: Path, seconds: float = 60) -> psutil.Process | None:
 
 
 def kill_after(process: "subprocess.Popen[bytes] | psutil.Process", seconds: float, number: int) -> bool:
-    """Sends the signal unless the process ends before; whether it was sent."""
+    """Sends the signal unless the process has ended; returns whether it was sent."""
     try:
         process.wait(seconds)
         return False
@@ -118,13 +118,13 @@ def results(root: Path) -> dict[str, str]:
 
 
 def locked(root: Path) -> dict[str, Any]:
-    """What dvc.lock says of every stage."""
+    """The entry of every stage in dvc.lock."""
     stages: dict[str, Any] = yaml.safe_load((root / "dvc.lock").read_text())["stages"]
     return stages
 
 
 def leftovers(root: Path) -> list[str]:
-    """What must not stay: scratch directories, half-written files, journals of finished steps."""
+    """Files that must not remain: scratch directories, half-written files, journals of finished steps."""
     found = [path for path in (root / "data").rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
     found += (root / "data" / "scratch").rglob("*.jsonl")
     found += [path for path in (root / ".dvc" / "cache" / "files").rglob("*") if path.suffix == ".tmp"]
@@ -132,7 +132,7 @@ def leftovers(root: Path) -> list[str]:
 
 
 def forget(root: Path, stage: str) -> None:
-    """Makes DVC forget that it ever ran the stage: else it would restore the outputs instead of computing them."""
+    """Makes DVC forget that it ran the stage; otherwise it would restore the outputs instead of computing them."""
     lock = yaml.safe_load((root / "dvc.lock").read_text())
     entry = lock["stages"].pop(stage)
     (root / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
@@ -144,7 +144,7 @@ def forget(root: Path, stage: str) -> None:
 
 
 def assert_registered_once(root: Path) -> None:
-    """MLflow has one finished run, one model and one version of the cell, and the alias on it."""
+    """Checks that MLflow has one finished run, one model and one version of the cell, with the alias."""
     client = MlflowClient(tracking_uri(root), tracking_uri(root))
     experiment = client.get_experiment_by_name(EXPERIMENT)
     (run,) = client.search_runs([experiment.experiment_id])

@@ -1,4 +1,4 @@
-"""A bit flips in a file that DVC holds to be unchanged: what notices, and that the result is made again."""
+"""A bit flips in a file that DVC considers unchanged: what detects it, and that the result is computed again."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ REPORT = "data/cells/tiny/reviews/report.html"
 
 
 def flip(path: Path) -> None:
-    """Changes one bit in place; size, times, rights and inode stay."""
+    """Changes one bit in place; size, times, permissions and inode do not change."""
     before = path.stat()
     path.chmod(0o644)
     with path.open("r+b") as file:
@@ -29,7 +29,7 @@ def flip(path: Path) -> None:
 
 
 def cached(root: Path, name: str) -> Path:
-    """The file in DVC's cache of an output."""
+    """The file of an output in DVC's cache."""
     (md5,) = [output.md5 for output in outputs_of(None, root) if output.path == name]
     return root / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
 
@@ -51,12 +51,12 @@ def finished(request: pytest.FixtureRequest, project: Path, tmp_path_factory: py
         ran(root)
 
     copy_of(made_once(tmp_path_factory, f"bits-{request.param}", make), project)
-    dvc(project, "status")  # DVC has looked at every file, and knows it again by its time and size
+    dvc(project, "status")  # DVC has hashed every file, and recognises it by its time and size
     return project
 
 
 def again(root: Path, stage: str) -> str:
-    """What the flow does with a stage that DVC holds to be up to date."""
+    """What the flow does with a stage that DVC considers up to date."""
     assert run_stage(stage, root, timeout=120, log=print) == "cached"
     discard_damaged(stage, root)
     return run_stage(stage, root, timeout=120, log=print)
@@ -84,7 +84,7 @@ def test_a_flipped_bit_in_the_cache_is_noticed_when_it_is_restored(finished: Pat
     assert call("verify")[0] == 1
     path.unlink()
     assert run_stage(stage, finished, timeout=120, log=print) == "restored"
-    assert path.read_bytes() != before  # DVC does not look
+    assert path.read_bytes() != before  # DVC does not read the file
     assert discard_damaged(stage, finished) == [REPORT]
     assert run_stage(stage, finished, timeout=120, log=print) == "ran"
     assert path.read_bytes() == before

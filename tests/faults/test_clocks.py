@@ -1,4 +1,4 @@
-"""Clocks that jump and files with times of another century: nothing runs again, nothing stale is believed."""
+"""Clocks that jump and files with times of another century: nothing runs again, and no stale file is used."""
 
 import ast
 import os
@@ -94,7 +94,7 @@ def test_a_journal_goes_on_under_another_clock(tmp_path: Path) -> None:
 
 
 def test_a_step_does_not_take_its_parent_for_dead_when_the_clock_jumps(tmp_path: Path) -> None:
-    """The watch compares processes by their start, which must not be computed from a clock that moves."""
+    """The watch compares start times of processes, which must not be computed from a clock that can jump."""
     import psutil
 
     parent = psutil.Process(os.getppid())

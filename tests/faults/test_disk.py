@@ -1,4 +1,4 @@
-"""A full disk under the project, DVC's cache or MLflow's database: one line, and all is well once there is room."""
+"""A full disk under the project, DVC's cache or MLflow's database: one error line, and success once there is space."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip() or 'no right to'}")
     yield place
-    monkeypatch.chdir(tmp_path)  # a disk that somebody is on is busy
+    monkeypatch.chdir(tmp_path)  # a disk is busy while a process has its working directory there
     subprocess.run(["umount", str(place)], check=True)
 
 
@@ -77,7 +77,7 @@ def refused(stage: str, root: Path) -> str:
 
 
 def test_a_full_disk_under_the_cache(disk: Path, project: Path) -> None:
-    """What was computed and could not be stored is not believed to be stored."""
+    """Results that were computed but could not be stored are not taken for stored."""
     cell_project(project)
     with (project / ".dvc" / "config").open("a") as config:
         config.write(f"[cache]\n    dir = {disk / 'cache'}\n")

@@ -1,4 +1,4 @@
-"""Files made to exhaust memory, time or the disk are refused in one line, in a process with little of each."""
+"""Files made to exhaust memory, time or the disk are refused with one line, in a process with little of each."""
 
 import json
 import struct
@@ -73,7 +73,7 @@ WEIGHTS = [
     (safetensors({"a": entry(0, 4, [-1])}, b"1234"), "does not describe a tensor"),
     (safetensors({"a": entry(0, 4, "11")}, b"1234"), "does not describe a tensor"),
     (safetensors({"a": entry(0, 4, dtype=["F32"])}, b"1234"), "does not describe a tensor"),
-    # Each tensor the whole file: hashing them all would take for ever.
+    # Each tensor spans the whole file: hashing all of them would take forever.
     (safetensors({str(i): entry(0, 1 << 20) for i in range(100_000)}, bytes(1 << 20)), "does not begin where"),
     (safetensors({"a": entry(0, 4), "b": entry(8, 12)}, b"123456789012"), "does not begin where"),
     (safetensors({"a": entry(0, 4)}, b"12345678"), "it ends after its last tensor"),
@@ -141,7 +141,7 @@ HEADERS = [
     (gguf(1, 0, text(b"a") + struct.pack("<I", 2**31) + bytes(100)), "dimensions"),
     (gguf(1, 0, info(b"a", [2**32, 2**31])), "more bytes than it"),
     (gguf(1, 0, info(b"a", [1], kind=9999)), "9999"),
-    # All tensors lie over each other: small in the file, not in memory.
+    # All tensors overlap: small in the file, large in memory.
     (gguf(10_000, 0, info(b"a", [1000]) * 10_000 + bytes(4000)), "more bytes than it"),
 ]
 
@@ -192,7 +192,7 @@ DRAIN = "[len(piece) for piece in _wheel_member(path, 'a.gguf', 'models.m.source
 
 
 def change(path: Path, *, size: int | None = None, stored: int | None = None, flags: int | None = None) -> None:
-    """Makes the central directory of a wheel with one member lie."""
+    """Writes wrong sizes into the central directory of a wheel with one member."""
     content = bytearray(path.read_bytes())
     at = content.index(b"PK\1\2")
     for offset, form, value in ((8, "<H", flags), (20, "<I", stored), (24, "<I", size)):
@@ -202,7 +202,7 @@ def change(path: Path, *, size: int | None = None, stored: int | None = None, fl
 
 
 LIES: list[tuple[dict[str, int], str]] = [
-    ({"size": 10}, "CRC"),  # it holds more than it says
+    ({"size": 10}, "CRC"),  # it has more than it declares
     ({"size": 2**31}, "would inflate"),
     ({"size": 2**31, "stored": 2**31}, "would inflate"),
     ({"flags": 1}, "cannot be read as a wheel"),  # encrypted

@@ -23,7 +23,7 @@ from tasks.steps.data import store
 from tests.cells import SHA
 from tests.faults.fault_project import params, write_sources
 
-MANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # how many: tests/conftest.py
+MANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # their number: tests/conftest.py
 ODD: list[Any] = [
     None, True, 0, -1, 2**31, 2**64, 10**400, 0.5, 1e308, float("nan"), float("inf"), "", " ", "\0", "\x1b[31m", "a\nb",
     "{{", "{{ x }}", "{% if %}", "../../etc/passwd", "x" * 5000, [], [[]], [None], {}, {"a": {}}, {"kind": "wheel"},
@@ -41,7 +41,7 @@ def everything(root: Path) -> set[Path]:
 
 
 def call(*arguments: str) -> tuple[int, str]:
-    """The command's exit code and its stderr, which is one line where the code is 2 and nothing where it is 0."""
+    """The command's exit code and its stderr, which is one line if the code is 2 and empty if it is 0."""
     result = CliRunner().invoke(cli.app, list(arguments))
     assert result.exit_code in (0, 2), (result.exit_code, result.stderr[:500])
     lines = result.stderr.splitlines(keepends=True)
@@ -139,7 +139,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 
 def mutated(value: Any, rng: random.Random) -> Any:
-    """The value with one place changed to something odd, gone, or under another name."""
+    """The value with one entry changed to something odd, removed or renamed."""
     container, key = rng.choice(places(value))
     how = rng.randrange(4)
     if how == 0:
@@ -165,7 +165,7 @@ def test_damaged_texts_of_params(cell: Cell, seed: int) -> None:
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """Some bytes changed, cut out or put in."""
+    """Some bytes changed, removed or inserted."""
     found = bytearray(content)
     for _ in range(rng.randint(1, 5)):
         at = rng.randrange(len(found))
@@ -227,7 +227,7 @@ DAMAGED_ROWS = [
 
 
 def stored(root: Path, kind: str, content: bytes) -> str | None:
-    """Runs the step `data` on such a file; what it says if it refuses."""
+    """Runs the step `data` on such a file; returns its message if it refuses it."""
     path = root / f"rows.{kind}"
     path.write_bytes(content)
     changed = params(root)

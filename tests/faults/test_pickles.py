@@ -1,4 +1,4 @@
-"""No code path of ours loads a pickle, and every server that is started listens on 127.0.0.1."""
+"""None of our code loads a pickle, and every server that is started listens on 127.0.0.1."""
 
 import ast
 import pickle
@@ -16,7 +16,7 @@ from tests.flows.stand_in_project import REAL
 from tests.tiny import save_tiny
 
 SOURCES = [path for name in ("flows", "tasks", "bench") for path in (REAL / name).rglob("*.py")]
-# What unpickles, always or unless told not to.
+# Functions that unpickle, always or by default.
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 CALLS = {
     "torch.load",
@@ -76,7 +76,7 @@ def test_yaml_makes_no_objects() -> None:
 
 
 def test_models_are_loaded_with_no_remote_code_and_from_safetensors() -> None:
-    """Every call that loads a model or tokenizer says so itself; the default is not ours."""
+    """Every call that loads a model or tokenizer passes the option itself: the default may change."""
     calls = [
         node
         for path in SOURCES
@@ -112,7 +112,7 @@ def test_a_pickle_in_a_model_directory_is_not_run(tmp_path: Path, name: str) -> 
 
 
 def test_servers_listen_on_this_machine_only() -> None:
-    """No other address stands in the code, and MLflow's server is told which."""
+    """The code has no other address, and MLflow's server is started with this one."""
     for path in SOURCES:
         text = path.read_text(encoding="utf-8")
         assert "0.0.0.0" not in text, path

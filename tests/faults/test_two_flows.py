@@ -1,4 +1,4 @@
-"""Two `dsm run` on one cell at the same time: every step runs once, both end well, MLflow has the result once."""
+"""Two `dsm run` on one cell at the same time: every step runs once, both succeed, MLflow has the result once."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_two_flows_on_one_cell(finished_root: Path) -> None:
 
 
 def two_flows(root: Path, lost: Sequence[str]) -> None:
-    """Both at once on a project in which these steps are to run."""
+    """Runs both at once on a project in which these steps have to run."""
     names = ["one.txt", "two.txt"]
     processes = [start(root, *DSM, "run", said=name) for name in names]
     try:
