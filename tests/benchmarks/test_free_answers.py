@@ -49,9 +49,8 @@ def test_prompts_and_answers_of_real_rows_are_those_of_lm_evaluation_harness(nam
         assert one.gold == EVERY
         target = harness_value(config["doc_to_target"], row)
         if name == "nq_open":
-            answers = [
-                f" {answer}\n" for answer in ast.literal_eval(target)
-            ]  # the harness ends the answer at a line feed
+            # The harness ends the answer at a line feed.
+            answers = [f" {answer}\n" for answer in ast.literal_eval(target)]
             assert list(one.options) == list(dict.fromkeys(answers))
         else:
             assert list(one.options) == [target]

@@ -390,14 +390,7 @@ GOLD |= {"hellaswag": 3, "storycloze": 1, "tweet_eval": 2, "truthful_qa": 1}
 GOLD |= {"commonsenseqa": 1, "piqa": 1, "openbookqa": 1, "siqa": 2, "logiqa": 3}
 
 
-WHEELS = (
-    "rotten_tomatoes",
-    "commonsenseqa",
-    "piqa",
-    "openbookqa",
-    "siqa",
-    "logiqa",
-)  # the rows above have the same form
+WHEELS = ("rotten_tomatoes", "commonsenseqa", "piqa", "openbookqa", "siqa", "logiqa")  # rows as above
 
 
 def rendered(name, template, row):

@@ -12,7 +12,7 @@ from tests.flows.stand_in_project import cell_project, dvc, ran
 
 @pytest.fixture(scope="session", autouse=True)
 def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing calls home or uses the machine's own DVC settings and hashes."""
+    """Disables telemetry, and hides the machine's own DVC settings and hashes."""
     # A shell starts background jobs with SIGINT ignored, and their children inherit that: the tests send it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
@@ -44,7 +44,7 @@ def said() -> list[str]:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that is the working directory."""
+    """An empty directory, which is the working directory."""
     root = tmp_path / "project"
     root.mkdir()
     monkeypatch.chdir(root)
@@ -53,7 +53,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def finished_stand_ins(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`project` with the stand-ins of all steps, which have run."""
+    """`project` with stand-ins for all steps, which have run."""
 
     def make(root: Path) -> None:
         cell_project(root)

@@ -1,4 +1,4 @@
-"""Throw-away DVC projects: stages made of one-liners."""
+"""Temporary DVC projects whose stages are one-liners."""
 
 import subprocess
 import sys
@@ -59,7 +59,7 @@ def cell_project(root: Path) -> Path:
         outs = [*body.get("outs", []), *body.get("metrics", [])]
         stood_in = {
             "cmd": " ".join([run, step, *outs]),
-            # The code of the real steps is not here; what they read is.
+            # The code of the real steps is not in the project, but the files that they read are.
             "deps": ["stand_in.py", *(dep for dep in body["deps"] if dep.startswith(("data/", "${")))],
             "outs": outs,
         } | ({"params": body["params"]} if step in ("sample", "evaluate") else {})

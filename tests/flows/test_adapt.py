@@ -64,7 +64,7 @@ def test_the_flow_runs_what_is_stale_and_shows_it(
     assert len(shown) == 2
     assert f"{result.exact_match.base:.3f} → {result.exact_match.pruned:.3f}" in shown[-1]
     assert f"`{project / 'data/cells/tiny/reviews/report.html'}`" in shown[-1]
-    assert "file:" not in shown[-1]  # a browser follows no such link from a page that came over http
+    assert "file:" not in shown[-1]  # a browser does not follow such a link from a page served over http
     assert "](" not in shown[-1]  # without a tracking server there is nothing to link to
 
 
@@ -101,7 +101,7 @@ def test_bad_input_of_a_step_ends_the_flow_at_once(project: Path) -> None:
     (project / "stand_in.py").write_text(refuse)
     with pytest.raises(InputError, match="model: no gated MLP"):
         adapt("tiny", "reviews")
-    assert ran(project) == ["x"]  # neither tried again nor followed by another step
+    assert ran(project) == ["x"]  # not tried again, and no later step runs
 
 
 @pytest.mark.usefixtures("_prefect")

@@ -1,4 +1,4 @@
-"""The list of cells: DVC, the schedules and `dsm rm` go by it, and a run that comes to nothing leaves nothing in it."""
+"""The list of cells: DVC, the schedules and `dsm rm` use it, and a failed run leaves no entry in it."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:s
 
 
 def two_cells(root: Path) -> Path:
-    """The cells `tiny` on `reviews` and `mine` on `quiz`, which have no name in common, both declared."""
+    """Two declared cells without a common name: `tiny` on `reviews` and `mine` on `quiz`."""
     cell_project(root)
     return change(root, pipeline=pipeline(("tiny", "reviews"), ("mine", "quiz")))
 
@@ -264,7 +264,7 @@ def study(name: str, benchmark: str) -> dict[str, str]:
 
 
 def dsm(root: Path, *arguments: str) -> "subprocess.Popen[bytes]":
-    """The command with the repository's own steps, which `cell_project` has stand-ins for."""
+    """The command with the repository's own steps instead of the stand-ins of `cell_project`."""
     with (root / "out.txt").open("wb") as out:
         return subprocess.Popen(
             [sys.executable, *DSM, *arguments],
@@ -309,7 +309,7 @@ def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path, command: list[str]
 @pytest.mark.slow
 @pytest.mark.real
 def test_a_killed_run_keeps_its_cell_and_an_ended_one_does_not(tmp_path: Path) -> None:
-    """And DVC works on what is listed."""
+    """DVC works on the listed cells."""
     root = change(cell_project(tmp_path / "project"))
     before = (root / "params.yaml").read_text()
     stand_in = (root / "stand_in.py").read_text()

@@ -1,4 +1,4 @@
-"""The `dsm` command: what is typed, what is printed, how it ends."""
+"""The `dsm` command: arguments, output and exit codes."""
 
 import dataclasses
 import importlib.metadata
@@ -206,7 +206,7 @@ def test_a_new_cell_is_added_to_params_and_nothing_else_changes(project: Path) -
 
 @pytest.fixture
 def sst2(project: Path) -> Path:
-    """A directory with the files of SST-2, as the hub names their fields, beside a project with one cell."""
+    """A directory with the files of SST-2, with the hub's field names, beside a project with one cell."""
     write_cell(project)
     for split in ("train", "test"):
         rows = [f'{{"sentence": "{split} {i}", "label": {i % 2}}}\n' for i in range(30)]
@@ -295,7 +295,7 @@ def test_benchmarks_ls(sst2: Path) -> None:
     (sst2 / "params.yaml").write_text(yaml.safe_dump(params))
     _, out, _ = call("benchmarks", "ls")
     (line,) = (line for line in out.splitlines() if "params.yaml: reviews" in line)
-    assert line.split()[3] == "?"  # rows of a fraction are not known before they are read
+    assert line.split()[3] == "?"  # the number of rows in a fraction is not known before they are read
     (sst2 / "params.yaml").unlink()
     assert call("benchmarks", "ls")[0] == 0
 
@@ -432,7 +432,9 @@ def test_ctrl_c_ends_the_children(project: Path) -> None:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < give_up
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the temporary Prefect server gets it too
+        os.killpg(
+            process.pid, signal.SIGINT
+        )  # as a terminal does: the temporary Prefect server receives the signal too
         _, err = process.communicate(timeout=60)
     finally:
         if process.poll() is None:

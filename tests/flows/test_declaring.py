@@ -1,4 +1,4 @@
-"""What options put into params.yaml: all of it or nothing, with every comment where it was, and back out again."""
+"""What options write into params.yaml: all of it or nothing, comments stay in place, and entries can be removed."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.tiny import save_tiny
 
 @pytest.fixture
 def own(project: Path) -> Path:
-    """The real params.yaml beside a model and rows of somebody's own."""
+    """The real params.yaml beside a user's own model and rows."""
     write_text(project / "params.yaml", (REAL / "params.yaml").read_text())
     save_tiny(project / "mine" / "Tiny-1.0")
     rows = [{"question": f"Is {i} odd?", "choices": ["no", "yes"], "answer": i % 2} for i in range(40)]

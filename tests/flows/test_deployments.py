@@ -1,4 +1,4 @@
-"""From schedules in params.yaml to prefect.yaml, and what is refused before a server hears of it."""
+"""From schedules in params.yaml to prefect.yaml, and what is refused before a server is contacted."""
 
 import importlib
 import pkgutil
@@ -23,7 +23,7 @@ def with_schedule(**schedule: object) -> Settings:
 
 
 def test_prefect_yaml_is_what_params_yaml_says() -> None:
-    """After an edit of retrain in params.yaml: `dsm deploy`, or write what `prefect_yaml` gives."""
+    """After an edit of `retrain` in params.yaml: run `dsm deploy`, or write the output of `prefect_yaml`."""
     assert (REAL / "prefect.yaml").read_text() == prefect_yaml(load_settings(REAL))
 
 
@@ -53,7 +53,7 @@ def test_a_cron_line_that_is_none(cron: str) -> None:
 
 def test_names_that_no_cell_has() -> None:
     params = settings() | {"pipeline": pipeline(), "retrain": {"schedules": {"n": {"cron": "0 3 * * 1"}}}}
-    check_schedules(parse_settings(yaml.safe_dump(params)))  # an empty pipeline has nothing to do, and is no mistake
+    check_schedules(parse_settings(yaml.safe_dump(params)))  # an empty pipeline has nothing to do and is not an error
     params["retrain"]["schedules"]["n"]["benchmarks"] = ["reviews"]
     with pytest.raises(InputError, match=r"^retrain.schedules.n: no cell of the pipeline is a model on reviews; there"):
         check_schedules(parse_settings(yaml.safe_dump(params)))

@@ -28,7 +28,7 @@ def blocks(page: Path) -> list[str]:
 
 
 def commands(line: str) -> list[list[str]]:
-    """The commands of a line, without its explanation, which follows two spaces or a bracket, and with all options."""
+    """The commands of a line with all options, without the explanation after two spaces or a bracket."""
     line = re.split(r" {2,}|\] (?=[a-z])", line.partition("  #")[0].strip())[0]
     parts = re.split(r" \| | && ", line)
     found = [shlex.split(re.sub(r"[\[\]](?![^\"]*\"$)|(?<= )\.\.(?= |$)", " ", part)) for part in parts]
@@ -42,7 +42,7 @@ def mentions(page: Path) -> list[list[str]]:
 
 
 def parse(arguments: list[str]) -> None:
-    """Parses as the command does, without running it; typer's errors say what is wrong."""
+    """Parses the arguments as the command does, without running it; typer's errors say what is wrong."""
     command, context = typer.main.get_command(cli.app), None
     while hasattr(command, "commands"):
         assert arguments, "a group needs a command"
@@ -105,7 +105,7 @@ def test_the_lines_for_a_project_outside_a_checkout_run(project: Path, monkeypat
     monkeypatch.chdir(project / "work")
     line = "dsm run --model ../my-model --benchmark ../quiz.jsonl"
     assert line in (REAL / "docs" / "own.md").read_text()
-    code, out, err = call("plan", *commands(line)[0][1:])  # what this run would do
+    code, out, err = call("plan", *commands(line)[0][1:])  # the plan of this run
     assert (code, err) == (0, "")
     assert "my-model on quiz" in out
     assert "benchmark rotten_tomatoes: " in run("dsm validate")

@@ -1,4 +1,4 @@
-"""`dsm evaluate` and `dsm try` as commands: what they start, and what they print. What is computed: test_versus."""
+"""`dsm evaluate` and `dsm try` as commands: what they start and print. `test_versus` tests the numbers."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.flows.test_cli import call
 
 
 def found(*, base: bool = True) -> dict[str, Any]:
-    """What the step finds: 100 rows, of which the base gets 60 right and the model these and ten more."""
+    """The result of the step: of 100 rows the base gets 60 right, the model the same 60 and ten more."""
     right = {"base": np.arange(100) < 60, "model": np.arange(100) < 70}
     systems = {
         name: {
@@ -33,7 +33,7 @@ def found(*, base: bool = True) -> dict[str, Any]:
 
 @pytest.fixture
 def started(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A cell whose evaluation finds the above; the arguments of the step, and the stages that are run before."""
+    """A cell with the evaluation above; the arguments of the step, and the stages that run before it."""
     write_cell(project)
     calls: list[Any] = []
 

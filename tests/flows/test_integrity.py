@@ -1,4 +1,4 @@
-"""`dsm verify`: what is whole, damaged, to be brought back, or lost."""
+"""`dsm verify`: outputs that are whole, damaged, restorable or lost."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def keep(root: Path, text: bytes) -> str:
 
 @pytest.fixture
 def stored(project: Path) -> Path:
-    """Two files and a directory, as DVC leaves them, in the working directory."""
+    """Two files and a directory in the working directory, as DVC stores them."""
     make_project(project, {})
     outs = []
     for name, text in ((REPORT, b"report"), (GRID, b"grid")):
@@ -55,7 +55,7 @@ def stored(project: Path) -> Path:
 
 
 def cached(root: Path, name: str) -> Path:
-    """The file in DVC's cache of an output."""
+    """The file of an output in DVC's cache."""
     outs = yaml.safe_load((root / "dvc.lock").read_text())["stages"]["all"]["outs"]
     (name,) = [out["md5"] for out in outs if out["path"] == name]
     return root / LISTINGS / name[:2] / name[2:]

@@ -1,4 +1,4 @@
-"""What DVC writes in place and a kill cut short: DVC refuses to go on, and we mend it."""
+"""Files that DVC writes in place and that a kill has truncated: DVC refuses to continue, and the flow repairs them."""
 
 import subprocess
 import sys
@@ -51,7 +51,7 @@ def test_a_broken_dvc_lock_is_put_back(root: Path, said: list[str], size: int) -
     cut = whole[:size]
     path.write_bytes(cut)
     assert "dvc.lock" in refused(root), "DVC mends it by itself: ours can go"
-    keep(root)  # what is broken is not kept
+    keep(root)  # a broken file is not kept
     guard = SimpleLockFile(str(root / ".dvc" / "tmp" / "lock"))  # as DVC does while it writes
     assert mend(root) == []
     assert path.read_bytes() == cut

@@ -1,4 +1,4 @@
-"""The news of a failed run goes to the webhook, and a webhook that is gone harms nothing."""
+"""A failed run is reported to the webhook, and a webhook that does not answer does no harm."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ STATE = SimpleNamespace(name="Failed", message="tiny-reviews: no such file")
 
 @pytest.fixture
 def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """What a server on 127.0.0.1 was sent."""
+    """The requests that a server on 127.0.0.1 received."""
     got: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Directories outside the project that cannot be used are told in one line, before Prefect or DVC meet them."""
+"""Directories outside the project that cannot be used give one error line, before Prefect or DVC access them."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from tasks.runtime.errors import InputError
 from tests.flows.stand_in_project import REAL, cell_project, ran
 from tests.flows.test_cli import dsm
 
-NOWHERE = "/dev/null/x"  # below a file: not even root can make it
+NOWHERE = "/dev/null/x"  # below a file: not even root can create it
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def test_what_cannot_be_used_is_named(
 
 def test_what_is_there_or_can_be_made_is_fine(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_places(project)
-    assert (Path(os.environ["HOME"]) / ".prefect").is_dir()  # Prefect does not make the directories above it
+    assert (Path(os.environ["HOME"]) / ".prefect").is_dir()  # Prefect does not create the directories above it
     monkeypatch.setenv("PREFECT_HOME", str(project / "a" / "b"))
     check_places(project)
     assert list((project / "a" / "b").iterdir()) == []
@@ -115,7 +115,7 @@ def test_the_commands_say_so_at_once(project: Path, command: list[str]) -> None:
 
 
 def test_it_is_seen_before_prefect_is_imported() -> None:
-    """What makes it quick: no clock is needed."""
+    """The reason that the check is fast; no time has to be measured."""
     code = (
         "import sys; from flows.environment import prepare; from tasks.runtime.errors import InputError\n"
         "try: prepare()\nexcept InputError: print('prefect' in sys.modules)"
@@ -136,7 +136,7 @@ def test_a_path_in_which_dvc_or_the_database_fails_is_refused(
     assert told.stderr.startswith(f"error: project: the path '{tmp_path / name}")
     assert told.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    if name == "a?b":  # a server has no such trouble
+    if name == "a?b":  # a server does not have this problem
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
         check_project(tmp_path / name)
         monkeypatch.delenv("MLFLOW_TRACKING_URI")

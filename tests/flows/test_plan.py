@@ -27,7 +27,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def own(project: Path) -> Path:
-    """The real params.yaml beside models and rows of somebody's own, without DVC."""
+    """The real params.yaml beside a user's own models and rows, without DVC."""
     write_text(project / "params.yaml", (REAL / "params.yaml").read_text())
     save_tiny(project / "mine" / "Tiny-1.0")
     write_gguf(project / "mine" / "small.gguf")

@@ -1,4 +1,4 @@
-"""What the person at a terminal sees of a child process; how children end is in test_stages."""
+"""What a terminal shows of a child process; `test_stages` tests how children end."""
 
 import itertools
 import os
@@ -58,7 +58,7 @@ def test_a_terminal_shows_progress_as_it_comes_but_no_error_line(project: Path) 
         pass
     os.close(ours)
     out, _ = process.communicate()
-    assert pieces[0] == b"search  10 %"  # before its line was complete
+    assert pieces[0] == b"search  10 %"  # before the line was complete
     assert b"".join(pieces) == b"search  10 %\rsearch  20 %\r\nthe end\x1b[?25h"
     assert out == (
         "line: on stdout\n"
@@ -76,7 +76,7 @@ def test_elsewhere_every_line_but_errors_is_told(project: Path) -> None:
 
 
 def read(chunks: list[bytes], *, terminal: bool) -> tuple[list[str], bytes, list[str]]:
-    """The lines of a stream that comes in these chunks; what a terminal was shown of it; which lines were told."""
+    """The lines of a stream in these chunks; the text shown on a terminal; the reported lines."""
     lines: list[str] = []
     told: list[str] = []
     shown: list[bytes] = []
@@ -135,7 +135,7 @@ def test_each_refresh_of_a_bar_is_decoded_once(monkeypatch: pytest.MonkeyPatch, 
             return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", by, text)
 
     monkeypatch.setattr(processes, "CONTROL", Counting())
-    # The work of the first 2,000 refreshes tells quadratic from linear; the other 98,000 are for a linear one only.
+    # The first 2,000 refreshes distinguish quadratic from linear work; the other 98,000 run only if it is linear.
     for count in (2_000, 100_000):
         decoded = 0
         chunks = [end + f"search {n:6d}".encode() for n in range(count)]

@@ -1,4 +1,4 @@
-"""Whether the pins of a benchmark's sources follow what the sources hold."""
+"""The pins of a benchmark's sources follow the content of the sources."""
 
 from pathlib import Path
 from types import SimpleNamespace

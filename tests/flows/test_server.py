@@ -1,4 +1,4 @@
-"""Which Prefect server is used, and what is said of one that cannot be used."""
+"""Which Prefect server is used, and the messages about one that cannot be used."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from tests.servers import Server, free_port
 
 @contextmanager
 def answering(status: int, body: str) -> Iterator[str]:
-    """The address of a server on 127.0.0.1 that answers every GET like this."""
+    """The address of a server on 127.0.0.1 that gives this answer to every GET."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -142,7 +142,7 @@ def test_a_dead_server_is_one_line(project: Path, dead: str, by: str, command: s
 
 
 def scheduled(project: Path) -> Path:
-    """A project with one schedule that does not come due during a test."""
+    """A project with one schedule that is not due during a test."""
     cell_project(project)
     retrain = {"schedules": {"yearly": {"cron": "0 3 1 1 *"}}}
     (project / "params.yaml").write_text(yaml.safe_dump(settings() | {"retrain": retrain}))
@@ -173,7 +173,7 @@ def test_serve_says_how_it_leaves_the_deployments(project: Path, tmp_path: Path,
         return found.json()["paused"] if found.status_code == 200 else None
 
     def serve() -> list[str]:
-        """Serves until the schedule is active, then ends it; returns what it said."""
+        """Serves until the schedule is active, then stops the server; returns its output."""
         serving = subprocess.Popen(
             [sys.executable, "-c", "from flows.cli import app; app()", "serve"],
             env={**os.environ, "PYTHONPATH": str(REAL), "PREFECT_API_URL": url},

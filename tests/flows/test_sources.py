@@ -1,4 +1,4 @@
-"""Every kind of source that docs/own.md shows is read, and what is computed with it begins with its bytes."""
+"""Every kind of source that docs/own.md shows is read, and its bytes are the start of the computation."""
 
 import json
 import re
@@ -26,7 +26,7 @@ ROWS = [{"question": f"Is {i} odd?", "answer": i % 2, "sentence": f"It is {i}.",
 
 
 def example() -> str:
-    """The block of docs/own.md with every kind."""
+    """The block of docs/own.md with every kind of source."""
     blocks = re.findall(r"```yaml\n(.*?)```", (REAL / "docs" / "own.md").read_text(), re.DOTALL)
     (block,) = blocks
     return str(block)
@@ -48,7 +48,7 @@ def build_wheel(folder: Path, package: str, files: dict[str, bytes]) -> None:
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Cell, list[tuple[str, object]]]:
-    """The project of the page: its files beside it, a folder of wheels for pip, the hub at its library's boundary."""
+    """The project of the page: its files beside it, a directory of wheels for pip, and a fake of the hub's library."""
     model = save_tiny(tmp_path / "my-model")
     gguf = write_gguf(tmp_path / "my-model.gguf")
     lines = "".join(json.dumps(row) + "\n" for row in ROWS)

@@ -1,4 +1,4 @@
-"""The door to DVC, on throw-away projects."""
+"""Calls of DVC on temporary projects."""
 
 import os
 import signal
@@ -94,7 +94,7 @@ def test_bad_input_of_a_step_arrives_as_its_line(project: Path, said: list[str])
     with pytest.raises(InputError) as told:
         run_stage("a", project, timeout=60, log=said.append)
     assert str(told.value) == "options: two: alike"
-    assert not any("alike" in line or "ERROR" in line for line in said)  # it is told once, by the caller
+    assert not any("alike" in line or "ERROR" in line for line in said)  # it is reported once, by the caller
 
 
 def test_a_failing_step_is_told_in_one_line(project: Path, said: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""A project outside a checkout: what `dsm init` writes, and that its stages know the installed code."""
+"""A project outside a checkout: what `dsm init` writes, and that its stages depend on the installed code."""
 
 import json
 import os
@@ -122,7 +122,7 @@ def test_a_stage_is_stale_when_its_code_has_changed_and_only_then(
     assert not any_stale(["data@quiz"], work)
     (other / "benchmarks" / "rows.py").write_text("# newer\n")
     assert any_stale(["data@quiz"], work)
-    # `dvc repro` alone asks for the installed code first: the real one, which is the older here.
+    # `dvc repro` alone looks at the installed code first: the real code, which is the older one here.
     told = dvc(work, "repro", "data@quiz")
     assert "Running stage 'code'" in told
     assert "Running stage 'data@quiz'" not in told
@@ -147,7 +147,7 @@ def test_a_checkout_has_no_such_file(project: Path) -> None:
 @pytest.mark.real
 @pytest.mark.slow
 def test_a_strangers_path(work: Path) -> None:
-    """From `dsm init` to a recipe for a model of one's own, and back to nothing to do, without an editor."""
+    """From `dsm init` to a recipe for a user's own model, until all is up to date, without an editor."""
 
     def dsm(*arguments: str) -> str:
         environment = os.environ | {"PREFECT_HOME": str(work / "prefect"), "COLUMNS": "80"}

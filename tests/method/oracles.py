@@ -1,4 +1,4 @@
-"""Independent ways to the scores: the plain model, hooks on its own modules, autograd on its weights."""
+"""Independent computations of the scores: the plain model, hooks on its own modules, autograd on its weights."""
 
 from contextlib import ExitStack, contextmanager
 
@@ -15,7 +15,7 @@ PROMPTS = [[5, 6, 7, 8, 1], [5, 6, 7, 9, 20, 30, 2, 2], [5, 44]]
 FIRSTS = [[3, 9, 3], [200, 11], [4, 4, 17, 90]]  # of each prompt's options
 PROJECTIONS = ["gate_proj", "up_proj", "down_proj"]
 FAMILIES = ["llama", "qwen2", "mistral", "gemma3", "opt", "gpt2"]  # Gemma 2 has a softmax in float32
-# Families and the projections that they have.
+# Families and their projections.
 CASES = [(family, p) for family in FAMILIES for p in PROJECTIONS if p != "up_proj" or family not in UNGATED]
 
 
@@ -24,7 +24,7 @@ def logits(model, prompt):
 
 
 def fixed_target(model, prompt):
-    """The logit of the token that the model as it is ranks first, as a function of logits."""
+    """The logit of the token that the unedited model ranks first, as a function of logits."""
     token = int(logits(model, prompt).argmax())
     return lambda logits: logits[token]
 
@@ -85,12 +85,12 @@ def weight_scores(model, layers, projection, nodes):
 
 
 def row_gradients(model, layers, projection, alpha, prompt):
-    """What the rows give and F's gradient by it, [layers][positions, width] each, with the rows times alpha."""
+    """The output of the rows times alpha, and dF/d(output), [layers][positions, width] each."""
     found = []
 
     def replace(module, inputs, output):
         found.append(alpha * output)
-        if not output.requires_grad:  # that of a later layer depends on what an earlier one gives
+        if not output.requires_grad:  # the output of a later layer depends on that of an earlier one
             found[-1].requires_grad_(True)
         return found[-1]
 
@@ -107,7 +107,7 @@ def row_gradients(model, layers, projection, alpha, prompt):
 
 
 def inputs_of(model, layer, prompt):
-    """What enters the MLP of a layer, [positions, d_model]."""
+    """The input of the MLP of a layer, [positions, d_model]."""
     found = []
     first = linear(model, layer, "gate_proj")
     handle = first.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(0, -2)))
@@ -117,7 +117,7 @@ def inputs_of(model, layer, prompt):
 
 
 def by_weights(model, layer, projection, x):
-    """What the rows of a projection give for x [positions, in], by a product with the weights themselves."""
+    """The output of the rows of a projection for x [positions, in], by a product with the weights themselves."""
     matrix, *bias = row_tensors(model, layer, projection)
     return x @ matrix.T + (bias[0] if bias else 0)
 
@@ -133,7 +133,7 @@ def parts_of_hidden(model, layer, prompt):
 
 
 def values_of(model, layer, prompt):
-    """What the neurons of a layer give at each position, [positions, width]: act(g) * u, with experts times r."""
+    """The activations of the neurons of a layer, [positions, width]: act(g) * u, times r with experts."""
     if model.config.model_type not in MIXTURES:
         act, gate, up = parts_of_hidden(model, layer, prompt)
         return act(gate) * up
@@ -156,7 +156,7 @@ def riemann_right(evaluate, one, steps):
 
 
 def gauss_legendre(evaluate, one, nodes):
-    """One Gauss-Legendre rule over the whole path: with many nodes an independent check of the other rules."""
+    """One Gauss-Legendre rule over the whole path; with many nodes, an independent check of the other rules."""
     x, w = leggauss(nodes)
     values, gradients = evaluate([0.0, *((x + 1) / 2)])
     scores = torch.from_numpy(np.asarray(w) / 2) @ gradients[1:]

@@ -1,4 +1,4 @@
-"""Every method, path and target behind the one contract, each against a computation of its own."""
+"""Every method, path and target of the common interface, each against an independent computation."""
 
 from itertools import combinations
 from math import factorial
@@ -121,7 +121,7 @@ def test_saliency_is_the_sum_over_positions_of_the_gradients_size(model, project
 
 
 def hidden_gradients(model, layer, factor, prompt):
-    """h of a layer and F's gradient by it, [positions, d_ff] each, with h times a factor [d_ff] or a number."""
+    """h of a layer and dF/dh, [positions, d_ff] each, with h times a factor, [d_ff] or a number."""
     found = []
 
     def replace(module, inputs):
@@ -135,10 +135,10 @@ def hidden_gradients(model, layer, factor, prompt):
     return found[0], torch.autograd.grad(value, found[1])[0].flatten(0, -2)
 
 
-# A norm after the MLP (Gemma) leaves no integral.
+# A norm after the MLP (Gemma) makes the integral vanish.
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "opt", "gpt2"])
 def test_deeplift_is_the_rescale_rule_in_the_mlp_and_complete(family):
-    """Multipliers of the rule, act(g) / g and u, times the integral of F's gradient by h from 0 to h."""
+    """Multipliers of the rule, act(g) / g and u, times the integral of dF/dh from 0 to h."""
     model = tiny_model(family)
     settings = {"method": "deeplift", "tolerance": 1e-4, "stability": 0.0, "max_nodes": 512}
     result = attributor(model, **settings).attribute((1,))
@@ -262,7 +262,7 @@ def test_targets(model, name, path):
 
 
 def test_a_remaximised_target_switches_tokens_and_stays_complete():
-    """Against max(1) - max(0), the tokens at both ends being different ones."""
+    """Against max(1) - max(0); the tokens at the two ends differ."""
     model = tiny_model("llama")
     settings = {"tolerance": 1e-3, "max_nodes": 2048}
     result = attributor(model, target="max_logit_remaximised", **settings).attribute((1,))
@@ -305,7 +305,7 @@ def test_options_that_begin_alike_have_no_margin():
 
 @pytest.mark.parametrize("target", ["max_logit", "option_margin"])
 def test_a_table_says_whether_its_rows_are_asked_through_a_chat_template(target):
-    """The prompts are those that the template makes, and end where the options begin."""
+    """The prompts are those of the template, and end where the options begin."""
     stack, tokenizer = DecoderStack(tiny_model("llama")), tiny_tokenizer()
     tokenizer.chat_template = "{{ date_string }}|{{ messages[0].content }}|"
     table = pd.DataFrame({"prompt": ["Is it? ", "Or not? "], "options": [np.array(["no", "yes"])] * 2})

@@ -1,4 +1,4 @@
-"""Selection criteria against plain loops over pairs, and on surfaces whose right choice is known."""
+"""Selection criteria against plain loops over pairs, and on surfaces with a known right choice."""
 
 import math
 from dataclasses import replace
@@ -134,7 +134,7 @@ def test_a_pair_that_separates_what_the_model_does_not_is_found_by_all(name):
     models[5] = separating
     logprobs = np.log(np.stack(models))
     s = Seen(logprobs[:, :10], gold[:10], logprobs, FRACTIONS)
-    if name != "smoothed":  # it goes by the neighbours, too
+    if name != "smoothed":  # it uses the neighbours, too
         assert choose_index(s, name) == choose_index(s, name, abstain=True) == 5
     assert choose_index(s, name) > 0
 

@@ -122,10 +122,10 @@ def test_scores_of_every_layer_add_up_where_every_token_is_given_to_all_experts(
 
 
 def test_where_tokens_of_later_layers_change_their_experts_the_gap_is_the_sum_of_the_jumps(model):
-    """F along the path by the plain model, with every jump of it bisected."""
+    """F along the path by the plain model, with every jump located by bisection."""
     prompt, routes = [*PROMPTS[1], 71, 9, 150, 33, 4, 4, 90, 12], []
     target = fixed_target(model, prompt)
-    # Nothing looks at the other tokens of the last layer.
+    # The other tokens of the last layer have no effect.
     handles = [
         layer.mlp.experts.register_forward_pre_hook(
             lambda _, inputs, first=first: routes.append(inputs[1][first:].sort().values.tolist())
@@ -167,9 +167,7 @@ def test_where_tokens_of_later_layers_change_their_experts_the_gap_is_the_sum_of
     assert abs(sum(jumps)) > 1e-2
     result = attributor(model, [prompt], tolerance=1e-3).attribute((0,))
     assert result.difference == pytest.approx(difference, abs=1e-5)
-    assert (
-        abs(result.gap + sum(jumps)) <= result.error
-    )  # an adaptive rule meets the jumps as an error, which it reports
+    assert abs(result.gap + sum(jumps)) <= result.error  # an adaptive rule sees the jumps as an error, which it reports
     assert result.error > allowed(difference, 1e-3)
 
 

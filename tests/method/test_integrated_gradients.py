@@ -92,7 +92,7 @@ def test_all_layers_equals_integrated_gradients_of_all_weights(model, projection
     expected = weight_scores(model, range(3), projection, 6)
     torch.testing.assert_close(result.scores.reshape(3, -1), expected, atol=1e-10, rtol=1e-9)
     one_by_one = torch.stack([gauss(stack, layer, 6, projection).scores for layer in range(3)])
-    # Before a norm behind the MLP (Gemma), scaling rows of up or down changes nothing down to the norm's epsilon.
+    # Before a norm after the MLP (Gemma), scaling rows of up or down changes nothing except for the norm's epsilon.
     scaleless = model.config.model_type == "gemma3_text" and projection != "gate_proj"
     assert ((expected - one_by_one).abs().max() > 1e-2) == (not scaleless)
 
@@ -162,7 +162,7 @@ def test_rows_of_up_have_the_scores_of_the_neurons_values(model, layer):
 
 
 def test_the_projections_share_a_sum():
-    """Gate, up and down rows of a layer, all scaled to zero, are the same model: without that MLP."""
+    """Gate, up and down rows of a layer, all scaled to zero, give the same model: the one without that MLP."""
     model = tiny_model("llama")
     stack = DecoderStack(model)
     differences = [scores(stack, 1, projection=projection, max_nodes=4).difference for projection in PROJECTIONS]
@@ -197,7 +197,7 @@ def test_infinite_logits_are_refused():
 
 
 def _unchecked(model):
-    """The stack's own check would refuse this model first; what is tested is a model that breaks on a prompt only."""
+    """The stack's own check would refuse this model first; the test is about a model that fails on a prompt only."""
     stack = DecoderStack(tiny_model("llama"))
     stack.model = model
     return stack

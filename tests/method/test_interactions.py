@@ -1,4 +1,4 @@
-"""Integrated Hessians against autograd on the plain model, and by what their rows add up to."""
+"""Integrated Hessians against autograd on the plain model, and by the sums of their rows."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_integrated_hessians_are_those_of_the_definition(model):
     largest = np.abs(expected).max()
     np.testing.assert_allclose(found.values, expected, atol=3e-4 * largest)
     np.testing.assert_allclose(found.scores, scores, atol=1e-4 * np.abs(scores).max())
-    assert np.abs(expected - np.diag(expected.diagonal())).max() > 0.01 * largest  # there are interactions to be found
+    assert np.abs(expected - np.diag(expected.diagonal())).max() > 0.01 * largest  # the interactions are not negligible
 
 
 @pytest.mark.parametrize("projection", ["gate_proj", "up_proj", "down_proj"])

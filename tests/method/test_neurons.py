@@ -1,4 +1,4 @@
-"""How many neurons a fraction is, and which ones."""
+"""How many neurons a fraction selects, and which ones."""
 
 import numpy as np
 import pytest

@@ -64,7 +64,7 @@ def test_a_cliff_gets_the_nodes():
 
 
 def test_a_ranking_that_still_moves_costs_more_nodes():
-    # Two bumps of equal and opposite area: the sum of the scores is right at any rule, each of them is not.
+    # Two bumps of equal and opposite area: the sum of the scores is right for any rule, single scores are not.
     bumps = [(lambda a, c=c: 0.0, lambda a, c=c: c * math.cos(18 * math.pi * a)) for c in (1.0, -1.0, 0.5, -0.5)]
     evaluate, one, _ = path_of([*bumps, power(1, 1e-3)])
     first = adaptive(evaluate, one, tolerance=0.01, max_nodes=256, stability=-1.0)

@@ -1,4 +1,4 @@
-"""The tie-break with its trail, and recipes that are not what they should be."""
+"""The tie-break with its trail, and invalid recipes."""
 
 import json
 

@@ -58,7 +58,7 @@ def test_layer_subset_looks_at_the_layers_whose_best_neurons_score_highest():
 
 
 def test_best_depths_are_those_of_the_layers_with_the_highest_means():
-    """Nine layers: two of them, the one with fewer lucky fractions first; ties go by the margin, then the layer."""
+    """Nine layers, of which two are chosen: the one with fewer lucky fractions first; ties by margin, then by layer."""
     grid = surface(lambda layer, p: {3: 0.6, 6: 0.7}.get(layer, 0.5) + (0.15 if (layer, p) == (1, 0.4) else 0))
     grid = grid[grid.layer < 9]
     assert best_depths(grid) == [0.75, 0.375]
@@ -114,7 +114,7 @@ def test_from_cell_needs_a_cell_and_depths():
 
 
 class Rows:
-    """Grids made of single rows: right or wrong for each pair, in packs of given sizes."""
+    """Grids of single rows: right or wrong for each pair, in packs of given sizes."""
 
     def __init__(self, sizes, seed):
         self.sizes, self.asked = sizes, 0
