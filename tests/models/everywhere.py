@@ -1,4 +1,4 @@
-"""All layers edited in one pass over the whole model: what a sweep with `layer=None` is compared with."""
+"""All layers edited in one pass over the whole model: the reference for a sweep with `layer=None`."""
 
 from collections.abc import Sequence
 

@@ -100,13 +100,13 @@ def sparsity(model: Any) -> Any:
     for method in ("magnitude", "wanda", "ria", "sparsegpt"):
         with restored(loaded):
             prune_weights(loaded, [[1, 2, 3, 4, 5, 6], [7, 8, 9, 1]], method, 0.5)
-            # Weights that are tied are not when they come from the pretended device; the output layer is not pruned.
+            # Tied weights are no longer tied when they come from the pretended device; the output layer is not pruned.
             found += [p.detach().cpu().tolist() for name, p in model.named_parameters() if name != "lm_head.weight"]
     return found
 
 
 def loops(mode: str, family: str) -> Iterator[tuple[str, Callable[[Any], Any]]]:
-    """The loops by name. What differs by the target and the kind of score, and not by the family, is Llama's alone."""
+    """The loops by name. Those that depend on target and kind of score, not on the family, run only for Llama."""
     kinds: list[dict[str, str]] = [{}, {"path": "all_layers"}, {"projection": "down_proj"}]
     if family == "llama":
         kinds += [{"target": target} for target in TARGETS if target != Attribution().target]
@@ -149,14 +149,14 @@ def placed(family: str, mode: str) -> Any:
         return model.to(f"{NAME}:1")
     names = {f"model.layers.{i}": f"{NAME}:{int(i > 0)}" for i in range(3)}
     names |= {"model.embed_tokens": f"{NAME}:0", "model.rotary_emb": f"{NAME}:0"}
-    end = int(not model.config.tie_word_embeddings)  # tied weights lie on one device
+    end = int(not model.config.tie_word_embeddings)  # tied weights are on one device
     names |= {"model.norm": f"{NAME}:{end}", "lm_head": f"{NAME}:{end}"}
     dispatch_model(model, names, main_device=f"{NAME}:0", force_hooks=True)
     return model
 
 
 def main(mode: str, families: list[str]) -> int:
-    """Prints a line for each loop that is wrong; returns their number."""
+    """Prints a line for each loop with a wrong result; returns their number."""
     wrong = 0
     for family in families:
         for name, loop in loops(mode, family):

@@ -1,4 +1,4 @@
-"""A model of which nothing could be measured is refused with the reason, as is whatever an unknown family raises."""
+"""A model on which nothing can be measured is refused with the reason, and so is any exception of an unknown family."""
 
 import pytest
 import torch

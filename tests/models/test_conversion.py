@@ -1,4 +1,4 @@
-"""A model source becomes a plain directory with the same numbers and the same tokens, or one line. The step too."""
+"""A model source becomes a plain directory with the same numbers and tokens, or gives one error line; also the step."""
 
 import hashlib
 from functools import partial
@@ -131,7 +131,7 @@ def test_a_gguf_file_is_rounded_where_its_source_says_so(tmp_path):
     ("split", "tokens"), [("smollm", ["9", "Ġ", "Â½"]), ("gpt-2", ["9", "ĠÂ", "½"]), ("qwen2", ["9", "Ġ", "Â½"])]
 )
 def test_digits_are_split_as_the_file_says(tmp_path, split, tokens):
-    """½ counts as a digit: taken one by one it is cut off its space, while GPT-2 merges across the two."""
+    """½ counts as a digit: splitting single digits separates it from its space, while GPT-2 merges the two."""
     path = write_gguf(tmp_path / "tiny.gguf", split)
     tokenizer = AutoTokenizer.from_pretrained(convert(path, tmp_path / "out"))
     assert tokenizer.tokenize("9 ½") == tokens
@@ -183,7 +183,7 @@ def test_a_directory_is_taken_over_without_code_and_pickles(tmp_path):
     ]  # fmt: skip
     for path in out.iterdir():
         assert path.read_bytes() == (source / path.name).read_bytes()
-        assert not path.samefile(source / path.name)  # DVC may write-protect its files, and these are the user's
+        assert not path.samefile(source / path.name)  # DVC may write-protect its files, but these belong to the user
 
 
 def test_files_of_the_hub_are_linked_not_copied(tmp_path, monkeypatch):
@@ -290,7 +290,7 @@ def test_the_default_model_keeps_its_numbers_and_its_words(tmp_path):
 
 @pytest.mark.real
 def test_gemma_keeps_its_words_and_its_numbers():
-    """As stored by `dsm run --model gemma-3-270m`: norms, tied embeddings, a window shorter than the text, tokens."""
+    """The stored model of `dsm run --model gemma-3-270m`: norms, tied embeddings, a window shorter than the text."""
     directory = ROOT / "data" / "models" / "gemma-3-270m"
     if not directory.exists():
         pytest.skip("needs gemma-3-270m in data/models: `python -m tasks.steps.model --model gemma-3-270m` makes it")

@@ -1,4 +1,4 @@
-"""Models whose layers are held by accelerate's hooks, as a device map holds them; there is only a CPU here."""
+"""Models whose layers are placed by accelerate's hooks, as with a device map; only a CPU is used here."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ SETS = [np.arange(4), np.arange(20)]
 
 
 def everything(model: Any) -> list[torch.Tensor]:
-    """What runs from every layer give, and their gradients."""
+    """The results of runs from every layer, and their gradients."""
     stack = DecoderStack(model)
     [packed] = stack.pack([[([5, 6, 7, 8, 9], [4])], [([5, 6, 7, 1, 2, 3], [4, 5])]])
     residuals = stack.clean(packed)

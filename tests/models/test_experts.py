@@ -112,7 +112,7 @@ def test_experts_without_tokens_are_those_that_no_token_of_the_plain_model_is_gi
     [packed] = stack.pack([[(sequence, [0, 1, 2])]])
     assert unreached(stack, lambda: stack.clean(packed)) == expected
     [packed] = stack.pack([[(sequence, [2])]])
-    expected[-1] = sorted(set(range(4)) - set(index[-1][-1].tolist()))  # nothing looks at the other tokens there
+    expected[-1] = sorted(set(range(4)) - set(index[-1][-1].tolist()))  # the other tokens there have no effect
     assert unreached(stack, lambda: stack.clean(packed)) == expected
     assert len(expected[-1]) == 2
     assert all(not module._forward_pre_hooks for module in model.modules())

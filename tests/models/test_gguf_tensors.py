@@ -35,7 +35,7 @@ def sha256_of(paths):
 
 
 def refused(tmp_path, source, message):
-    """The step refuses the source by a line that matches, and stores nothing."""
+    """Checks that the step refuses the source with a matching line, and stores nothing."""
     cell = make_cell(tmp_path, source)
     with pytest.raises(InputError, match=message) as caught:
         step.store(cell)
@@ -120,7 +120,7 @@ def test_two_tensors_of_one_name_are_refused(tmp_path):
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"olmo2"}))
 def test_the_tensors_of_every_family_are_known_by_their_names(tmp_path, family):
-    """No complete file is refused. transformers reads no GGUF files of OLMo-2."""
+    """No complete file is refused. transformers cannot read GGUF files of OLMo-2."""
     model = tiny_model(family, torch.float32)
     if family == "qwen3":  # transformers does not read the width of its heads from GGUF files
         model = Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=128, tie_word_embeddings=True))
@@ -151,7 +151,7 @@ def test_the_tensors_of_every_family_are_known_by_their_names(tmp_path, family):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    if family == "llama3":  # a Llama of transformers 5 has biases by its configuration, those of GGUF files never
+    if family == "llama3":  # a Llama of transformers 5 may be configured with biases, GGUF files have none
         shapes = {tensor: shape for tensor, shape in shapes.items() if not tensor.endswith(".bias")}
     reader = GGUFReader(tmp_path / "m.gguf")
     check = {"absent": [], "name": "m.gguf", "field": FIELD}

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file follows llama.cpp's rules for what the file leaves out; what the file says counts."""
+"""The tokenizer of a GGUF file follows llama.cpp's rules for keys that the file lacks; the keys of the file count."""
 
 from functools import partial
 
@@ -58,7 +58,7 @@ def test_bos_and_merges_by_the_split_of_the_file(tmp_path, split, begins):
 
 
 def test_a_word_that_is_a_token_needs_no_merges(tmp_path):
-    """ " ab" is a token, but no merges lead there: llama.cpp takes it whole for Llama 3."""
+    """ " ab" is a token, but no merges produce it: for Llama 3 llama.cpp uses it as a whole."""
 
     def vocabulary(writer, split):
         byte_level_with_bos(writer, split)

@@ -1,4 +1,4 @@
-"""The hash of a model is that of its tensors, its configuration and its tokenizer, and of nothing else."""
+"""The hash of a model depends on its tensors, its configuration and its tokenizer, and on nothing else."""
 
 import json
 import os
@@ -137,7 +137,7 @@ def test_a_recorded_hash_is_read_without_the_weights(model, copy, monkeypatch):
     directory, digest = copy, model[1]
     assert recorded_hash(directory) == digest  # without a record it is computed
     assert record_hash(directory) == digest
-    assert sha256_directory(directory) == digest  # the record is no part of the model
+    assert sha256_directory(directory) == digest  # the record is not part of the model
     monkeypatch.setattr("tasks.models.hashing.hashed_tensors", lambda path: pytest.fail(f"reads {path}"))
     assert recorded_hash(directory) == digest
     record = (directory / RECORD).read_bytes()

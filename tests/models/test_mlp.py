@@ -1,4 +1,4 @@
-"""The MLP is found by its structure, in every family; what is none, or none that can be silenced, is refused."""
+"""The MLP is found by its structure, in every family; other modules and MLPs that cannot be silenced are refused."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_every_edit_of_every_projection_equals_edited_weights(family, projection
     everywhere = scaled_everywhere(stack, residuals, scale, projection)[0]
     one = stack.scaled(residuals, 1, scale[:, 1], projection)[0]
     [silenced] = next(logits_without(stack, residuals, 1, [silent], projection))
-    # Without a gate u is 1, so that its rows at 0 silence the neurons, as those of the first linear layer do.
+    # Without a gate u is 1: zero rows of it silence the neurons, as zero rows of the first linear layer do.
     zero_rows(model, 1, silent, "gate_proj" if family in UNGATED and projection == "up_proj" else projection)
     order = [packed.read_of[unit, 0, len(s) - 1] for unit, s in enumerate(SEQUENCES)]
     for logits in (everywhere, one, silenced):
@@ -83,7 +83,7 @@ def test_gate_and_up_in_the_other_order_are_refused(monkeypatch):
 
 
 def test_a_longrope_model_is_used_up_to_the_length_of_its_pretraining():
-    """Beyond it all positions are turned by other angles, for the whole sequence: it could not share a pack."""
+    """Beyond it all positions are rotated by other angles, for the whole sequence: it could not share a pack."""
     model = tiny_model("phi3")
     stack = DecoderStack(model)
     assert (stack.context, model.config.max_position_embeddings) == (256, 512)

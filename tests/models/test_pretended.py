@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(mode: str, *families: str) -> str:
-    """What is wrong, a line each."""
+    """The errors, one line each."""
     argv = [sys.executable, "-W", "ignore", "-m", "tests.models.on_pretended", mode, *families]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == len(done.stdout.splitlines()), done.stderr[-2000:]
@@ -25,9 +25,9 @@ def test_nothing_mixes_devices(mode: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("third", range(3))  # a process for several families: half of its time is its imports
+@pytest.mark.parametrize("third", range(3))  # one process for several families: its imports take half of the time
 def test_no_family_mixes_devices(third: int) -> None:
-    """On two devices: a mix with the CPU that one device would show is one here, too."""
+    """On two devices: a mix with the CPU that would be detected with one device is detected here, too."""
     assert run("two", *[family for family in FAMILIES if family != "llama"][third::3]) == ""
 
 

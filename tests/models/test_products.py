@@ -46,7 +46,7 @@ def test_differences_in_bfloat16_are_exact_where_nothing_changes_and_close_elsew
     torch.testing.assert_close(rounded[0], clean, atol=1e-5, rtol=1e-5)
     change, error = ((second[1] - first).abs().max() for second, first in ((exact, exact[0]), (rounded, exact[1])))
     assert change > 0
-    # The matrices of GPT-2 are transposed ones, which stay in float32.
+    # The matrices of GPT-2 are transposed and stay in float32.
     assert error == 0 if family == "gpt2" else 0 < error < 0.05 * change
 
 

@@ -83,7 +83,7 @@ def test_silenced_runs_equal_a_padded_batch_of_the_model_with_zeroed_rows(family
         plain = model(torch.tensor(batch), attention_mask=mask, position_ids=positions, use_cache=False).logits
         for number, sequence in enumerate(sequences):
             expected = plain[number, -1 if side == "left" else len(sequence) - 1]
-            if family == "gemma2":  # eager attention in float64 makes NaN of padding that sees nothing
+            if family == "gemma2":  # eager attention in float64 gives NaN for padding that attends to nothing
                 expected = plain_logits(model, sequence, -1)
             torch.testing.assert_close(found[number][i], expected, atol=TOLERANCE.get(family, 1e-10), rtol=1e-5)
         model.load_state_dict(whole)

@@ -1,4 +1,4 @@
-"""Models kept in the type they are stored in, against the same weights in float32 and in float64."""
+"""Models kept in their stored type, against the same weights in float32 and in float64."""
 
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def test_on_a_cpu_they_give_the_bits_of_the_model_in_float32(family, dtype, tmp_
         module.weight
         for module in narrow.modules()
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding)
-        and not isinstance(module, OPTLearnedPositionalEmbedding)  # not looked up by ids alone: in float32
+        and not isinstance(module, OPTLearnedPositionalEmbedding)  # not used by id lookups alone: in float32
     ]
     assert {weight.dtype for weight in matrices} == {NARROW[dtype]}
     assert {parameter.dtype for parameter in wide.parameters()} == {torch.float32}
@@ -155,7 +155,7 @@ def test_a_gradient_keeps_no_copy_of_the_weights(onednn, tmp_path, monkeypatch):
 @settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data())
 def test_pieces_hold_the_bits_of_the_activations(data):
-    """Two pieces leave out 2^-17 of a number, three nothing that float32 holds."""
+    """Two pieces lose 2^-17 of a number, three lose nothing of a float32."""
     seed, number = data.draw(st.integers(0, 1000)), data.draw(st.sampled_from([2, 3]))
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(3, 5, 16, generator=generator) * 10 ** data.draw(st.integers(-3, 3))
@@ -167,7 +167,7 @@ def test_pieces_hold_the_bits_of_the_activations(data):
 @pytest.mark.parametrize("pieces", ["2", "3"])
 @pytest.mark.parametrize("family", AS_STORED)
 def test_products_by_pieces_agree_with_float64(family, pieces, tmp_path, monkeypatch):
-    """The contract of `docs/scale.md`: what a GPU computes, here with the same numbers on a CPU."""
+    """The contract of `docs/scale.md`: the computation of a GPU, here with the same numbers on a CPU."""
     directory = save_narrow(tmp_path, family, torch.bfloat16)
     monkeypatch.setenv("DSM_PIECES", pieces)
     exact = DecoderStack(_double(family))
@@ -186,7 +186,7 @@ def test_products_by_pieces_agree_with_float64(family, pieces, tmp_path, monkeyp
 
 @pytest.mark.parametrize("pieces", [True, False])
 def test_copies_of_host_weights_give_the_bits_of_weights_that_stay(pieces, tmp_path, monkeypatch):
-    """A GPU that holds one layer at a time, here with copies on the CPU: also of matrices that it takes as stored."""
+    """A GPU that holds one layer at a time, here with copies on the CPU, also of matrices that are used as stored."""
     directory = save_narrow(tmp_path, "llama", torch.bfloat16)
 
     def found() -> tuple[Any, ...]:
@@ -213,7 +213,7 @@ ONE_LAYER = "one layer at a time"
 
 @pytest.fixture
 def placed(monkeypatch):
-    """Places a model on a GPU that has so much of its size free; gives what was done."""
+    """Places a model on a GPU with this share of its size free; returns what was done."""
 
     def place(there: float, whole: bool) -> list[str]:
         model = tiny_model("llama", torch.float32)

@@ -1,4 +1,4 @@
-"""Sweeps over the layers against one run after the other: the same bits, and every layer visited once or twice."""
+"""Sweeps over the layers against separate runs: the same bits, and every layer is visited once or twice."""
 
 from collections import Counter
 from contextlib import contextmanager
@@ -43,14 +43,14 @@ def packs(stack, sequences, apart):
 
 
 def total(residuals):
-    """A target that looks at the unedited pass: the logit of its largest token."""
+    """A target that reads the unedited pass: the logit of its largest token."""
     best = residuals.logits.argmax(-1)
     return lambda logits: logits.gather(-1, best.expand(logits.shape[:-1])[..., None])[..., 0]
 
 
 @contextmanager
 def visits(stack):
-    """How often each layer's weights are brought."""
+    """How often each layer's weights are loaded."""
     found, own = Counter(), stack.turn
     inside = []
 
@@ -114,7 +114,7 @@ def test_logits_of_a_sweep_are_those_of_one_run_after_the_other(family, precisio
     stack = stack_of(family)
     projection = data.draw(st.sampled_from(PROJECTIONS[:2] if family in MIXTURES else PROJECTIONS))
     passes = [stack.start(packed) for packed in packs(stack, data.draw(SEQUENCES), data.draw(st.booleans()))]
-    for residuals in passes:  # some have come further than others
+    for residuals in passes:  # some are further along than others
         for index in range(data.draw(st.integers(0, 3))):
             stack.advance(residuals, index)
     neurons = st.sets(st.integers(0, stack.width(projection) - 1), max_size=8)

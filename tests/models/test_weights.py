@@ -1,4 +1,4 @@
-"""Of several copies of the weights only those count that transformers loads; what is damaged is told in one line."""
+"""If there are several copies of the weights, those that transformers loads count; damage gives one error line."""
 
 import json
 
@@ -30,7 +30,7 @@ def test_shards_are_those_of_the_index(tmp_path):
     save_file({"copy": torch.zeros(1)}, directory / "consolidated.safetensors")
     assert weight_files(directory) == shards
     assert directory / "consolidated.safetensors" not in model_files(directory)
-    save_file({"lm_head.weight": torch.zeros(1)}, directory / "model.safetensors")  # transformers takes this one first
+    save_file({"lm_head.weight": torch.zeros(1)}, directory / "model.safetensors")  # transformers prefers this one
     assert weight_files(directory) == [directory / "model.safetensors"]
     assert not {"model.safetensors.index.json", *(shard.name for shard in shards)} & {
         path.name for path in model_files(directory)

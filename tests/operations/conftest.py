@@ -14,12 +14,12 @@ from tests.servers import Server, free_port
 
 @pytest.fixture
 def operated(request: pytest.FixtureRequest, tmp_path: Path, finished_root: Path) -> Iterator[Operated]:
-    """A finished project whose schedule fires on New Year, unless the parameter is another cron line."""
+    """A finished project whose schedule is due at New Year, unless the parameter is another cron line."""
     root = finished_root
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["retrain"] = {
         "schedules": {"often": {"cron": getattr(request, "param", "0 0 1 1 *")}},
-        # Twelve rows of a random model: nothing is detectable, and the rule must say yes and no all the same.
+        # Twelve rows of a random model: nothing is detectable, but the rule must still accept and reject.
         "promotion": {"alpha": 1.0, "margin": 0.9},
     }
     write_text(root / "params.yaml", yaml.safe_dump(params, sort_keys=False))

@@ -23,7 +23,7 @@ DSM = [sys.executable, "-c", "from flows.cli import app; app()"]
 
 
 class Operated:
-    """A project with one schedule, and the server it is operated on."""
+    """A project with one schedule, and its server."""
 
     def __init__(self, root: Path, prefect: str):
         self.root = root
@@ -44,7 +44,7 @@ class Operated:
 
     @contextmanager
     def process(self, *command: str) -> Iterator["subprocess.Popen[bytes]"]:
-        """A process that works until the end of the context, with what it starts."""
+        """A process that runs until the end of the context, and its children."""
         with (self.root.parent / "process.log").open("a") as log:
             running = subprocess.Popen(
                 command, cwd=self.root, env=self.environment, stdout=log, stderr=log, start_new_session=True
@@ -64,7 +64,7 @@ class Operated:
         return self.process(sys.executable, "-m", "prefect", "worker", "start", "--pool", "dsm", "--type", "process")
 
     def runs(self, *states: str, flow: str = "retrain") -> list[dict[str, Any]]:
-        """The runs of a flow in one of these states, those that started first first."""
+        """The runs of a flow in one of these states, by start time."""
         body = {"flows": {"name": {"any_": [flow]}}, "flow_runs": {"state": {"type": {"any_": list(states)}}}}
         found = httpx.post(f"{self._api}/flow_runs/filter", json=body, timeout=30).raise_for_status().json()
         return sorted(found, key=lambda run: run["start_time"] or "")
@@ -76,7 +76,7 @@ class Operated:
         return {run["name"]: run["state_name"] for run in found}
 
     def begin(self, flow: str) -> str:
-        """A run of a flow that is `Running`, and whose process never gives a sign of life."""
+        """A run of a flow that is `Running`, and whose process never sends a heartbeat."""
         with httpx.Client(base_url=self._api, timeout=30) as http:
             made = http.post("/flows/", json={"name": flow}).raise_for_status().json()
             run: str = http.post("/flow_runs/", json={"flow_id": made["id"]}).raise_for_status().json()["id"]
@@ -86,7 +86,7 @@ class Operated:
         return run
 
     def pause(self) -> None:
-        """No run is due any more."""
+        """Checks that no run is due any more."""
         self._deployment("pause_deployment")
 
     def trigger(self) -> None:

@@ -1,4 +1,4 @@
-"""What the commands start listens on 127.0.0.1, and on nothing else."""
+"""Servers that the commands start listen on 127.0.0.1 only."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from tests.servers import Server, free_port
 
-# What `dsm run` starts before its first step, and a page to see when it is there.
+# The server that `dsm run` starts before its first step, and a page that shows when it answers.
 RUN = """
 import http.server, sys
 from flows.environment import prepare
@@ -20,12 +20,12 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.Sim
 
 @pytest.mark.slow
 def test_the_ui_listens_on_loopback_only(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").touch()  # it starts in a project only
+    (tmp_path / "params.yaml").touch()  # it starts only in a project
     port = free_port()
     command = [sys.executable, "-c", "from flows.cli import app; app()", "ui", "--port", str(port)]
     server = Server(
         command, port=port, alive="/health", where=tmp_path, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="true"
-    )  # as people start it
+    )  # as users start it
     try:
         assert server.listens_on() == {("127.0.0.1", port)}
     finally:

@@ -1,4 +1,4 @@
-"""Results shared over a DVC remote: what one machine computed, another pulls, and computes nothing again."""
+"""Results shared over a DVC remote: another machine pulls them and computes nothing again."""
 
 import shutil
 import subprocess
@@ -54,7 +54,7 @@ def hashes(root: Path) -> dict[str, str]:
 
 
 def fails(root: Path, *arguments: str) -> list[str]:
-    """Runs a dvc command that must fail; returns the lines that it calls errors."""
+    """Runs a dvc command that must fail; returns its error lines."""
     argv = [sys.executable, "-P", "-m", "dvc", *arguments]
     done = subprocess.run(argv, cwd=root, env=child_environment(), capture_output=True, text=True)
     assert done.returncode != 0
@@ -64,7 +64,7 @@ def fails(root: Path, *arguments: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with the real stages and their code, computed for a tiny model, under git, not pushed anywhere."""
+    """A project with the real stages and their code, computed for a tiny model, in git, not pushed."""
     root = tmp_path_factory.mktemp("computed") / "project"
     root.mkdir()
     write_project(root)
@@ -77,7 +77,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         step(cell)
     under_git(root)
     dvc(root, "commit", "--force")  # what `dvc repro` would have written into dvc.lock and the cache
-    git(root, "add", "--force", "dvc.lock")  # for a team; without the rest of the lines, which name a remote
+    git(root, "add", "--force", "dvc.lock")  # for a team; without the other lines, which name a remote
     return root
 
 
@@ -92,7 +92,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No credentials of this machine, nor a look for some at the address where a cloud has them."""
+    """Hides this machine's credentials, and disables the query of a cloud's metadata address."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -136,7 +136,7 @@ def test_a_clone_computes_nothing_again(
 
 
 def test_the_run_cache_brings_back_what_is_in_no_commit(tmp_path: Path) -> None:
-    """The results of settings that were tried and given up again are there for a clone that tries them again.
+    """The results of settings that were tried and abandoned are available to a clone that tries them again.
 
     Pushed at the time: of later pushes, `--run-cache` takes the list of all runs along, but not their outputs.
     """
@@ -167,7 +167,7 @@ def test_the_run_cache_brings_back_what_is_in_no_commit(tmp_path: Path) -> None:
 
 @pytest.fixture
 def emptied(computed: Path, tmp_path: Path, no_keys: None) -> Path:
-    """A clone without data, whose remote is still to be named."""
+    """A clone without data, whose remote is not set yet."""
     project = tmp_path / "project"
     git(computed, "clone", "-q", str(computed), str(project))
     return project

@@ -72,14 +72,14 @@ def test_from_the_first_run_to_a_rollback(operated: Operated) -> None:
     assert decision["champion"] == 1
     assert operated.aliases() == {"challenger": 2, "champion": 2 if decision["promoted"] else 1}
 
-    # Back, by one command, on record.
+    # A rollback with one command, which is recorded.
     now = operated.aliases()["champion"]
     operated.dsm("promote", str(3 - now), "--why", "a try")
     told = operated.dsm("versions")
     assert f"champion {now} -> {3 - now}, by " in told
     assert ": a try" in told
 
-    # What is due and has nothing new to do runs nothing; a dead run does not stay `Running`.
+    # A due run without new rows computes nothing; a dead run does not stay `Running`.
     hashes = locked(root)
     operated.trigger()
     with operated.worker() as worker:

@@ -1,4 +1,4 @@
-"""The champion behind HTTP, by MLflow's own scoring server: it answers as evaluated, and refuses in one line."""
+"""The champion over HTTP, with MLflow's own scoring server: it answers as evaluated, and errors are one line."""
 
 import json
 import math
@@ -76,7 +76,7 @@ def test_the_champion_answers_over_http(cell: Cell) -> None:  # noqa: F811
             assert "site-packages" not in told
         assert ask(server, b"text\na film\n", "text/plain")[0] == 415
         assert ask(server, b"text\na film\n", "text/csv")[0] == 200
-        # A burst: twenty clients with ten texts of all lengths each get what one alone got.
+        # A burst: twenty clients with ten texts of all lengths each get the answers that a single client got.
         texts = [f"a film about {'very ' * (3 * i)}long films" for i in range(10)]
         alone = [ask(server, {"dataframe_records": [{"text": text}]}) for text in texts]
         with ThreadPoolExecutor(20) as clients:

@@ -1,4 +1,4 @@
-"""What git has of a project: nothing of a run; what a team puts there by the lines of docs/operations.md."""
+"""A project in git: a run adds nothing to it, a team adds files with the commands of docs/operations.md."""
 
 import re
 import shlex
@@ -42,7 +42,7 @@ def commit(root: Path, message: str, *paths: str) -> None:
 
 
 def documented(root: Path, remote: Path) -> None:
-    """Runs the lines of docs/operations.md with which a team shares its results."""
+    """Runs the commands of docs/operations.md with which a team shares its results."""
     blocks = re.findall(r"```\w*\n(.*?)```\n", (REAL / "docs" / "operations.md").read_text(), re.DOTALL)
     (block,) = [block for block in blocks if "--unset core.no_scm" in block]
     for line in block.replace("/srv/dsm", str(remote)).splitlines():
@@ -128,7 +128,7 @@ def test_two_clones_share_results(upstream: Path, tmp_path: Path) -> None:
 
 
 def test_a_broken_dvc_lock_may_be_removed(upstream: Path) -> None:
-    """As docs/operations.md says for who works without `dsm run`, which mends it."""
+    """The repair that docs/operations.md describes for users of DVC alone; `dsm run` does it by itself."""
     dvc(upstream, "repro")
     ran(upstream)
     (upstream / "dvc.lock").unlink()

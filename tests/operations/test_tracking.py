@@ -1,4 +1,4 @@
-"""A tracking server that is down, dies on the way, or is used by several at once: nothing is lost, nothing twice."""
+"""A tracking server that is down, fails midway, or has several users: nothing is lost or duplicated."""
 
 import shutil
 import subprocess
@@ -72,7 +72,7 @@ def test_a_server_that_dies_on_the_way(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Killed while the run is logged, which leaves it running for ever; the call after the restart replaces it."""
+    """The server is killed while a run is logged, which stays `RUNNING`; the call after the restart replaces it."""
     before, port, database = files(cell.root), free_port(), postgres.create("mortal")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     with mlflow_server(database, tmp_path / "artifacts", tmp_path, port=port) as server:
@@ -96,7 +96,7 @@ def test_a_server_that_dies_on_the_way(
 
 @on_a_server
 def test_three_processes_at_once(cell: Cell, tracking: Server, tmp_path: Path) -> None:  # noqa: F811
-    """Two of one project, which wait for each other, and one of another machine, which no lock stops."""
+    """Two processes of one project, which wait for each other, and one on another machine, which has no common lock."""
     cells = [cell, cell, copy_of(cell, tmp_path / "other")]
     processes = [start_register(each, tracking.address) for each in cells]
     told = [process.communicate(timeout=250) for process in processes]
