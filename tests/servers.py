@@ -20,12 +20,12 @@ import psycopg2
 
 REPOSITORY = Path(__file__).parents[1]
 PATIENCE = 180.0  # seconds until a server must answer
-# Without MLflow's job runner, which nothing here uses, a server is one process less and starts sooner.
+# Without MLflow's job runner, which is not used here, a server has one process less and starts faster.
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Of a child process that finds this code wherever it runs, and no tracking server but the one given here."""
+    """The environment of a child process: this code from any directory, and only the given tracking server."""
     inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     return inherited | QUIET | {"PYTHONPATH": str(REPOSITORY)} | variables
 
@@ -37,10 +37,10 @@ def free_port() -> int:
 
 
 class Server:
-    """A child process that answers on 127.0.0.1, with all that it starts."""
+    """A child process that answers on 127.0.0.1, and its own children."""
 
     def __init__(self, command: list[str], *, port: int, alive: str, where: Path, **variables: str):
-        """Starts `command` in the directory `where`; `alive` is the path that answers as soon as it is up."""
+        """Starts `command` in the directory `where`; `alive` is a path that answers as soon as the server is up."""
         self.address = f"http://127.0.0.1:{port}"
         self.port = port
         self.log = where / f"server-{port}.log"
@@ -75,7 +75,7 @@ class Server:
         return {(each.laddr.ip, each.laddr.port) for each in sockets if each.status == psutil.CONN_LISTEN}
 
     def end(self) -> None:
-        """Ends it in an orderly way; what has not ended after a while is killed."""
+        """Terminates it; processes that have not ended after a while are killed."""
         if self._process.poll() is None:
             os.killpg(self.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
@@ -83,7 +83,7 @@ class Server:
         self.kill()
 
     def kill(self) -> None:
-        """Ends all of its processes at once, as a power cut would."""
+        """Kills all of its processes at once, as a power failure would."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait(30)
@@ -91,7 +91,7 @@ class Server:
 
 @contextmanager
 def mlflow_server(store: str, artifacts: Path, where: Path, *, port: int | None = None) -> Iterator[Server]:
-    """A tracking server on the database `store` that hands out the files under `artifacts` itself."""
+    """A tracking server on the database `store` that serves the files under `artifacts` itself."""
     port = port or free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", store, "--artifacts-destination", artifacts.as_uri()]
@@ -115,7 +115,7 @@ def s3_server(where: Path) -> Iterator[Server]:
 
 
 def postgres_programs() -> Path | None:
-    """Where PostgreSQL's server programs are; Debian does not put them on the PATH."""
+    """The directory of PostgreSQL's server programs; Debian does not put them on the PATH."""
     found = shutil.which("initdb")
     if found:
         return Path(found).resolve().parent
@@ -124,7 +124,7 @@ def postgres_programs() -> Path | None:
 
 
 class Postgres:
-    """A running PostgreSQL whose only door is a socket in a directory of its own."""
+    """A running PostgreSQL that is reachable only through a socket in a directory of its own."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -135,7 +135,7 @@ class Postgres:
     def create(self, database: str) -> str:
         """Makes an empty database; returns its address."""
         connection = psycopg2.connect(self.uri("postgres"))
-        connection.autocommit = True  # a database cannot be made in a transaction
+        connection.autocommit = True  # a database cannot be created in a transaction
         with closing(connection), connection.cursor() as cursor:
             cursor.execute(f"CREATE DATABASE {database}")
         return self.uri(database)

@@ -1,4 +1,4 @@
-"""The decision of docs/choice.md on results whose outcome is known."""
+"""The decision rule of docs/choice.md on results with a known outcome."""
 
 import pytest
 

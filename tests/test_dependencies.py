@@ -29,7 +29,7 @@ from tasks.steps.transfer import transfer
 from tests.steps.test_steps import write_project
 
 REAL = Path(__file__).parents[1]
-# Shared by all steps: paths, settings, files, journals, downloads. A change there would run everything again and cannot
+# Shared by all steps: paths, settings, files, journals, downloads. A change there would run all stages again and cannot
 # change a result, or it changes params.yaml, too.
 EXEMPT = ("tasks/pipeline/", "tasks/runtime/", "tasks/sources/")
 STEPS = {
@@ -73,7 +73,7 @@ def closure(module: str) -> list[Path]:
 
 
 def needed(module: str) -> list[str]:
-    """The code of a step, and of the folders from which some module reads files, everything else that is there."""
+    """The code of a step, and all other files of the directories from which some module reads files."""
     found = closure(module)
     reading = {path.parent for path in found if "__file__" in path.read_text()}
     lying = [path for folder in reading for path in folder.iterdir() if path.is_file() and path.suffix != ".py"]
@@ -104,7 +104,7 @@ def test_packages_compute_nothing():
 
 # -- what the steps read ----------------------------------------------------------------------------------------------
 
-# Other values of every setting that a step may read; those that its stage names are put back.
+# Other values of every setting that a step may read; those that its stage names are restored.
 OTHER = {
     "adaptation": {"size": 5, "seed": 3, "selection": "random", "unlabeled": 7},
     "attribution": {"method": "activation", "ranking": "absolute"},
@@ -168,7 +168,7 @@ def run(name, key, values, root):
 
 
 def with_others(params, declared):
-    """The settings with other values of all that is not declared."""
+    """The settings with other values for everything that is not declared."""
     benchmarks = {name: spec | OTHER_BENCHMARK for name, spec in params["benchmarks"].items()}
     found = yaml.safe_load(yaml.safe_dump(params | OTHER | {"benchmarks": benchmarks}))
     for name in declared:
@@ -181,7 +181,7 @@ def with_others(params, declared):
 
 
 def outputs(name, paths, root):
-    """The bytes of outputs; of a study, which holds seconds, what it found."""
+    """The bytes of outputs; of a study, which contains timings, its findings."""
     if name == "study":
         records = read_json(root / paths[0] / "result.json")["records"]
         for record in records:
@@ -203,7 +203,7 @@ def test_a_stage_needs_nothing_but_its_dependencies(finished, tmp_path, name, ke
     declared = [filled(param, name, key, values) for param in stage.get("params", [])]
     params = yaml.safe_load((finished / "params.yaml").read_text())
     changed = with_others(params, declared)
-    # What a source or a study's `inputs` pins by its hash in params.yaml.
+    # Files that a source or a study's `inputs` pins by a hash in params.yaml.
     pinned = ["source", "reviews.jsonl"] if name in ("model", "data", "study") else []
     if name == "study":
         pinned += ["words.txt"]
@@ -218,7 +218,7 @@ def test_a_stage_needs_nothing_but_its_dependencies(finished, tmp_path, name, ke
 
 
 def test_steps_that_compute_with_no_tensors_do_not_import_pytorch() -> None:
-    """It takes some three seconds."""
+    """This takes about three seconds."""
     steps = ("data", "installed", "prune", "report", "register", "promote")
     modules = [f"tasks.steps.{name}" for name in steps]
     code = (

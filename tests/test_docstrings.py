@@ -1,4 +1,4 @@
-"""The examples in docstrings that need no model give what they show."""
+"""The examples in docstrings that need no model give the output that they show."""
 
 import doctest
 import importlib

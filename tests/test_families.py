@@ -1,4 +1,4 @@
-"""Every family through model step and exporter: the pruned directory in plain transformers is the edited model."""
+"""Every family through model step and exporter: the pruned directory, loaded by transformers, is the edited model."""
 
 import json
 
@@ -160,7 +160,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-# Families whose layers the view does not re-run: parallel residuals, state spaces, attention of their own.
+# Families whose layers the view does not re-run: parallel residuals, state spaces, own kinds of attention.
 REFUSED = {
     "cohere": lambda: transformers.CohereForCausalLM(transformers.CohereConfig(**SIZES)),
     "cohere2": lambda: transformers.Cohere2ForCausalLM(transformers.Cohere2Config(**SIZES)),
@@ -198,7 +198,7 @@ def test_a_family_that_cannot_be_re_run_is_refused_by_its_class_and_the_reason(f
     assert "\n" not in str(caught.value)
 
 
-# VaultGemma: a norm before the MLP and none after it. GLM-4: one after it with a name of its own.
+# VaultGemma: a norm before the MLP and no norm after it. GLM-4: a norm after it, with another name.
 NORMS = {
     "vaultgemma": lambda: transformers.VaultGemmaForCausalLM(
         transformers.VaultGemmaConfig(**SIZES, head_dim=8, sliding_window=4)

@@ -1,4 +1,4 @@
-"""Tests that share a fixture of their module run on one worker of pytest-xdist, so that it is made once."""
+"""Tests that share a fixture of their module run on one worker of pytest-xdist, so that the fixture is set up once."""
 
 import os
 

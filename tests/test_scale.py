@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md are those that the formulas give."""
+"""The tables of docs/scale.md are the output of the formulas."""
 
 import doctest
 import json

@@ -56,14 +56,14 @@ SIZES = {
     "pad_token_id": 0,
     "bos_token_id": 256,
     "eos_token_id": 256,
-    # Large weights make the random networks curved, so that a rule of few nodes is visibly wrong.
+    # Large weights make the random networks nonlinear, so that a rule with few nodes is visibly wrong.
     "initializer_range": 0.4,
 }
 LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }  # fmt: skip
-# Up to 256 tokens the short factors; these rotate a half of each head.
+# Up to 256 tokens the short factors are used; they rotate half of each head.
 LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0, 1.5], "long_factor": [4.0, 9.0],
     "original_max_position_embeddings": 256, "partial_rotary_factor": 0.5,
@@ -117,7 +117,7 @@ LINEAR = {
     "gpt_neox": ("gpt_neox.layers.{}.mlp.dense_h_to_4h", "gpt_neox.layers.{}.mlp.dense_4h_to_h"),
 }
 ALL = FAMILIES | UNGATED
-# Mixtures of 4 experts of 12 neurons, of which a token is given to 2. In a float64 model routers are in float32, too.
+# Mixtures of 4 experts of 12 neurons; each token uses 2. Routers are in float32, even in a float64 model.
 EACH = 12
 MIXTURES: dict[str, Callable[[], Any]] = {
     "mixtral": lambda: MixtralForCausalLM(
@@ -139,7 +139,7 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0) -
     torch.manual_seed(seed)
     model = (ALL | MIXTURES)[family]().to(dtype).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
-        if "bias" in name:  # transformers starts biases at zero, where a mistake with them would not show
+        if "bias" in name:  # transformers initialises biases with zero, which would hide a mistake
             parameter.normal_(std=0.1)
     if dtype == torch.float64:
         if family in MIXTURES:  # the default has no products in float64
@@ -196,7 +196,7 @@ def _double_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, and an end-of-text token that is not put anywhere by itself."""
+    """One token per byte, and an end-of-text token that is not added by itself."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

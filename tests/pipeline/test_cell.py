@@ -46,7 +46,7 @@ def test_no_name_and_no_cell(tmp_path):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(InputError, match=r"^pipeline\.cells: is empty; name a model and a benchmark$"):
         open_cell(root=tmp_path)
-    assert open_cell("tiny", root=tmp_path).name == "tiny-reviews"  # the step `model` looks at the model only
+    assert open_cell("tiny", root=tmp_path).name == "tiny-reviews"  # the step `model` needs only the model
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A page belongs to the files it was made of, and is whole."""
+"""A page belongs to the files it was made from, and is complete."""
 
 import pytest
 

@@ -17,7 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def refused(change, match):
-    """Changes a valid params.yaml and checks the one line that comes of it."""
+    """Changes a valid params.yaml and checks the resulting error line."""
     params = settings()
     change(params)
     with pytest.raises(InputError) as caught:

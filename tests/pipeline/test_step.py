@@ -1,4 +1,4 @@
-"""The entry point of the steps, as a process: exit codes, and one line for what a user can mend."""
+"""The entry point of the steps, as a process: exit codes, and one line for errors that a user can correct."""
 
 import json
 import os
@@ -101,7 +101,7 @@ run_step(slow, description="")
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_temporary_files_of_a_killed_step_do_not_stay(project: Path, number: int) -> None:
-    """SIGTERM removes them at once, SIGKILL when the step runs again; they lie in the project, not in /tmp."""
+    """After SIGTERM they are removed at once, after SIGKILL by the next run; they are in the project, not in /tmp."""
     (project / "slow.py").write_text(SLOW)
 
     def start() -> tuple["subprocess.Popen[str]", str]:

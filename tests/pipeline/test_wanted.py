@@ -1,4 +1,4 @@
-"""What --model and --benchmark may name: a path, a hub id, a file of rows; each is pinned and gets a name."""
+"""Values of --model and --benchmark: a path, a hub id, a file of rows; each is pinned and gets a name."""
 
 import json
 from pathlib import Path
@@ -128,7 +128,7 @@ def test_what_is_no_model_is_refused(root, text, problem):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """The hub at the boundary of its library: one model; notes what is asked."""
+    """A fake of the hub's library with one model; records the requests."""
     asked = []
 
     def model_info(self, repository, revision=None):
@@ -149,7 +149,7 @@ def test_a_hub_id_is_pinned_to_the_commit_of_its_first_use(root, hub):
     assert hub == [("HuggingFaceTB/SmolLM2-1.7B", None)]
     declare(root, "models", **{wanted.name: wanted.entry})
     again = model(root, "HuggingFaceTB/SmolLM2-1.7B")
-    assert (again.name, again.entry, len(hub)) == (wanted.name, None, 1)  # not asked again: it stays where it is
+    assert (again.name, again.entry, len(hub)) == (wanted.name, None, 1)  # not asked again: the commit stays
     assert model(root, "HuggingFaceTB/SmolLM2-1.7B@main").entry is None
     assert model(root, f"HuggingFaceTB/SmolLM2-1.7B@{COMMIT}").entry is None
     other = model(root, "HuggingFaceTB/SmolLM2-1.7B@v1")

@@ -1,4 +1,4 @@
-"""A worker for the tests of the work: it starts in a moment, and may be told to fail."""
+"""A worker for the tests of the worker pool: it starts quickly, and can be told to fail."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from tasks.runtime.errors import InputError
 
 
 class Squares:
-    """A worker without a model. Some parts are not numbers but things that happen to workers."""
+    """A worker without a model. Some parts are not numbers but failures of workers."""
 
     names = ("square",)
 

@@ -1,4 +1,4 @@
-"""Files are whole or not there, and their bytes depend on their content alone."""
+"""Files are complete or do not exist, and their bytes depend only on their content."""
 
 import math
 import os
@@ -70,7 +70,7 @@ def test_a_new_directory_takes_the_place_of_the_old(tmp_path):
 
 @pytest.mark.parametrize(("umask", "of_files", "of_directories"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
 def test_permissions_follow_the_umask(tmp_path, umask, of_files, of_directories):
-    """Whoever wrote the files: safetensors and Python's tempfile make them for their owner alone."""
+    """Independent of the writer: safetensors and Python's tempfile create files that only their owner can read."""
     before = os.umask(umask)
     try:
         with replacing(tmp_path / "a.safetensors") as temporary:
@@ -131,7 +131,7 @@ with scratch_beside(Path(sys.argv[1])) as work:
 
 
 def holder(target):
-    """A process that has a scratch directory for the target, and that directory."""
+    """A process with a scratch directory for the target, and that directory."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", HOLDS, str(target)], stdout=subprocess.PIPE, env=environment)
     process.stdout.readline()

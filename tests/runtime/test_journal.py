@@ -1,4 +1,4 @@
-"""A killed step goes on where it stopped, and never with the parts of another."""
+"""A killed step continues where it stopped, and never uses the parts of another step."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Work in parts: by this process, and by workers on a Ray that is started here."""
+"""Work in parts: by this process, and by workers on a local Ray."""
 
 import os
 import signal
@@ -186,7 +186,7 @@ class TestRayPool:
 def test_two_workers_of_which_one_is_killed_write_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_workers: None
 ) -> None:
-    others = set(descendants())  # of other tests, such as a Prefect server
+    others = set(descendants())  # processes of other tests, such as a Prefect server
     cell = write_project(tmp_path)
     outputs = [cell.scores, cell.grid, cell.pruned, cell.transfer_grid, cell.transfer]
     steps = [score, search, prune, transfer]
@@ -231,7 +231,7 @@ with worker_pool(object) as workers:
 def test_nothing_outlives_a_driver_that_is_ended(how: signal.Signals, code: int, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"DSM_WORKERS": "2", "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
-    if len(str(tmp_path)) > 40:  # sockets lie there, whose paths are limited
+    if len(str(tmp_path)) > 40:  # sockets are there, and their paths have a maximum length
         del environment["TMPDIR"]
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
@@ -241,7 +241,7 @@ def test_nothing_outlives_a_driver_that_is_ended(how: signal.Signals, code: int,
         assert driver.stdout.readline() == "ready\n"
         left = psutil.Process(driver.pid).children(recursive=True)
         assert len(left) > 4
-        time.sleep(1.5)  # the keeper looks once a second
+        time.sleep(1.5)  # the keeper checks once a second
         driver.send_signal(how)
         assert driver.wait(30) == code
     _, left = psutil.wait_procs(left, timeout=10)
@@ -285,7 +285,7 @@ class Reference:
 
 
 class FakeRay:
-    """Calls that are done at once, in this process."""
+    """Calls that are executed at once, in this process."""
 
     class exceptions:
         RayTaskError = RayActorError = ZeroDivisionError

@@ -1,4 +1,4 @@
-"""Activations at words against hooks on the plain model; what pruned models lose, exactly where it is known."""
+"""Activations at words against hooks on the plain model; losses of pruned models, exact if they are known."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_a_pruned_row_drops_to_nothing_and_the_layers_below_stay(family):
     after = word_activations(stack, there, silenced(stack, Neurons(1, neurons)))
     assert_untouched(loaded.model, weights)
     drop = drops.drops(before.mean, after.mean)
-    assert (drop[1][:, neurons] == (before.mean[1][:, neurons] > 0)).all()  # ReLU may have given 0 before
+    assert (drop[1][:, neurons] == (before.mean[1][:, neurons] > 0)).all()  # ReLU may be 0 before pruning
     assert (np.delete(drop[1], neurons, axis=1) == 0).all()
     assert (drop[0] == 0).all()
     assert (np.abs(drop[2]) > 1e-4).any()

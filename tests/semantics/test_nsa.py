@@ -1,4 +1,4 @@
-"""The step on a tiny cell: its three files, the same bytes again, and a page that no row's text can break."""
+"""The step on a tiny cell: its three files, reproducible bytes, and a page that no row's text can break."""
 
 import json
 import re
@@ -32,7 +32,7 @@ FILES = ("nsa.json", "nsa.safetensors", "nsa.html")
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_nodes():
-    """A fixed rule: what the adaptive one gives is tested beside the attributions."""
+    """A fixed rule: the adaptive rule is tested with the attributions."""
     by_gradients = partial(influence.by_gradients, rule=partial(gauss_legendre, nodes=4))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(influence, "by_gradients", by_gradients)

@@ -77,7 +77,7 @@ def test_matching_is_the_exact_test_of_all_pairings(seed):
 
 
 def test_matching_within_strata_has_the_normal_limit_of_hoeffding():
-    """Mean and variance of a permutation are known (Hoeffding 1951): with many words p is that of a normal."""
+    """Mean and variance are known (Hoeffding 1951): with many words, p is that of a normal distribution."""
     rng = np.random.default_rng(0)
     strata = np.repeat([0, 1, 2], [60, 50, 40])
     similarity = rng.random((150, 150)) + strata[:, None] * (strata[:, None] == strata)

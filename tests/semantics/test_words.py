@@ -1,4 +1,4 @@
-"""Which words stand in the rows, of which tokens, and which of them an answer hangs on."""
+"""The words of the rows, their tokens, and the words on which an answer depends."""
 
 import numpy as np
 import pandas as pd
@@ -82,7 +82,7 @@ def test_influence_is_the_sum_of_the_attributions_of_a_words_tokens():
     row = rows.encoded[0]
     order = np.argsort(-answers_unedited(there.stack, [row]).logprobs[0][0], kind="stable")
     wanted = contrast(row, *order[:2])
-    assert 0 < len(own[0].own) < len(row.prompt)  # the template stays where it is
+    assert 0 < len(own[0].own) < len(row.prompt)  # the template stays in place
     scores = attribute_inputs(there.loaded.model, wanted, rule, moved=own[0].own).scores.numpy()
     sums = {}
     for one in own[0].occurrences:

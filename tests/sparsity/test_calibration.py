@@ -1,4 +1,4 @@
-"""What is drawn from texts and prompts."""
+"""Sequences drawn from texts and prompts."""
 
 import json
 

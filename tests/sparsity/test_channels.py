@@ -14,7 +14,7 @@ PATTERNS = [NOfM(2, 4), NOfM(1, 4), NOfM(3, 4), NOfM(1, 2), NOfM(4, 8)]
 
 
 def scores(seed, rows=5, inputs=16):
-    """Scores whose inputs are of very different sizes, as those of a network are."""
+    """Scores with inputs of very different magnitudes, as in a network."""
     generator = torch.Generator().manual_seed(seed)
     size = torch.rand(inputs, generator=generator).exp() ** 3
     return torch.rand(rows, inputs, generator=generator, dtype=torch.float64) * size
@@ -31,7 +31,7 @@ def kept(score, order, pattern):
 
 
 def all_groupings(inputs, m):
-    """Every way to form groups of m of these inputs, as orders."""
+    """All ways to divide these inputs into groups of m, as orders."""
     if not inputs:
         yield []
         return

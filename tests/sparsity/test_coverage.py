@@ -72,7 +72,7 @@ def test_norms_are_those_of_a_plain_run():
 
 @pytest.mark.parametrize("family", sorted(UNGATED))
 def test_every_family_whose_weights_are_pruned_has_norms(family):
-    """Inputs that are zero in all sequences, as after a ReLU, are zero; the others have the mean 1."""
+    """Inputs that are zero in all sequences, as after a ReLU, stay zero; the others have the mean 1."""
     means = input_norms(Loaded(tiny(family), tiny_tokenizer()), SEQUENCES).mean(0)
     assert (np.isclose(means, 1, rtol=1e-4) | (means == 0)).all()
     assert (means > 0).mean() > 0.5

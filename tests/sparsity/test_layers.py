@@ -19,7 +19,7 @@ TARGETS = [0.3, 0.5, NOfM(2, 4), NOfM(4, 8)]
 
 
 def linears(model):
-    """Of the decoder layers, by name."""
+    """The linear layers of the decoder layers, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".layers." in n}
 
 
@@ -29,7 +29,7 @@ def bits(model):
 
 
 def inputs_by_hooks(model):
-    """Everything that enters each linear layer in a plain run of the model on each sequence."""
+    """The inputs of each linear layer in a plain run of the model on each sequence."""
     seen = {name: [] for name in linears(model)}
     handles = [
         module.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0][0].clone()))
@@ -100,7 +100,7 @@ def test_the_sparsity_of_every_matrix_is_exact(method, target):
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_permuted_n_of_m_keeps_more_of_the_score_and_leaves_the_layer_as_it_is(family):
-    """What a matrix gives is that of its permuted form on permuted inputs, and the order of weights is as before."""
+    """A permuted matrix on permuted inputs gives the same output, and the order of the weights is as before."""
     plain, permuted, base = (Loaded(tiny_model(family, torch.float32), None) for _ in range(3))
     before = prune_weights(plain, SEQUENCES, "ria", NOfM(2, 4))
     report = prune_weights(permuted, SEQUENCES, "ria", NOfM(2, 4), permuted=True)
@@ -222,7 +222,7 @@ def test_no_weight_of_a_spared_neuron_is_removed(family, method):
         assert torch.equal(new.weight[rows], was.weight[rows])
         assert int((new.weight == 0).sum()) > 0
     assert torch.equal(mlp.down_proj.weight[:, neurons], old.down_proj.weight[:, neurons])
-    if method == "wanda":  # what is not spared loses half of every row, as before
+    if method == "wanda":  # unspared rows lose half of their weights, as before
         plain = Loaded(copy.deepcopy(before), None)
         prune_weights(plain, SEQUENCES, method, 0.5)
         others = [n for n in range(48) if n not in neurons]

@@ -1,4 +1,4 @@
-"""Recipes: the same weights from the base model, and refusal of everything else."""
+"""Recipes: the same weights from the base model; anything else is refused."""
 
 import json
 

@@ -25,7 +25,7 @@ def error(weight, new, x):
 
 
 def naive(weight, hessian, target, block):
-    """Columns from left to right, [H^-1] of the columns that are left inverted anew for each of them."""
+    """Columns from left to right; [H^-1] of the remaining columns is computed again for each column."""
     damped = hessian + sparsegpt.DAMPING * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=hessian.dtype)
     inverses = [torch.linalg.inv(damped[j:, j:]) for j in range(len(hessian))]
     diagonal = torch.stack([inverse[0, 0] for inverse in inverses])
@@ -84,7 +84,7 @@ def test_no_row_is_better_than_least_squares_on_its_mask(target, seed):
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_outputs_change_less_than_without_update(target, seed):
-    """No theorem: what is chosen from left to right is not the best of a short row with nearly collinear inputs."""
+    """Not a theorem: the choice from left to right is not optimal for a short row with nearly collinear inputs."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(64, 8)) @ rng.normal(size=(8, 400)) + 2 * rng.normal(size=(64, 400))
     x = torch.tensor(x * rng.exponential(size=(64, 1)))

@@ -54,20 +54,20 @@ def tiny(family, dtype=torch.float32):
     torch.manual_seed(0)
     model = UNGATED[family]().to(dtype).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
-        if "bias" in name:  # transformers starts biases at zero, where a mistake with them would not show
+        if "bias" in name:  # transformers initialises biases with zero, which would hide a mistake
             parameter.normal_(std=0.1)
     return model
 
 
 def linears(model):
-    """Of the decoder layers, by name: everything with a matrix inside the only list of modules."""
+    """The linear layers of the decoder layers, by name: all modules with a matrix inside the only list of modules."""
     [layers] = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     inside = {id(module) for module in layers.modules()}
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and id(m) in inside}
 
 
 def naive_inputs(model):
-    """What enters each of these in a plain run of the model, by name: a list with [T, d_in] for each sequence."""
+    """The inputs of these layers in a plain run of the model, by name: a list with [T, d_in] for each sequence."""
     seen = {name: [] for name in linears(model)}
     handles = [
         module.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0].flatten(0, -2).clone()))
@@ -100,7 +100,7 @@ def test_statistics_are_those_of_plain_runs_of_the_partly_pruned_model(family):
 
 @pytest.mark.parametrize("family", UNGATED)
 def test_wanda_removes_the_smallest_of_each_row_by_the_inputs_of_plain_runs(family):
-    """Layer by layer, by a loop over the rows; a row is what one output is made of, also where it lies in a column."""
+    """Layer by layer, by a loop over the rows; a row is the weights of one output, also if it is stored as a column."""
     pruned, naive = tiny(family), tiny(family)
     prune_weights(Loaded(pruned, None), SEQUENCES, "wanda", 0.5)
     [layers] = [module for module in naive.modules() if isinstance(module, nn.ModuleList)]
@@ -119,7 +119,7 @@ def test_wanda_removes_the_smallest_of_each_row_by_the_inputs_of_plain_runs(fami
             assert ((found == 0).sum(1) == found.shape[1] // 2).all()
             different += int((found != naive_weight(module)).sum())
             total += found.numel()
-    assert different <= 2e-3 * total  # of nearly equal scores, rounding decides
+    assert different <= 2e-3 * total  # rounding decides between nearly equal scores
 
 
 @pytest.mark.parametrize("family", UNGATED)

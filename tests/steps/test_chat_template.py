@@ -1,4 +1,4 @@
-"""A cell asked through a chat template that reads the clock: steps and registered model do not depend on the day."""
+"""A cell with a chat template that reads the clock: steps and registered model do not depend on the day."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ from tests.steps.test_steps import STEPS, outputs
 
 
 def chat_cell(root: Path, template: str, **fields: object) -> Cell:
-    """The smallest project, asked through this chat template; model and rows are stored."""
+    """The smallest project, with this chat template; model and rows are stored."""
     write_sources(root)
     (root / "source" / "chat_template.jinja").write_text(template)
     return changed(root, {"chat_template": True} | fields)
@@ -104,7 +104,7 @@ def test_a_test_row_that_does_not_fit_is_refused_before_anything_is_computed(tmp
     tokenizer["added_tokens"].append(tokenizer["added_tokens"][0] | {"id": 257, "content": "<new>", "special": False})
     path.write_text(json.dumps(tokenizer))
     before = rows_of(tmp_path / "reviews.jsonl")
-    for name in there:  # a row with another text stands in another place, perhaps in train
+    for name in there:  # a row with another text has another position, perhaps in train
         number = int(name.removeprefix("test-"))
         rows = [row | ({"text": f"{text} {i}"} if i == number else {}) for i, row in enumerate(before, start=1)]
         (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -118,4 +118,4 @@ def test_a_test_row_that_does_not_fit_is_refused_before_anything_is_computed(tmp
     with pytest.raises(InputError, match=f"^row {last}: .*{told}"):
         sample(cell)
     assert not cell.samples.exists()
-    sample(changed(tmp_path, {"limits": {"test": place, "transfer": 1}}))  # a row that nothing uses may be as it is
+    sample(changed(tmp_path, {"limits": {"test": place, "transfer": 1}}))  # a row that is not used may stay

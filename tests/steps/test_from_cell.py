@@ -1,4 +1,4 @@
-"""A search by the layers of another cell: its grid decides, and a change of it is noticed."""
+"""A search by the layers of another cell: its grid decides, and a change of that grid is detected."""
 
 import copy
 
@@ -21,7 +21,7 @@ from tests.steps.test_steps import write_project
 
 
 def smaller(best, layers=8):
-    """The grid of a model of so many layers, one of which is the best by far, and the next one the second best."""
+    """The grid of a model with this number of layers: one is by far the best, and the next one the second best."""
     records = [(UNPRUNED, 0.0, 0, 0.5, 0.0)]
     for layer in range(layers):
         accuracy = {best: 0.9, best + 1: 0.8}.get(layer, 0.4)

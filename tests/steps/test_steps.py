@@ -430,7 +430,7 @@ quiz:
 
 
 def quiz_cell(root):
-    """A cell whose four options stand in columns of the row, asked through a chat template."""
+    """A cell with a chat template whose four options are columns of the row."""
     write_project(root)
     rng = np.random.default_rng(2)
     rows = [
@@ -461,7 +461,7 @@ def test_a_benchmark_with_options_of_the_row_asked_through_a_chat_template(tmp_p
     assert sum(result["systems"]["base"]["predicted"]) == 30
     assert len(result["systems"]["base"]["confusion"]) == 4
     assert all(row["chat"] and len(set(row["options"])) == 4 for row in rows)
-    # The first row's log-probabilities, by a plain forward of the text that the template writes.
+    # The first row's log-probabilities, by a plain forward pass on the text of the template.
     frame = pd.read_parquet(cell.predictions).iloc[0]
     table = pd.read_parquet(cell.test).set_index("id")
     loaded = load(cell.model_dir)

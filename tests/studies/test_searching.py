@@ -31,7 +31,7 @@ WAYS = {name: {"strategy": name} for name in STRATEGIES} | {
 
 @pytest.fixture(scope="module")
 def contexts(tmp_path_factory):
-    """A context for each of `WAYS` on a cell that was searched in it; the smallest strides, for three layers."""
+    """A context for each of `WAYS`, on a cell that was searched that way; the smallest strides, for three layers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.method.strategies.STRIDE", 1)
         cell = write_project(tmp_path_factory.mktemp("project"))
@@ -89,7 +89,7 @@ def test_free_answers_are_searched_where_the_cell_looks(contexts, strategy):
         answers = answers_without(context.stack, rows.encoded, max(layer, 0), [neurons])
         right = exact_matches(context.loaded.tokenizer, rows, answers, 0).mean()
         records.append((layer, fraction, len(neurons), right, answers.margins(rows.gold)[0].mean()))
-    if strategy != "coarse_to_fine":  # its second half depends on what the first one found
+    if strategy != "coarse_to_fine":  # its second half depends on the result of the first one
         pair, _ = choose(pd.DataFrame(records, columns=list(grid.columns)))
         found = next(record for record in generation(context, "reviews") if record.label == "chosen by exact match")
         assert (found.more["layer"], found.more["fraction"]) == (pair["layer"], pair["fraction"])

@@ -1,4 +1,4 @@
-"""Every study on a tiny cell, through files as DVC runs it, against what the cell's own steps found."""
+"""Every study on a tiny cell, through files as DVC runs it, against the results of the cell's own steps."""
 
 import copy
 import json
@@ -81,7 +81,7 @@ def declare(cell, **runs):
     }
     path.write_text(yaml.safe_dump(params))
     for name in runs:
-        list_study(cell.root, name, "tiny", "reviews")  # adds the hashes of what it reads beside the cell
+        list_study(cell.root, name, "tiny", "reviews")  # adds the hashes of its inputs other than the cell
     return open_cell("tiny", "reviews", cell.root)
 
 
@@ -93,7 +93,7 @@ def most_probable(network, prompt):
 
 
 def write_free_answers(cell):
-    """Questions with two accepted answers, of which the second is what the tiny model writes where it is a text."""
+    """Questions with two accepted answers; the second is the output of the tiny model if that is text."""
     network = load(cell.model_dir).model
     rows = []
     for i in range(90):
@@ -157,7 +157,7 @@ def test_what_is_the_cells_own_has_the_cells_own_accuracy(results, name):
 
 
 def test_variants_on_the_test_rows_are_as_one_by_one(results):
-    """All recipes by one pass over each pack give what each gives alone."""
+    """All recipes in one pass over each pack give the same results as each alone."""
     cell, found = results
     for name in ("projections", "seeds"):
         context = StudyContext(cell, cell.settings.studies[f"{name}-tiny-reviews"])
@@ -173,7 +173,7 @@ def test_variants_on_the_test_rows_are_as_one_by_one(results):
 
 
 def test_the_papers_criterion_on_other_rows_is_the_naive_choice(results):
-    """From scratch: weights zeroed pair by pair, the ten rows of each draw, the papers rule, the test rows."""
+    """From scratch: weights zeroed pair by pair, the ten rows of each draw, the paper's rule, the test rows."""
     cell, found = results
     context = StudyContext(cell, cell.settings.studies["choice-tiny-reviews"])
     pool, test = choosing.pool(context), context.test
@@ -623,7 +623,7 @@ def test_the_page_has_every_result_and_only_readings_of_that_result(results, tmp
 
 
 def test_results_of_a_page_are_not_lost_by_writing_it_elsewhere(results, tmp_path):
-    """In a clone the results that the page was made of are not there."""
+    """A clone does not have the results from which the page was made."""
     cell, _ = results
     page = tmp_path / "docs" / "studies.md"
     write_page(cell.root, cell.settings, page)

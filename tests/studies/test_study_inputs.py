@@ -1,4 +1,4 @@
-"""What a study reads beside its cell, and what happens when it changes between two runs of a study."""
+"""The inputs of a study other than its cell, and changes of them between two runs."""
 
 import re
 
@@ -21,7 +21,7 @@ KEY = "calibration-tiny-reviews"
 
 @pytest.fixture
 def cell(tmp_path, monkeypatch):
-    """A cell with a study of a file and of another benchmark; its parts are quick, and tell what they read."""
+    """A cell with a study of a file and of another benchmark; its parts are fast, and report their inputs."""
     cell = write_cell(tmp_path)
     (cell.root / "words.txt").write_text("before\n")
     (cell.model_dir).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What a person sees, in a real browser: the report, and the tracker's pages of a registered cell."""
+"""Pages in a real browser: the report, and the tracker's pages of a registered cell."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def test_report(browser: Any, tmp_path: Path, scheme: str, width: int) -> None:
         assert figure.evaluate(SMALLEST) >= 7.5, "the text of a figure is too small to read"
         if width >= 400:
             assert figure.evaluate("f => f.firstElementChild.scrollWidth <= f.firstElementChild.clientWidth"), "cropped"
-    # Every text is far enough from what lies behind it (WCAG AA): the verdict and the captions stand for all.
+    # Every text has enough contrast with its background (WCAG AA): the verdict and the captions represent all texts.
     for selector in ("h1", "#verdict", "figcaption", "summary"):
         assert page.evaluate(CONTRAST, selector) >= 4.5, selector
     page.close()
@@ -176,13 +176,13 @@ def test_tracker_shows_the_run_its_metrics_and_the_model(browser: Any, tracked: 
 
 
 def elsewhere(asked: list[str]) -> set[str | None]:
-    """The hosts of these addresses that are not this machine."""
+    """The hosts of these addresses, without this machine."""
     return {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} - {"127.0.0.1"}
 
 
 @pytest.mark.slow
 def test_prefects_pages_ask_no_other_host(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server as docs/operations.md starts it, in a directory with the project's settings; no variable helps."""
+    """The server as docs/operations.md starts it, in a directory with the project's settings, without variables."""
     for name in [name for name in os.environ if name.startswith("PREFECT_")] + ["DO_NOT_TRACK"]:
         monkeypatch.delenv(name, raising=False)
     shutil.copy(Path(__file__).parents[2] / "pyproject.toml", tmp_path)

@@ -1,4 +1,4 @@
-"""The table and the view that MLflow's page of the experiment shows."""
+"""The table and the view on MLflow's page of the experiment."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The exported model for people without this project: the card, the recipe in plain transformers, the hub."""
+"""The exported model for users without this project: the card, the recipe in plain transformers, the hub."""
 
 import re
 from functools import partial
@@ -159,7 +159,7 @@ def test_the_code_of_an_exported_directory_runs(master: Cell, tmp_path: Path, mo
 
 
 def test_the_code_of_the_documentation_runs(master: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/recipes.md, on a project whose model and recipes have the names of the page."""
+    """Runs docs/recipes.md on a project whose model and recipes have the names of the page."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").symlink_to(master.model_dir)
     recipe = read_json(master.pruned)
@@ -213,7 +213,7 @@ def test_a_plain_model_in_memory_is_silenced_and_comes_back(master: Cell) -> Non
 
 
 class Hub:
-    """Stands in for the hub: keeps what was asked, and the files that would have been sent."""
+    """A fake of the hub: records the requests, and the files that would have been sent."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.asked: list[Any] = []

@@ -1,4 +1,4 @@
-"""Which version is champion: the rule, its record, and what a person decides against it."""
+"""Which version is champion: the rule, its record, and decisions of a person against it."""
 
 import shutil
 from pathlib import Path
@@ -109,7 +109,7 @@ def favour(made: Cell, right: str) -> None:
 
 
 def change(made: Cell) -> None:
-    """Other content for the same model: a new version that answers as the one before."""
+    """Other content for the same model: a new version with the answers of the previous one."""
     recipe = read_json(made.pruned)
     margin = recipe["adaptation"]["margin"] + 0.01
     write_json(made.pruned, recipe | {"adaptation": recipe["adaptation"] | {"margin": margin}})
@@ -278,7 +278,7 @@ def test_judgements_on_the_same_rows_are_counted(cell: Cell, capsys: pytest.Capt
 
     favour(cell, "base")
     register(cell)
-    with pytest.MonkeyPatch.context() as patch:  # cut off after it went on record
+    with pytest.MonkeyPatch.context() as patch:  # interrupted after it was recorded
         patch.setattr("tasks.tracking.promotion._write_down", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             judge(cell)
@@ -299,7 +299,7 @@ def test_judgements_on_the_same_rows_are_counted(cell: Cell, capsys: pytest.Capt
     )
     assert (written["judgement"], written["level"]) == (3, pytest.approx(0.1 / 12))
     rows = pd.read_parquet(made.predictions)
-    write_parquet(made.predictions, rows.iloc[:-1])  # other rows: nothing has been judged on them
+    write_parquet(made.predictions, rows.iloc[:-1])  # other rows: no version has been judged on them
     judge(made)
     assert "; judgement 1 on these test rows: level 0.05\n" in capsys.readouterr().out
     assert len([tag for tag in client_of(made).get_registered_model(NAME).tags if tag.startswith(JUDGEMENT)]) == 4

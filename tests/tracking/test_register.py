@@ -1,4 +1,4 @@
-"""Registration: once per content, healed after a crash, served without pickle from any directory.
+"""Registration: once per content, repaired after a crash, served without pickle from any directory.
 
 Every test runs on a database file and, slowly, on a tracking server that keeps its runs in PostgreSQL, unless it is
 about one of them.
@@ -68,7 +68,7 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cell(
     request: pytest.FixtureRequest, master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Cell]:
-    for name in ENVIRONMENT:  # register sets some of them; monkeypatch takes that back
+    for name in ENVIRONMENT:  # register sets some of them; monkeypatch restores them
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     if request.param == "server":
@@ -83,7 +83,7 @@ on_a_file = pytest.mark.parametrize("cell", ["file"], indirect=True)
 
 
 def store(cell: Cell) -> tuple[MlflowClient, list[Any], list[Any]]:
-    """The client, the runs and the model versions there are."""
+    """The client, all runs and all model versions."""
     client = MlflowClient(tracking_uri(cell.root), tracking_uri(cell.root))
     runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
     return client, runs, client.search_model_versions(f"name = '{NAME}'")
@@ -137,7 +137,7 @@ def test_registers_once_per_content(cell: Cell, capsys: pytest.CaptureFixture[st
     register(cell)
     assert capsys.readouterr().out == f"{NAME}: registered as version 1 (challenger)\n"
     timing = cell.scratch / "timings" / "score.json"
-    write_json(timing, read_json(timing) | {"seconds": 99.0})  # a time is no content
+    write_json(timing, read_json(timing) | {"seconds": 99.0})  # a time is not content
     register(cell)
     assert capsys.readouterr().out == f"{NAME}: already registered as version 1 (challenger)\n"
     client, (run,), (version,) = store(cell)
@@ -159,7 +159,7 @@ def test_registers_once_per_content(cell: Cell, capsys: pytest.CaptureFixture[st
     client, runs, versions = store(cell)
     assert (len(runs), len(versions)) == (2, 2)
     assert client.get_model_version_by_alias(NAME, "challenger").version in (2, "2")
-    write_json(cell.pruned, first)  # back again: the alias follows, nothing is registered
+    write_json(cell.pruned, first)  # the old content again: the alias follows, nothing is registered
     capsys.readouterr()
     register(cell)
     assert capsys.readouterr().out == f"{NAME}: already registered as version 1 (challenger)\n"
@@ -235,7 +235,7 @@ def test_loads_by_alias_without_pickle_from_any_directory(cell: Cell, tmp_path: 
     files = [path for directory in kept for path in directory.rglob("*")]
     assert {"report.html", "model.safetensors"} <= {path.name for path in files}
     assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".bin")]
-    # The project's own code and the exported directory are not there for the one who loads.
+    # The loading process has neither the project's code nor the exported directory.
     away = tmp_path / "elsewhere"
     away.mkdir()
     (away / "serve.py").write_text(SERVE, encoding="utf-8")
@@ -249,7 +249,7 @@ def test_loads_by_alias_without_pickle_from_any_directory(cell: Cell, tmp_path: 
 
 
 def callers_run(uri: str) -> tuple[MlflowClient, Any]:
-    """A run that somebody else has begun."""
+    """A run that another process has started."""
     client = MlflowClient(uri, uri)
     mine = client.create_experiment("of the caller")
     run = client.create_run(mine, run_name="of the caller", tags={"a": "b"})
@@ -323,7 +323,7 @@ def test_a_run_that_is_open_in_this_process_goes_on(cell: Cell, where: str, tmp_
 
 @on_a_file
 def test_what_is_exported_and_registered_is_as_readable_as_the_umask_says(cell: Cell) -> None:
-    cell.scores.chmod(0o644)  # the fixture's file, which no step wrote
+    cell.scores.chmod(0o644)  # the file of the fixture, not of a step
     before = os.umask(0o022)
     try:
         register(cell)
@@ -466,7 +466,7 @@ def test_options_of_the_row_are_an_input(cell: Cell, tmp_path: Path) -> None:
 @on_a_file
 @pytest.mark.parametrize("name", ["a?b", "a%20b"])
 def test_a_path_that_mlflow_cannot_take_is_refused(cell: Cell, tmp_path: Path, name: str) -> None:
-    """Otherwise the database is written beside the project, or the model's files are looked for elsewhere."""
+    """Otherwise the database is written beside the project, or the model's files are searched for elsewhere."""
     (tmp_path / "project").rename(tmp_path / name)
     (tmp_path / name / "mlflow.db").unlink()
     with pytest.raises(InputError, match=r"^project: the path "):

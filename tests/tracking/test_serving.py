@@ -1,4 +1,4 @@
-"""A registered version as MLflow's scoring server calls it: by rows of any type, by many threads, when it fails."""
+"""A registered version as MLflow's scoring server calls it: rows of any type, many threads, failures."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cell]:
 
 
 def loaded(cell: Cell) -> Any:
-    os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it, to the store of the cell before
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it, to the store of the previous cell
     mlflow.set_tracking_uri(tracking_uri(cell.root))
     return mlflow.pyfunc.load_model(f"models:/{cell.name}@challenger")
 
@@ -92,7 +92,7 @@ def ask(model: Any, rows: list[dict[str, Any]], key: str = "dataframe_records") 
 
 
 def evaluated(cell: Cell) -> list[dict[str, Any]]:
-    """The source's rows that stand in predictions.parquet, without their label."""
+    """The source's rows that are in predictions.parquet, without their label."""
     rows = read_jsonl(cell.root / "reviews.jsonl")
     chosen = [rows[int(name.removeprefix("test-")) - 1] for name in pd.read_parquet(cell.predictions)["id"]]
     return [{name: value for name, value in row.items() if name != "answer"} for row in chosen]
@@ -167,7 +167,7 @@ def test_a_failure_of_the_model_is_told_to_the_log_alone(
     assert sent["message"] == "the model failed; the server's log says why"
     assert "stack_trace" not in sent
     assert str(error) in caplog.text
-    assert len(ask(model, [row])) == 1  # and the next request is answered
+    assert len(ask(model, [row])) == 1  # the next request is answered
 
 
 def test_two_models_answer_many_threads_as_they_answer_one(typed: Cell, tmp_path: Path) -> None:
