@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.choice import DESIGN, NAMES, PAPER, REPORT, decide, half, page
+from bench.choice import DESIGN, MODELS, NAMES, PAPER, REPORT, decide, half, page
 
 
 def result(benchmark, **gains):
@@ -50,6 +50,11 @@ def test_the_page_says_what_was_decided():
     results = [result(b, halves=(0.05, 0.1)) for b in (*DESIGN, *REPORT)]
     text = page(results)
     assert "pick `halves`" in text
+    assert (
+        "This is provisional: of the cells of the plan, these are missing: smollm2-135m-instruct on sst2, gemma" in text
+    )
+    both = [result(b, halves=(0.05, 0.1)) | {"model": m} for m in MODELS for b in (*DESIGN, *REPORT)]
+    assert "provisional" not in page(both)
     assert text.count("tiny on") == 8
     assert "Report half, 4 cells" in text
 
