@@ -107,8 +107,8 @@ def page(results: list[dict[str, Any]]) -> str:
     if design and report:
         decision = decide(design, report)
         parts += ["## Decision", sentence(decision, len(design), len(report))]
-        cells = {(result["model"], result["benchmark"]) for result in results}
-        if missing := [f"{m} on {b}" for b in (*DESIGN, *REPORT) for m in MODELS if (m, b) not in cells]:
+        known = {(result["model"], result["benchmark"]) for result in results}
+        if missing := [f"{m} on {b}" for b in (*DESIGN, *REPORT) for m in MODELS if (m, b) not in known]:
             parts.append(f"This is provisional: of the cells of the plan, these are missing: {', '.join(missing)}.")
         parts += ["## Cells", markdown(cells_table(results, decision.picked))]
     else:
