@@ -32,7 +32,7 @@ def named_cells(
     cells = settings.pipeline.chosen(models, benchmarks)
     if not cells and (models or benchmarks):
         named = f"{', '.join(models or ['a model'])} on {', '.join(benchmarks or ['a benchmark'])}"
-        raise InputError(field, f"no cell of the pipeline is {named}; choose from {sorted(settings.pipeline.cells)}")
+        raise InputError(field, f"no cell of the pipeline is {named}; the cells are {sorted(settings.pipeline.cells)}")
     return cells
 
 

@@ -55,7 +55,7 @@ def norms_of_mlp(
     if _same(given[0], seen[getattr(layer, before)][0] if before else entering):
         raise InputError(
             "model",
-            f"{kind}: the MLP of a {type(layer).__name__} takes the layer's input, in parallel with attention, and not "
+            f"{kind}: the MLP of a {type(layer).__name__} takes the layer's input (parallel residuals) and not "
             "attention's output; this family is not supported",
         )
     return before, after

@@ -201,7 +201,7 @@ def test_a_schedule_of_no_cell(project: Path) -> None:
     prepare()
     from flows.retrain import retrain
 
-    line = r"^retrain: no cell of the pipeline is tiny on quiz; choose from \['mine-quiz', 'tiny-reviews'\]$"
+    line = r"^retrain: no cell of the pipeline is tiny on quiz; the cells are \['mine-quiz', 'tiny-reviews'\]$"
     with pytest.raises(InputError, match=line):
         retrain.fn(["tiny"], ["quiz"])
 

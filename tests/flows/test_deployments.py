@@ -55,7 +55,9 @@ def test_names_that_no_cell_has() -> None:
     params = settings() | {"pipeline": pipeline(), "retrain": {"schedules": {"n": {"cron": "0 3 * * 1"}}}}
     check_schedules(parse_settings(yaml.safe_dump(params)))  # an empty pipeline has nothing to do and is not an error
     params["retrain"]["schedules"]["n"]["benchmarks"] = ["reviews"]
-    with pytest.raises(InputError, match=r"^retrain.schedules.n: no cell of the pipeline is a model on reviews; there"):
+    with pytest.raises(
+        InputError, match=r"^retrain.schedules.n: no cell of the pipeline is a model on reviews; the cells"
+    ):
         check_schedules(parse_settings(yaml.safe_dump(params)))
 
 

@@ -191,7 +191,7 @@ def test_a_fraction_that_is_no_neuron_is_refused(finished, tmp_path):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     (tmp_path / "data").symlink_to(finished.root / "data")
     before = sha256_file(finished.grid)
-    with pytest.raises(InputError, match=r"search\.fractions: 0\.01 of 48 neurons is none"):
+    with pytest.raises(InputError, match=r"search\.fractions: 0\.01 of 48 neurons is less than half a neuron"):
         search(open_cell(root=tmp_path))
     assert sha256_file(finished.grid) == before
 
