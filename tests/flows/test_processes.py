@@ -4,6 +4,7 @@ import itertools
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -146,12 +147,16 @@ def test_each_refresh_of_a_bar_is_decoded_once(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_child_that_ends_between_two_looks_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
-    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    program = "trap '' INT TERM; echo ready; exec sleep 60"  # it ends when this test says so, and not before
+    with subprocess.Popen(["sh", "-c", program], stdout=subprocess.PIPE, start_new_session=True) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
 
-    def members_after_the_end(group: int) -> list[int]:
-        os.waitid(os.P_PID, group, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has collected it
-        return []
+        def members_after_the_end(group: int) -> list[int]:
+            os.kill(group, signal.SIGKILL)
+            os.waitid(os.P_PID, group, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has collected it
+            return []
 
-    monkeypatch.setattr(processes, "_members", members_after_the_end)
-    processes.end_group(child)
-    assert child.returncode is not None
+        monkeypatch.setattr(processes, "_members", members_after_the_end)
+        processes.end_group(child)
+        assert child.returncode == -signal.SIGKILL
