@@ -1,6 +1,7 @@
 """The entry point of all steps: `python -m tasks.steps.<step> --model M --benchmark B`."""
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -54,6 +55,8 @@ def run_main(name: str, body: Callable[[], None]) -> None:
     Args:
         name: the program's name, for messages without a file name.
     """
+    gc.freeze()  # what was imported stays: the collector need not look at it
+    gc.enable()  # see tasks/steps/__init__.py
     _exit_with_parents()
     # An exception on SIGTERM: Python's default would leave temporary files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -82,6 +82,13 @@ def test_the_time_it_took_is_written_outside_dvc(project: Path) -> None:
     assert json.loads(timing.read_text())["seconds"] >= 0
 
 
+def test_garbage_is_not_collected_during_imports_but_in_the_step(tmp_path: Path) -> None:
+    importing = "import gc, sys; sys.argv = ['-m']; import tasks.steps; print(gc.isenabled())"
+    running = "from tasks.pipeline.step import run_main; run_main('it', lambda: print(gc.isenabled()))"
+    argv = [sys.executable, "-c", f"{importing}; {running}"]
+    assert subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split() == ["False", "True"]
+
+
 SLOW = """
 import sys, tempfile, time
 from pathlib import Path
