@@ -21,7 +21,7 @@ from tasks.models.projections import expert_width, first_width
 from tasks.runtime.errors import InputError
 
 MEMORY = "DSM_MEMORY"
-LIMIT = 1 << 31  # bytes; larger batches are not faster on a CPU
+LIMIT = 3 << 28  # bytes on a CPU: 2 GiB are a tenth faster for weights in bfloat16, but no faster in float32
 SHARE = 0.5  # of the free memory; the rest is for tensors that are not counted here
 LEAST = 1 / 64  # the smallest share of the planned memory that is tried before a step fails
 
