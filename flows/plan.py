@@ -27,7 +27,7 @@ SUFFIX = 0.5  # a run that starts at layer l costs (1 - l / layers) of a forward
 # seconds of steps not bound by forward passes (download and conversion of the default model, reading of a benchmark).
 RATES = {"score": 6e10, "float32": 7e10, "bfloat16": 1.05e11}
 FIXED = {"model": 30.0, "data": 5.0, "sample": 5.0, "prune": 5.0, "report": 5.0, "register": 16.0}
-MOST = 2  # GB of activations: `tasks.models.memory.LIMIT`
+MOST = 0.75  # GiB of activations: `tasks.models.memory.LIMIT`
 START = 4.0  # seconds that a step takes before its first forward pass
 
 Does = Literal["run", "cached", "restore", "check"]
@@ -117,7 +117,7 @@ def held(cell: Cell, size: ModelSize) -> str:
             "time if they do not fit, and half of the free memory for activations"
         )
     allowed = os.environ.get("DSM_MEMORY")
-    rest = f"at most {allowed} bytes in all (DSM_MEMORY)" if allowed else f"at most {MOST} GB of activations"
+    rest = f"at most {allowed} bytes in all (DSM_MEMORY)" if allowed else f"at most {MOST} GiB of activations"
     return (
         f"weights of {weights / 1e9:.3g} GB mapped from disk, a layer of {layer / 1e9:.2g} GB in float32 at a "
         f"time, {rest}"

@@ -389,7 +389,7 @@ def test_the_plan_says_what_is_held_where(project: Path, monkeypatch: pytest.Mon
     size = ModelSize(layers=28, hidden=1536, intermediate=8960, heads=12, key_value_heads=2)
     write_text(cell.model_dir / "model.safetensors", "x" * 3000)
     assert held(cell, size) == (
-        "weights of 3e-06 GB mapped from disk, a layer of 0.19 GB in float32 at a time, at most 2 GB of activations"
+        "weights of 3e-06 GB mapped from disk, a layer of 0.19 GB in float32 at a time, at most 0.75 GiB of activations"
     )
     monkeypatch.setenv("DSM_MEMORY", "2.5e9")
     assert held(cell, size).endswith("at most 2.5e9 bytes in all (DSM_MEMORY)")
