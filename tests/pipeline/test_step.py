@@ -86,7 +86,8 @@ def test_garbage_is_not_collected_during_imports_but_in_the_step(tmp_path: Path)
     importing = "import gc, sys; sys.argv = ['-m']; import tasks.steps; print(gc.isenabled())"
     running = "from tasks.pipeline.step import run_main; run_main('it', lambda: print(gc.isenabled()))"
     argv = [sys.executable, "-c", f"{importing}; {running}"]
-    assert subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split() == ["False", "True"]
+    done = subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True"]
 
 
 SLOW = """
