@@ -87,6 +87,14 @@ def convert_gguf(file: Path, target: Path, *, name: str, field: str, dtype: torc
         InputError: the file is damaged, lacks tensors, or is of an architecture or tokenizer that transformers does
             not know.
     """
+    model, tokenizer = _read_gguf(file, name=name, field=field, dtype=dtype)
+    tokenizer.model_max_length = model.config.max_position_embeddings  # a GGUF tokenizer knows no limit
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _read_gguf(file: Path, *, name: str, field: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The dequantized model and its tokenizer. On return the file is not mapped any more, which saves its size."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it prints what is refused below
     with TemporaryDirectory() as work, as_input_error(field, f"{name} cannot be read as a GGUF model"):
@@ -95,8 +103,9 @@ def convert_gguf(file: Path, target: Path, *, name: str, field: str, dtype: torc
             file = Path(work) / "joined.gguf"
             write_joined(list(headers), file, field=field)
         shapes = {tensor: shape for header in headers.values() for tensor, shape in header.shapes.items()}
-        reader = GGUFReader(file)  # takes a second or two for a large vocabulary
-        check_tensors(file, reader, shapes, absent=absent, name=name, field=field)
+        # A reader holds the vocabulary as Python objects, half a gigabyte of a large one. transformers has one of its
+        # own, so this one is not kept meanwhile.
+        check_tensors(file, GGUFReader(file), shapes, absent=absent, name=name, field=field)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
@@ -108,8 +117,7 @@ def convert_gguf(file: Path, target: Path, *, name: str, field: str, dtype: torc
         )
         model, report = loaded
         check_report(report, name=name, field=field)
+        reader = GGUFReader(file)
         set_rope_factors(model.config, reader, name=name, field=field)
         tokenizer = gguf_tokenizer(file, reader, name=name, field=field)
-    tokenizer.model_max_length = model.config.max_position_embeddings  # a GGUF tokenizer knows no limit
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    return model, tokenizer
