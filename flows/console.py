@@ -59,9 +59,9 @@ Runnables = Annotated[
 ]
 Data = Annotated[str | None, typer.Option(help="A directory with the files of the library's benchmarks.")]
 Limit = Annotated[
-    int | None, typer.Option(help="Maximum number of test rows; written to params.yaml as the benchmark's limits.test.")
+    int | None, typer.Option(help="Maximum number of test rows: the benchmark's limits.test in params.yaml.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of the draw of the ten examples; written to params.yaml.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the draw of the ten examples: adaptation.seed in params.yaml.")]
 Set = Annotated[
     list[str] | None,
     typer.Option(

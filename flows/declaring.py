@@ -1,7 +1,7 @@
 """Adds the models, benchmarks and settings of a command line to params.yaml: all of them, or nothing."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from flows.cells import edited, unwritten
+from flows.stages import steps_that_read
 from flows.yaml_entries import add_entry, block, flow_style
 from tasks.pipeline.cell import Cell, open_cell
 from tasks.pipeline.settings import Settings, load_settings
@@ -47,6 +48,28 @@ class Declared:
     notes: list[str] = field(default_factory=list)
 
 
+def asked_for(
+    root: Path,
+    models: Sequence[str],
+    benchmarks: Sequence[str],
+    data: str | None = None,
+    limit: int | None = None,
+    seed: int | None = None,
+    changes: Sequence[str] = (),
+) -> Asked:
+    """The options of `dsm run` and `dsm plan`. A limit without a benchmark is for the benchmark of the first cell.
+
+    Raises:
+        InputError: `data` without a benchmark.
+    """
+    if data is not None and not benchmarks:
+        raise InputError("data", "is for a benchmark that is taken from the library; name it with --benchmark")
+    if limit is not None and not benchmarks:
+        known = models[0] if models and models[0] in load_settings(root).models else None
+        benchmarks = [open_cell(known, root=root).benchmark]
+    return Asked(models, benchmarks, data, limit, seed, changes)
+
+
 def declare(root: Path, asked: Asked) -> Declared:
     """Adds to params.yaml what the options name and it lacks, pinned, and changes the settings.
 
@@ -55,63 +78,72 @@ def declare(root: Path, asked: Asked) -> Declared:
     Raises:
         InputError: an option names nothing, or a setting is unknown or has a wrong value.
     """
-    settings = load_settings(root)
-    models, benchmarks = _wanted(asked, settings, root)
-    changes = [(way, value) for way, value in map(parse_change, asked.changes)]
-    for way, _ in changes:
-        _check_setting(settings, way)
-    if asked.seed is not None:
-        changes.append((["adaptation", "seed"], asked.seed))
-    notes: list[str] = []
+    edit = _Edit(root, asked)
     with edited(root) as document:
-        for section, named in (("models", models), ("benchmarks", benchmarks)):
-            for wanted in named:
-                notes += wanted.notes
-                notes += _add(document[section], section, wanted)
-        if asked.limit is not None:
-            for wanted in benchmarks:
-                if wanted.entry is not None:
-                    continue
-                limits = document["benchmarks"][wanted.name].get("limits") or {}
-                changes.append((["benchmarks", wanted.name, "limits", "test"], asked.limit))
-                if (
-                    isinstance(limits, dict)
-                    and isinstance(limits.get("transfer"), int)
-                    and limits["transfer"] > asked.limit
-                ):
-                    changes.append((["benchmarks", wanted.name, "limits", "transfer"], max(asked.limit, 0)))
-        for way, value in changes:
-            notes += _change(document, way, value)
-    return Declared([wanted.name for wanted in models], [wanted.name for wanted in benchmarks], notes)
+        notes = edit.apply(document)
+    return Declared(*edit.names, notes)
 
 
-def preview(root: Path, model: str | None, benchmark: str | None, data: str | None) -> tuple[Cell, set[str], list[str]]:
+def preview(root: Path, asked: Asked) -> tuple[Cell, set[str], list[str]]:
     """The cell that `declare` would make of the options of one run. Nothing is written.
 
     Returns:
-        The cell, which of "model" and "data" have a pin that the run would move, and what the run would add and move,
-        line by line.
+        The cell, which of its steps read what would change in params.yaml, and what the run would add and change, line
+        by line.
 
     Raises:
         InputError: as `declare`.
     """
-    if data is not None and benchmark is None:
-        raise InputError("data", "is for a benchmark that is taken from the library; name it with --benchmark")
-    settings = load_settings(root)
-    asked = Asked([model] if model else [], [benchmark] if benchmark else [], data)
+    edit = _Edit(root, asked)
     notes: list[str] = []
-    changed: set[str] = set()
-    named = _wanted(asked, settings, root)
 
     def change(document: Any) -> None:
-        for section, stage, wanted in zip(("models", "benchmarks"), ("model", "data"), named, strict=True):
-            for one in wanted:
-                notes.extend([*one.notes, *_add(document[section], section, one, verb="`dsm run` adds")])
-                changed.update([stage] if one.pins else [])
+        notes.extend(edit.apply(document, will="`dsm run` "))
 
     settings = unwritten(root, change)
-    model, benchmark = (wanted[0].name if wanted else None for wanted in named)
-    return open_cell(model, benchmark, root, settings), changed, notes
+    models, benchmarks = edit.names
+    cell = open_cell(models[0] if models else None, benchmarks[0] if benchmarks else None, root, settings)
+    return cell, steps_that_read(edit.settings, settings, cell.model, cell.benchmark, root), notes
+
+
+class _Edit:
+    """What the options of a command change in params.yaml."""
+
+    def __init__(self, root: Path, asked: Asked):
+        self.settings, self._limit = load_settings(root), asked.limit
+        self._models, self._benchmarks = _wanted(asked, self.settings, root)
+        self._changes = [(way, value) for way, value in map(parse_change, asked.changes)]
+        for way, _ in self._changes:
+            _check_setting(self.settings, way)
+        if asked.seed is not None:
+            self._changes.append((["adaptation", "seed"], asked.seed))
+
+    @property
+    def names(self) -> tuple[list[str], list[str]]:
+        """Of the models and of the benchmarks, in params.yaml."""
+        return [wanted.name for wanted in self._models], [wanted.name for wanted in self._benchmarks]
+
+    def apply(self, document: Any, *, will: str = "") -> list[str]:
+        """Changes the document, and says what, line by line; `will` goes before it where it is not written yet."""
+        notes: list[str] = []
+        for section, named in (("models", self._models), ("benchmarks", self._benchmarks)):
+            for wanted in named:
+                notes += wanted.notes
+                notes += _add(document[section], section, wanted, verb=f"{will}adds" if will else "added")
+        for way, value in [*self._limits(document), *self._changes]:
+            notes += _change(document, way, value, verb=f"{will}changes" if will else "changed")
+        return notes
+
+    def _limits(self, document: Any) -> Iterator[tuple[list[str], int]]:
+        """The changes that `limit` means for benchmarks that are declared already."""
+        if (limit := self._limit) is None:
+            return
+        for name in (wanted.name for wanted in self._benchmarks if wanted.entry is None):
+            limits = document["benchmarks"][name].get("limits") or {}
+            yield ["benchmarks", name, "limits", "test"], limit
+            transfer = limits.get("transfer") if isinstance(limits, dict) else None
+            if isinstance(transfer, int) and transfer > limit:
+                yield ["benchmarks", name, "limits", "transfer"], max(limit, 0)
 
 
 def _wanted(asked: Asked, settings: Settings, root: Path) -> tuple[list[Wanted], list[Wanted]]:
@@ -135,7 +167,7 @@ def _limited(wanted: Wanted, limit: int | None) -> Wanted:
     return replace(wanted, entry=wanted.entry | {"limits": {"test": limit, "transfer": transfer}})
 
 
-def _add(section: Any, place: str, wanted: Wanted, *, verb: str = "added") -> list[str]:
+def _add(section: Any, place: str, wanted: Wanted, *, verb: str) -> list[str]:
     for way, value in wanted.pins.items():
         holder = section[wanted.name]
         for part in way[:-1]:
@@ -189,7 +221,7 @@ def _check_setting(settings: Settings, way: list[str]) -> None:
             return
 
 
-def _change(document: Any, way: list[str], value: Any) -> list[str]:
+def _change(document: Any, way: list[str], value: Any, *, verb: str) -> list[str]:
     place = document
     for part in way[:-1]:
         if not isinstance(place.get(part), dict):
@@ -200,4 +232,4 @@ def _change(document: Any, way: list[str], value: Any) -> list[str]:
         return []
     place[way[-1]] = flow_style(value)
     was = "" if before is None else f" (it was {json.dumps(before, default=str)})"
-    return [f"changed in params.yaml: {'.'.join(way)}: {json.dumps(value, default=str)}{was}"]
+    return [f"{verb} in params.yaml: {'.'.join(way)}: {json.dumps(value, default=str)}{was}"]

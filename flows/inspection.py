@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import AsJson, Data, RunModel, Runnable, print_json
+from flows.console import AsJson, Data, Limit, RunModel, Runnable, Seed, Set, print_json
 from flows.tables import Column, FittingTable, print_table
 from tasks.runtime.errors import InputError
 
@@ -17,14 +17,24 @@ app.add_typer(benchmarks, name="benchmarks")
 
 
 @app.command()
-def plan(model: RunModel = None, benchmark: Runnable = None, data: Data = None, as_json: AsJson = False) -> None:
-    """Show what a run would do, and about how long it would take; params.yaml is not changed."""
+def plan(
+    model: RunModel = None,
+    benchmark: Runnable = None,
+    data: Data = None,
+    limit: Limit = None,
+    seed: Seed = None,
+    change: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what `dsm run` with these options would do, and about how long it would take; params.yaml is not changed."""
     from dataclasses import asdict
 
-    from flows.declaring import preview
+    from flows.declaring import asked_for, preview
     from flows.plan import make_plan
 
-    cell, changed, notes = preview(Path.cwd(), model, benchmark, data)
+    root = Path.cwd()
+    models, named = [model] if model else [], [benchmark] if benchmark else []
+    cell, changed, notes = preview(root, asked_for(root, models, named, data, limit, seed, change or ()))
     made = make_plan(cell, changed)
     if as_json:
         print_json({"model": cell.model, "benchmark": cell.benchmark, **asdict(made)})

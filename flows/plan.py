@@ -60,7 +60,7 @@ def make_plan(cell: Cell, changed: Collection[str] = ()) -> Plan:
     """What a run of this cell would do, in order. Reads only.
 
     Args:
-        changed: "model" or "data" where the run would move the pin of the source first, so that DVC does not know yet.
+        changed: the steps that read settings which the run would change first, so that DVC does not know yet.
 
     Raises:
         InputError: the files of the model do not say how large it is.
@@ -194,8 +194,8 @@ def _statuses(cell: Cell, changed: Collection[str]) -> dict[str, Status]:
     pipeline = cell.settings.pipeline
     stages = stages_of(cell.model, cell.benchmark)
     plan: dict[str, Status] = dict.fromkeys(stages, "run")
-    if cell.name in pipeline.cells and not changed:
-        return plan_stages(stages, cell.root)
+    if cell.name in pipeline.cells:
+        return plan_stages(stages, cell.root, changed)
     # `dsm run` will add the cell to the pipeline; until then DVC knows at most its model and its rows.
     model = cell.model in pipeline.models and "model" not in changed
     data = cell.benchmark in pipeline.benchmarks and "data" not in changed

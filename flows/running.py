@@ -9,7 +9,6 @@ import typer
 
 from flows.console import Data, Limit, Models, Runnables, Seed, Set
 from flows.tables import print_table
-from tasks.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from tasks.pipeline.cell import Cell
@@ -31,25 +30,20 @@ def run(
     Each model on each benchmark is a cell. Entries that params.yaml lacks are added to it, pinned; they are removed
     again if the run fails before it has a result.
     """
-    from flows.declaring import Asked, declare
+    from flows.declaring import asked_for, declare
     from flows.environment import prepare, step_timeout
     from flows.removal import taken_back_without_result
     from tasks.benchmarks.rows import check_templates
     from tasks.pipeline.cell import open_cell
-    from tasks.pipeline.settings import load_settings
 
     step_timeout()
     prepare()
-    if data is not None and not benchmark:
-        raise InputError("data", "is for a benchmark that is taken from the library; name it with --benchmark")
     # An orderly end on `kill` too: it takes back what was added, and stops the temporary server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     root = Path.cwd()
-    if limit is not None and not benchmark:
-        known = model[0] if model and model[0] in load_settings(root).models else None
-        benchmark = [open_cell(known).benchmark]
+    asked = asked_for(root, model or (), benchmark or (), data, limit, seed, change or ())
     with taken_back_without_result(root):
-        declared = declare(root, Asked(model or (), benchmark or (), data, limit, seed, change or ()))
+        declared = declare(root, asked)
         for line in declared.notes:
             print(line, flush=True)
         cells = {

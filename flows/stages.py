@@ -3,9 +3,9 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -14,7 +14,9 @@ from flows.integrity import discard, is_altered, outputs_of
 from flows.mending import keep, mend
 from flows.processes import Finished
 from tasks.pipeline.installed_code import renew_code
+from tasks.pipeline.settings import Settings
 from tasks.runtime.errors import InputError
+from tasks.runtime.yamltext import read_yaml
 
 STEPS = ("model", "data", "sample", "score", "search", "prune", "evaluate", "transfer", "report")
 
@@ -133,8 +135,32 @@ def run_command(
     return finished.stdout
 
 
-def plan_stages(stages: Sequence[str], root: Path) -> dict[str, Status]:
+def steps_that_read(before: Settings, after: Settings, model: str, benchmark: str, root: Path) -> set[str]:
+    """The steps of a cell that read a setting whose value differs, as dvc.yaml lists what they read."""
+    names = {"${item.model}": model, "${item.benchmark}": benchmark}
+    old, new = (settings.model_dump(mode="json") for settings in (before, after))
+    stages = read_yaml((root / "dvc.yaml").read_text(encoding="utf-8"), field="dvc.yaml")["stages"]
+
+    def differs(place: str) -> bool:
+        for text, name in names.items():
+            place = place.replace(text, name)
+        return bool(value_at(old, place) != value_at(new, place))
+
+    return {step for step in STEPS if any(map(differs, stages[step].get("do", stages[step]).get("params", ())))}
+
+
+def value_at(values: Any, place: str) -> Any:
+    """The value at a dotted path of nested dictionaries; None where there is none."""
+    for part in place.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def plan_stages(stages: Sequence[str], root: Path, changed: Collection[str] = ()) -> dict[str, Status]:
     """What `run_stage` would do with each of these stages, given in order and all declared in dvc.yaml.
+
+    Args:
+        changed: the steps that read settings which will change before the run.
 
     Where the inputs of a stage will change, `run` is a prediction: DVC may know them from an earlier run and restore.
     """
@@ -144,7 +170,11 @@ def plan_stages(stages: Sequence[str], root: Path) -> dict[str, Status]:
     plan: dict[str, Status] = {}
     for stage in stages:
         before = {plan[name] for name in upstream.get(stage, set()) if name in plan}
-        if "run" in before or (stage in changes and (stage not in locked or not _restorable(changes[stage], before))):
+        if (
+            "run" in before
+            or stage.partition("@")[0] in changed
+            or (stage in changes and (stage not in locked or not _restorable(changes[stage], before)))
+        ):
             plan[stage] = "run"
         else:
             plan[stage] = "restore" if stage in changes else "cached"

@@ -62,7 +62,7 @@ def cell_project(root: Path) -> Path:
             # The code of the real steps is not in the project, but the files that they read are.
             "deps": ["stand_in.py", *(dep for dep in body["deps"] if dep.startswith(("data/", "${")))],
             "outs": outs,
-        } | ({"params": body["params"]} if step in ("sample", "evaluate") else {})
+        } | ({"params": body["params"]} if "params" in body else {})
         stages[step] = {"matrix": stage["matrix"]} | stood_in if "matrix" in stage else stage | {"do": stood_in}
     make_project(root, stages)
     cell = write_cell(root / "made")

@@ -27,8 +27,9 @@ def contents(root: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def own(project: Path) -> Path:
-    """The real params.yaml beside a user's own models and rows, without DVC."""
-    write_text(project / "params.yaml", (REAL / "params.yaml").read_text())
+    """The real params.yaml and dvc.yaml beside a user's own models and rows, without a repository of DVC."""
+    for name in ("params.yaml", "dvc.yaml"):
+        write_text(project / name, (REAL / name).read_text())
     save_tiny(project / "mine" / "Tiny-1.0")
     write_gguf(project / "mine" / "small.gguf")
     rows = [{"question": f"Is {i} odd?", "choices": ["no", "yes"], "answer": i % 2} for i in range(40)]
@@ -51,7 +52,7 @@ def test_the_plan_is_that_of_the_cell_that_a_run_would_add(own: Path, model: str
     assert "`dsm run` adds to params.yaml: benchmarks.quiz\n" in table
     assert (plan["model"], plan["benchmark"], plan["assumed"]) == (name, "quiz", "")
     assert "not known" not in plan["basis"]
-    cell = preview(own, model, "mine/quiz.jsonl", None)[0]
+    cell = preview(own, Asked([model], ["mine/quiz.jsonl"]))[0]
     passes = {line["stage"].partition("@")[0]: line["passes"] for line in plan["lines"]}
     assert passes["search"] == round(forward_passes(cell, TINY)["search"])
     declare(own, Asked([model], ["mine/quiz.jsonl"]))
@@ -128,7 +129,7 @@ def test_the_size_of_a_hub_model_is_unknown_until_its_configuration_is_cached(
     plan = json.loads(call(*options, "--json")[1])
     assert plan["assumed"] == ""
     passes = {line["stage"].partition("@")[0]: line["passes"] for line in plan["lines"]}
-    cell = preview(own, options[2], options[4], None)[0]
+    cell = preview(own, Asked([options[2]], [options[4]]))[0]
     found = model_size(cell.model_spec, cell.model_dir, own, field="model")
     assert found == ModelSize(layers=28, hidden=1536, intermediate=8960, heads=12, key_value_heads=2)
     assert passes["search"] == round(forward_passes(cell, found)["search"])
@@ -151,3 +152,43 @@ def test_a_file_that_has_changed_makes_all_that_reads_it_run(finished_stand_ins:
     found = does("--model", "./tiny")  # another hash than that of params.yaml
     assert [found(step) for step in ("model", "data", "sample", "report")] == ["run", "cached", "run", "run"]
     assert (project / "params.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        ("--limit 5", "data"),
+        ("--seed 7", "sample"),
+        ("--set attribution.max_nodes=8", "score"),
+        ("--set search.criterion=exact_match", "search"),
+        ("--set precision.evaluate=bfloat16", "evaluate"),
+        ("--set retrain.promotion.alpha=0.01", None),
+    ],
+)
+def test_options_of_a_run_are_planned_and_not_written(
+    finished_stand_ins: Path, options: str, first: str | None
+) -> None:
+    """What reads a changed setting runs, with all that depends on it; what `dsm run` did with the rest stays cached."""
+    before = (finished_stand_ins / "params.yaml").read_bytes()
+    code, out, err = call("plan", *options.split(), "--json")
+    assert (code, err) == (0, "")
+    does = {line["stage"].partition("@")[0]: line["does"] for line in json.loads(out)["lines"]}
+    does.pop("register")
+    stale = [step for step, what in does.items() if what == "run"]
+    assert stale[:1] == ([first] if first else [])
+    assert set(does.values()) <= {"run", "cached"}
+    assert ("report" in stale) is (first is not None)
+    assert does["model"] == "cached"
+    assert "`dsm run` changes in params.yaml: " in call("plan", *options.split())[1]
+    assert (finished_stand_ins / "params.yaml").read_bytes() == before
+
+
+def test_options_of_a_run_change_the_estimate(own: Path) -> None:
+    def passes(*options: str) -> dict[str, int]:
+        out = call("plan", "--model", "mine/Tiny-1.0", "--benchmark", "mine/quiz.jsonl", "--json", *options)[1]
+        return {line["stage"].partition("@")[0]: line["passes"] for line in json.loads(out)["lines"]}
+
+    whole, limited, fewer = passes(), passes("--limit", "5"), passes("--set", "search.fractions=[0.1]")
+    assert limited["evaluate"] < whole["evaluate"]
+    assert limited["search"] == whole["search"]
+    assert fewer["search"] < whole["search"]
