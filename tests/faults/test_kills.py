@@ -34,7 +34,7 @@ from tests.faults.kills import (
 
 ROUNDS = int(os.environ.get("DSM_FAULT_ROUNDS", "30"))
 SEED = int(os.environ.get("DSM_FAULT_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
-REGISTER, FLOW = 13, 14  # of every 15 rounds
+REGISTER, FLOW = 13, 14  # of every 30 rounds, whose other ones kill a step, or the DVC above it
 START_DVC = 1.5  # seconds before it starts a step
 
 pytestmark = [
@@ -123,9 +123,9 @@ def test_a_kill_at_a_random_moment(finished_root: Path, round_: int) -> None:
     number = rng.choice([signal.SIGKILL, signal.SIGTERM])
     stage = stages(finished_root)[round_ % len(STEPS)]
     step = stage.partition("@")[0]
-    if round_ % 15 == FLOW:
+    if round_ % 30 == FLOW:
         kind, after = "flow", rng.uniform(0, 20 + seconds[step] + seconds["register"])
-    elif round_ % 15 == REGISTER:
+    elif round_ % 30 == REGISTER:
         kind, after = "register", rng.uniform(0, seconds["register"])
     else:
         kind = rng.choice(["step", "dvc"])
