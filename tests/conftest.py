@@ -121,6 +121,17 @@ def tracking(_tracking: Server) -> Iterator[Server]:
 
 
 @pytest.fixture
+def prefect_home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefect's directory beside the project of a test, with an empty database: a server needs 4 s to make one."""
+
+    def make(home: Path) -> None:
+        command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+        subprocess.run(command, env=os.environ | {"PREFECT_HOME": str(home)}, check=True, capture_output=True)
+
+    return copy_of(made_once(tmp_path_factory, "prefect", make), tmp_path / "prefect")
+
+
+@pytest.fixture
 def finished_root(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a finished project on which everything is real: `tests.faults.fault_project`."""
     from tests.faults.fault_project import finished_project

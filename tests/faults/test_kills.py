@@ -39,6 +39,7 @@ START_DVC = 1.5  # seconds before it starts a step
 
 pytestmark = [
     pytest.mark.real,
+    pytest.mark.usefixtures("prefect_home"),
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
 ]
 seconds = dict.fromkeys([*STEPS, "register"], 5.0)  # that runs take: a guess, until one has been measured

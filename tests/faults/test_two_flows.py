@@ -11,6 +11,7 @@ from tests.faults.kills import DSM, all_gone, assert_registered_once, forget, le
 
 pytestmark = [
     pytest.mark.real,
+    pytest.mark.usefixtures("prefect_home"),
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
 ]
 

@@ -290,6 +290,7 @@ REFUSES = "open('ran.txt', 'a').write('x\\n')\nimport os; os.write(2, b'error: m
         ["sparsify", "ria", "--model", "mine"],
     ],
 )
+@pytest.mark.usefixtures("prefect_home")
 def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path, command: list[str]) -> None:
     root = change(cell_project(tmp_path / "project"))
     (root / "stand_in.py").write_text(REFUSES)
@@ -308,6 +309,7 @@ def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path, command: list[str]
 
 @pytest.mark.slow
 @pytest.mark.real
+@pytest.mark.usefixtures("prefect_home")
 def test_a_killed_run_keeps_its_cell_and_an_ended_one_does_not(tmp_path: Path) -> None:
     """DVC works on the listed cells."""
     root = change(cell_project(tmp_path / "project"))

@@ -75,6 +75,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(project: Path, arguments: 
 
 @pytest.mark.real
 @pytest.mark.slow
+@pytest.mark.usefixtures("prefect_home")
 def test_a_model_is_made_once_and_its_weights_written(finished_root: Path) -> None:
     root = finished_root
     (root / "texts.txt").write_text("".join(f"a film about film {i} that is good or bad\n" for i in range(200)))
@@ -94,6 +95,7 @@ def test_a_model_is_made_once_and_its_weights_written(finished_root: Path) -> No
 
 @pytest.mark.real
 @pytest.mark.slow
+@pytest.mark.usefixtures("prefect_home")
 def test_a_benchmarks_prompts_are_a_calibration_set(finished_root: Path) -> None:
     root = finished_root
     assert start(root, *DSM, "sparsify", "ria", "--target", "2:4", said="ria.txt").wait(300) == 0

@@ -143,6 +143,7 @@ def test_the_page_needs_a_result(project: Path) -> None:
 
 @pytest.mark.real
 @pytest.mark.slow
+@pytest.mark.usefixtures("prefect_home")
 def test_a_study_runs_after_its_cell_and_then_not_again(finished_root: Path) -> None:
     root, cell = finished_root, open_cell(root=finished_root)
     forget(root, "report@tiny-reviews")
@@ -162,6 +163,7 @@ def test_a_study_runs_after_its_cell_and_then_not_again(finished_root: Path) -> 
 
 @pytest.mark.real
 @pytest.mark.slow
+@pytest.mark.usefixtures("prefect_home")
 def test_explanations_of_a_cell(finished_root: Path) -> None:
     root, cell = finished_root, open_cell(root=finished_root)
     assert start(root, *DSM, "explain", said="explain.txt").wait(300) == 0, (root / "explain.txt").read_text()

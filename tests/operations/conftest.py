@@ -13,7 +13,9 @@ from tests.servers import Server, free_port
 
 
 @pytest.fixture
-def operated(request: pytest.FixtureRequest, tmp_path: Path, finished_root: Path) -> Iterator[Operated]:
+def operated(
+    request: pytest.FixtureRequest, tmp_path: Path, finished_root: Path, prefect_home: Path
+) -> Iterator[Operated]:
     """A finished project whose schedule is due at New Year, unless the parameter is another cron line."""
     root = finished_root
     params = yaml.safe_load((root / "params.yaml").read_text())
@@ -25,8 +27,7 @@ def operated(request: pytest.FixtureRequest, tmp_path: Path, finished_root: Path
     write_text(root / "params.yaml", yaml.safe_dump(params, sort_keys=False))
     port = free_port()
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    home = str(tmp_path / "prefect")
-    server = Server(command, port=port, alive="/api/health", where=tmp_path, PREFECT_HOME=home, **QUIET)
+    server = Server(command, port=port, alive="/api/health", where=tmp_path, PREFECT_HOME=str(prefect_home), **QUIET)
     try:
         yield Operated(root, server.address)
     finally:

@@ -140,6 +140,7 @@ def test_a_broken_dvc_lock_may_be_removed(upstream: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("prefect_home")
 def test_the_first_run_of_a_clone_leaves_its_tree_clean(tmp_path: Path) -> None:
     root = under_git(real_project(tmp_path / "project").root)
     with (root / ".git" / "info" / "exclude").open("a") as file:
