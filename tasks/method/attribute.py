@@ -150,7 +150,7 @@ class Attributor:
         return _attributed(layer_scores(self.path, layer, self._one, settings), len(part))
 
     def compute(self, part: Part) -> dict[str, Any]:
-        """`attribute` as a JSON value, for `tasks.pipeline.work`."""
+        """`attribute` as a JSON value, for `tasks.runtime.work`."""
         return _as_json(self.attribute(part))
 
     # Made when they are first needed: a run whose parts are all in the journal does not need them.
