@@ -13,7 +13,7 @@ from torch import Tensor
 from tasks.benchmarks.encoding import encode, encode_prompt
 from tasks.benchmarks.table import chat_column
 from tasks.method.ablation import activation, single
-from tasks.method.integrated_gradients import LayerPath, all_scores, layer_scores
+from tasks.method.integrated_gradients import LayerPath, all_scores, first_nodes, layer_scores
 from tasks.method.options import Attribution
 from tasks.method.quadrature import Integral
 from tasks.method.scores import Scores
@@ -117,10 +117,25 @@ class Attributor:
         return {"experts": {"each": self._stack.each, "unreached": self._unreached}} if self._stack.each else {}
 
     def together(self, parts: Sequence[Part]) -> list[list[Part]]:
-        """The parts in groups that are computed in common rounds: one by one where weights are at hand."""
+        """The parts in groups that are computed in common rounds: one by one where weights are at hand.
+
+        Otherwise a group has the layers whose first nodes fit into one sweep. A group that is finished is in the
+        journal, and groups can go to different workers.
+        """
         settings = self._settings
-        alone = self._stack.at_hand or settings.path != "layer" or not _is_integral(settings)
-        return [[part] for part in parts] if alone else [list(parts)]
+        if self._stack.at_hand or settings.path != "layer" or not _is_integral(settings):
+            return [[part] for part in parts]
+        groups: list[list[Part]] = []
+        used = 0.0  # bytes of the last group
+        for part in parts:
+            needed = self.path.stored_bytes(part[0], first_nodes(settings))
+            if groups and used + needed <= self.path.together:
+                groups[-1].append(part)
+                used += needed
+            else:
+                groups.append([part])
+                used = needed
+        return groups
 
     def compute_together(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
         """`compute` of several parts."""
@@ -166,7 +181,7 @@ class Attributor:
             target=settings.target,
             projection=_factor_on(settings),
             apart=settings.method in ("relu_gradient", "saliency"),
-            together=None if self._stack.at_hand else room(self._stack.model).bytes / 2,
+            together=0 if self._stack.at_hand else room(self._stack.model).bytes / 2,
         )
 
     @cached_property

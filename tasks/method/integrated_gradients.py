@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tasks.method.options import Attribution
-from tasks.method.quadrature import Integral, Rule, adaptive_rule, integrate_all, riemann_rule
+from tasks.method.quadrature import FIRST, Integral, Rule, adaptive_rule, integrate_all, riemann_rule
 from tasks.method.targets import target_of
 from tasks.models.memory import room, with_less
 from tasks.models.stack import DecoderStack, Projection, Residuals
@@ -39,8 +39,8 @@ class LayerPath:
         firsts: the first token of each option of each prompt, for targets on options.
         apart: a pack for each prompt, so that no position belongs to several (for `rectified` and `saliency`).
         max_tokens: how many tokens (nodes x tokens of a pack) one run holds; default: by free memory.
-        together: how many bytes of stored layer inputs one sweep may hold; default: those of one run, which is as fast
-            if the weights are at hand (`tasks.models.memory.at_hand`).
+        together: how many bytes of stored layer inputs one sweep may hold, if it has more than one run; with 0, every
+            run is a sweep, which is as fast if the weights are at hand (`tasks.models.memory.at_hand`).
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LayerPath:
         projection: Projection = "gate_proj",
         apart: bool = False,
         max_tokens: int | None = None,
-        together: float | None = None,
+        together: float = 0,
     ):
         self.stack = stack
         self.projection = projection
@@ -61,7 +61,7 @@ class LayerPath:
         self._name = target
         self._firsts = firsts
         self._max_tokens = max_tokens
-        self._together = together
+        self.together = together
         units = [[(sequence, [len(sequence) - 1])] for sequence in sequences]
         packs = stack.pack(units, max_tokens=1) if apart else stack.pack(units)
         self._residuals = [stack.start(packed) for packed in packs]
@@ -171,7 +171,7 @@ class LayerPath:
                 for part in (slice(start, start + size) for start in range(0, len(alphas), size)):
                     path = Path(residuals, layer, alphas[part], by_position)
                     takes = path.tokens() * (len(self.stack) - path.first) * there.state
-                    if group and stored + takes > (self._together or 0):
+                    if group and stored + takes > self.together:
                         yield group
                         group, stored = [], 0
                     group.append(((layer, part), path))
@@ -179,10 +179,22 @@ class LayerPath:
         if group:
             yield group
 
+    def stored_bytes(self, layer: int, nodes: int) -> int:
+        """Bytes of the layer inputs that a sweep stores for this number of points on the path of a layer."""
+        tokens = nodes * sum(len(residuals.pack.tokens) for residuals in self._residuals)
+        return tokens * (len(self.stack) - layer) * room(self.stack.model).state
+
     def _zeros(self, layer: int | None, number: int) -> Tensor:
         width = self.stack.width(self.projection)
         shape = (len(self.stack), width) if layer is None else (width,)
         return torch.zeros(number, *shape, dtype=torch.float64)
+
+
+def first_nodes(settings: Attribution) -> int:
+    """The number of points of a layer's path in the first round of `all_scores`."""
+    if settings.method == "gradient_x_activation":
+        return 1
+    return settings.steps if settings.quadrature == "riemann_right" else len(FIRST)
 
 
 def layer_scores(path: LayerPath, layer: int | None, one: tuple[Tensor, Tensor], settings: Attribution) -> Integral:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tasks.benchmarks.encoding import Encoded
 from tasks.method.attribute import Attributor
 from tasks.method.grid import Grid, parts_of
-from tasks.method.integrated_gradients import LayerPath
+from tasks.method.integrated_gradients import LayerPath, first_nodes
 from tasks.method.options import Attribution
 from tasks.method.pairs import UNPRUNED, every_pair
 from tasks.models import memory
@@ -160,6 +160,31 @@ def test_scores_and_grid_are_the_same_in_common_sweeps(family, attribution):
         assert len(attributor.together(attributor.parts)) == (3 if at_hand and "path" not in attribution else 1)
     stack.at_hand = True
     assert found[True] == found[False]
+
+
+@pytest.mark.parametrize("attribution", [{}, {"quadrature": "riemann_right"}, {"method": "gradient_x_activation"}])
+def test_a_group_of_layers_is_what_one_sweep_holds(attribution, monkeypatch):
+    stack = stack_of("llama")
+    stack.at_hand = False
+    attributor = Attributor(stack, PROMPTS, Attribution(**attribution))
+    expected = str(attributor.compute_together(attributor.parts))
+    asked: list[dict] = []
+    evaluate_all = LayerPath.evaluate_all
+    monkeypatch.setattr(
+        LayerPath, "evaluate_all", lambda path, wanted: (asked.append(wanted), evaluate_all(path, wanted))[1]
+    )
+    found = {}
+    for layers, numbers in {(0, 1): [2, 1], (1, 2): [1, 2], (2,): [1, 1, 1]}.items():
+        sizes = [attributor.path.stored_bytes(layer, first_nodes(attributor._settings)) for layer in layers]
+        attributor.path.together = sum(sizes)
+        groups = attributor.together(attributor.parts)
+        assert [len(group) for group in groups] == numbers
+        assert [part for group in groups for part in group] == attributor.parts
+        asked.clear()
+        found[layers] = [value for group in groups for value in attributor.compute_together(group)]
+        first = asked[0][groups[0][0][0]]
+        assert len(first) == first_nodes(attributor._settings)
+    assert {str(values) for values in found.values()} == {expected}
 
 
 def test_every_layer_is_brought_once_for_a_grid_and_twice_for_a_round_of_scores():
