@@ -98,8 +98,12 @@ def test_what_is_imported_inside_a_function_and_what_lies_in_a_folder_is_seen():
 
 
 def test_packages_compute_nothing():
+    """No stage depends on their `__init__.py`. That of the steps only turns the garbage collector off."""
     for path in (REAL / "tasks").rglob("__init__.py"):
-        assert all(isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body), path
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        names |= {node.name for node in nodes if isinstance(node, ast.alias)}
+        assert names <= ({"gc", "sys"} if path.parent.name == "steps" else set()), path
 
 
 # -- what the steps read ----------------------------------------------------------------------------------------------
